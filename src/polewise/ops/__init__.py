@@ -1,0 +1,20 @@
+"""The mathematics: tensors in, tensors out.
+
+Every op returns `(y, state)` and obeys one rule: a sequence cut anywhere, its pieces run one
+after another with the returned state, gives the outputs and the state of one pass.
+"""
+
+from polewise.ops.associative_filter import associative_filter
+from polewise.ops.chunked_attention import AttentionState, chunked_attention
+from polewise.ops.direct_form import direct_form_filter
+from polewise.ops.long_conv import long_conv
+from polewise.ops.normal_form import normal_form_filter
+
+__all__ = [
+    "AttentionState",
+    "associative_filter",
+    "chunked_attention",
+    "direct_form_filter",
+    "long_conv",
+    "normal_form_filter",
+]

@@ -1,0 +1,126 @@
+"""The questions every op asks its arguments, answered in the caller's words.
+
+Only shapes, dtypes and devices are looked at. Values are not: reading one back
+would stall an accelerator at every call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+FLOATING = (torch.float32, torch.float64, *LOW_PRECISION)
+
+
+def accumulator_dtype(x: Tensor) -> torch.dtype:
+    """float32 for float32 and below, float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def require_sequence(name: str, x: Tensor, axes: str = "(batch, length, dim)") -> None:
+    """`x` is a floating tensor with the named axes."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor {axes}; got {type(x).__name__}.")
+    if x.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64; got {_short(x.dtype)}."
+        )
+    if x.ndim != axes.count(",") + 1:
+        raise ValueError(f"{name} must have shape {axes}; got {tuple(x.shape)}.")
+
+
+def require_like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor, axes: str) -> None:
+    """`value` has `shape`, lives where `x` lives, and is of its precision or its accumulator's."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor {axes}; got {type(value).__name__}.")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {axes} = {shape}; got {tuple(value.shape)}.")
+    if value.dtype not in (x.dtype, accumulator_dtype(x)):
+        allowed = " or ".join(dict.fromkeys(map(_short, (x.dtype, accumulator_dtype(x)))))
+        raise TypeError(
+            f"{name} must be {allowed} to go with a {_short(x.dtype)} sequence; "
+            f"got {_short(value.dtype)}."
+        )
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like the sequence; got {value.device}.")
+
+
+def require_positive(name: str, value: int, unit: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, in {unit}; got {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1 {unit}; got {value}.")
+
+
+def rows_of_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
+    """How many steps of each row are real: (batch,) int64."""
+    if lengths is None:
+        return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
+    return _rows("lengths", lengths, x).clamp(0, x.shape[1])
+
+
+def rows_of_offsets(offset: int | Tensor, bin_length: int, x: Tensor) -> Tensor:
+    """Where `x[:, 0]` stands in its bin, for each row: (batch,) int64."""
+    if isinstance(offset, Tensor):
+        return _rows("offset", offset, x)
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise TypeError(
+            f"offset must be an int or an int64 tensor (batch,); got {type(offset).__name__}."
+        )
+    if not 0 <= offset < bin_length:
+        raise ValueError(
+            f"offset must lie in [0, bin_length), the position of x[:, 0] in its bin; "
+            f"got {offset} for bin_length {bin_length}."
+        )
+    return torch.full((x.shape[0],), offset, dtype=torch.int64, device=x.device)
+
+
+def require_bins(name: str, bins: int, offset: int | Tensor, length: int, bin_length: int) -> None:
+    """The coefficients cover the sequence, bin by bin.
+
+    An offset of its own for every row leaves the number of bins open by one: rows
+    that start late in their bin reach one bin further.
+    """
+    if isinstance(offset, Tensor):
+        fewest, most = -(-length // bin_length), -(-(bin_length - 1 + length) // bin_length)
+    else:
+        fewest = most = -(-(offset + length) // bin_length)
+    if not fewest <= bins <= most:
+        wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        raise ValueError(
+            f"{name} must have ceil((offset + length) / bin_length) = {wanted} bins for length "
+            f"{length} in bins of {bin_length}; got {bins}."
+        )
+
+
+def require_backend(backend: str | None, known: tuple[str, ...], default: str) -> str:
+    if backend is None:
+        return default
+    if backend not in known:
+        raise ValueError(f"backend must be one of {', '.join(known)}, or None; got {backend!r}.")
+    return backend
+
+
+def require_cpu(backend: str, x: Tensor) -> None:
+    if x.device.type != "cpu":
+        raise ValueError(
+            f"backend {backend!r} runs on the CPU; got a tensor on {x.device}. "
+            "Use backend='torch', or None to let the device decide."
+        )
+
+
+def _rows(name: str, value: Tensor, x: Tensor) -> Tensor:
+    if tuple(value.shape) != (x.shape[0],):
+        raise ValueError(
+            f"{name} must have one entry a row, shape ({x.shape[0]},); got {tuple(value.shape)}."
+        )
+    if value.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be int64; got {_short(value.dtype)}.")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like the sequence; got {value.device}.")
+    return value.to(torch.int64)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,99 @@
+"""How compiled loops run on the CPU.
+
+A loop releases the interpreter lock and works on a range of *units*, one unit being a
+block of neighbouring channels of one row. A few plain threads share the units, as many
+as `torch.get_num_threads()` says, so there is one number to set and no second OpenMP
+runtime that would spin beside torch's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+CHANNEL_BLOCK = 128
+"""Channels in a unit: 512 bytes of float32, so the state of a block stays in the first cache
+level and the check that its arrays do not overlap is made once for many channels."""
+
+_SMALL = 1 << 15
+"""Below this many values a second thread costs more than it brings."""
+
+
+def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+    """Compile at the first call; keep the machine code on disk where that is allowed.
+
+    Multiplications and additions may fuse, which only makes them more exact. Nothing
+    else of IEEE arithmetic is given up: NaN and infinity travel as they must.
+    """
+    options: dict[str, Any] = {
+        "nogil": True,
+        "fastmath": {"contract"},
+        "error_model": "numpy",
+        "boundscheck": False,
+    }
+    try:
+        return numba.njit(cache=True, **options)(loop)
+    except RuntimeError:  # no folder to cache in: compile once a process instead
+        return numba.njit(**options)(loop)
+
+
+def run_units(loop: Callable[..., None], batch: int, length: int, dim: int, *arguments) -> None:
+    """Call `loop(*arguments, block, first, stop)` so that every unit is done exactly once."""
+    threads = torch.get_num_threads()
+    if batch * length * dim <= _SMALL:
+        threads = 1
+    block = min(CHANNEL_BLOCK, max(dim, 1))
+    while threads > 1 and block > 16 and batch * -(-dim // block) < threads:
+        block //= 2
+    units = batch * -(-dim // block)
+    threads = min(threads, units)
+    if threads <= 1:
+        loop(*arguments, block, 0, units)
+        return
+    cuts = [units * i // threads for i in range(threads + 1)]
+    futures = [
+        _pool(threads - 1).submit(loop, *arguments, block, first, stop)
+        for first, stop in zip(cuts[1:-1], cuts[2:], strict=True)
+    ]
+    loop(*arguments, block, cuts[0], cuts[1])
+    for future in futures:
+        future.result()
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="polewise")
+    return _pools[threads]
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of the parent's threads
+    os.register_at_fork(after_in_child=_pools.clear)
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as a contiguous array; copied only if it is not contiguous."""
+    return tensor.detach().contiguous().numpy()
+
+
+def require_covered(offsets: Tensor, lengths: Tensor, bin_length: int, bins: int) -> None:
+    """No row's step lies outside the bins: a compiled loop would read foreign memory."""
+    offset, last = offsets.numpy(), (offsets + lengths - 1).numpy()
+    if (offset < 0).any() or (offset >= bin_length).any():
+        raise ValueError(
+            f"offset must lie in [0, bin_length); got {offset.tolist()} for bins of {bin_length}."
+        )
+    if (last // bin_length >= np.maximum(bins, 1)).any():
+        raise ValueError(
+            f"the coefficients must cover every row; got {bins} bins of {bin_length} for rows "
+            f"that start at {offset.tolist()} and have {lengths.tolist()} steps."
+        )

@@ -1,0 +1,234 @@
+"""The associative filter: adaptive poles over key-value products instead of channels.
+
+    S[t] = decay[t] e^{j angle[t]} S[t-1] + k[t] v[t]^T,    y[t] = Re(q[t]^T S[t])
+
+A filter adds up what passed; it cannot bind a key to its value. Filtering the products
+can: a query that meets its key reads the value back.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from polewise.ops._checks import (
+    accumulator_dtype,
+    require_backend,
+    require_like,
+    require_sequence,
+    rows_of_lengths,
+)
+from polewise.ops._taint import clean_and_mark, put_back
+
+CHUNK = 64
+"""Steps whose products are taken at once."""
+
+SPAN = 64
+"""Chunks whose states are found at once; longer sequences go span by span."""
+
+
+def associative_filter(
+    q: Float[Tensor, "batch length heads key_dim"],
+    k: Float[Tensor, "batch length heads key_dim"],
+    v: Float[Tensor, "batch length heads value_dim"],
+    decay: Float[Tensor, "batch length heads"],
+    angle: Float[Tensor, "batch length heads"] | None = None,
+    *,
+    lengths: Int[Tensor, " batch"] | None = None,
+    state: Float[Tensor, "batch heads parts key_dim value_dim"] | None = None,
+    backend: Literal["reference", "torch"] | None = None,
+) -> tuple[
+    Float[Tensor, "batch length heads value_dim"],
+    Float[Tensor, "batch heads parts key_dim value_dim"],
+]:
+    r"""Filter the products $k_t v_t^\top$ of each head with a pole that moves at every step.
+
+    $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + k_t v_t^\top, \qquad
+       y_t = \operatorname{Re}(q_t^\top S_t) $$
+
+    The same contraction as `normal_form_filter`: $|S_t| \le \rho_t |S_{t-1}| + |k_t||v_t|$.
+    $\rho = 1$ is linear attention, a constant $\rho$ is RetNet's and Lightning Attention's
+    decay, a moving $\rho$ with $\varphi = 0$ is gated linear attention's and Mamba-2's.
+
+    Args:
+        q, k, v: queries, keys, values. Keys of norm at most 1 keep the state bounded.
+        decay: $\rho_t$, meant to lie in (0, 1]; values below 1e-30 act as 1e-30.
+        angle: $\varphi_t$, radians a step; None keeps the poles real.
+        lengths: real steps in each row. From there on the row's state is held and its
+            output is 0.
+        state: $S_{-1}$, `parts` = 1 for real poles, 2 for complex ones (real and imaginary
+            part); None is empty.
+        backend: "reference" is the recursion in float64, step by step; "torch" works in
+            chunks of 64 steps by matrix products, in float32 or wider.
+
+    Returns:
+        y: like `v`, in its dtype.
+        state: $S$ after the last real step, float32 or wider.
+
+    Every floating argument has a gradient.
+
+    Raises:
+        ValueError: a shape or device is not as written above, or `backend` is unknown.
+        TypeError: a dtype is not as written above.
+
+    Source:
+        Ours, after Katharopoulos et al. 2020 (linear attention), Yang et al. 2024 (gated
+        linear attention, chunkwise form), Dao & Gu 2024 (Mamba-2).
+    """
+    axes = "(batch, length, heads, key_dim)"
+    require_sequence("q", q, axes)
+    batch, length, heads, key_dim = q.shape
+    require_like("k", k, (batch, length, heads, key_dim), q, axes)
+    require_sequence("v", v, "(batch, length, heads, value_dim)")
+    value_dim = v.shape[-1]
+    require_like("v", v, (batch, length, heads, value_dim), q, "(batch, length, heads, value_dim)")
+    require_like("decay", decay, (batch, length, heads), q, "(batch, length, heads)")
+    if angle is not None:
+        require_like("angle", angle, (batch, length, heads), q, "(batch, length, heads)")
+    parts = 1 if angle is None else 2
+    shape = (batch, heads, parts, key_dim, value_dim)
+    dtype = accumulator_dtype(q)
+    if state is None:
+        state = torch.zeros(shape, dtype=dtype, device=q.device)
+    require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
+    run = {"reference": _definition, "torch": _by_chunks}[
+        require_backend(backend, ("reference", "torch"), "torch")
+    ]
+
+    # Padding: no product, no decay.
+    real = torch.arange(length, device=q.device) < rows_of_lengths(lengths, q)[:, None]
+    decay = torch.where(real[..., None], decay, 1)
+    angle = None if angle is None else torch.where(real[..., None], angle, 0).to(dtype)
+    k, v = (torch.where(real[..., None, None], part, 0).to(dtype) for part in (k, v))
+    with torch.autocast(q.device.type, enabled=False):
+        y, last = run(q.to(dtype), k, v, decay.to(dtype), angle, state.to(dtype))
+    return torch.where(real[..., None, None], y, 0).to(q.dtype), last
+
+
+def _definition(q, k, v, decay, angle, state):
+    """The recursion, step by step, in float64."""
+    dtype = state.dtype
+    q, k, v, decay, state = (part.double() for part in (q, k, v, decay, state))
+    outputs = []
+    for t in range(q.shape[1]):
+        product = k[:, t, :, :, None] * v[:, t, :, None, :]
+        radius = decay[:, t, :, None, None].clamp(min=1e-30)
+        if angle is None:
+            state = (radius * state[:, :, 0] + product)[:, :, None]
+        else:
+            cosine = angle[:, t, :, None, None].double().cos()
+            sine = angle[:, t, :, None, None].double().sin()
+            real, imag = state.unbind(2)
+            state = torch.stack(
+                [
+                    radius * (cosine * real - sine * imag) + product,
+                    radius * (sine * real + cosine * imag),
+                ],
+                2,
+            )
+        outputs.append((q[:, t, :, :, None] * state[:, :, 0]).sum(-2))
+    y = torch.stack(outputs, 1) if outputs else torch.zeros_like(v)
+    return y.to(dtype), state.to(dtype)
+
+
+def _by_chunks(q, k, v, decay, angle, state):
+    """Span by span; a span is at most 64 chunks of 64 steps."""
+    outputs = []
+    for start in range(0, q.shape[1], CHUNK * SPAN):
+        span = slice(start, start + CHUNK * SPAN)
+        y, state = _span(
+            *(part[:, span] for part in (q, k, v, decay)),
+            None if angle is None else angle[:, span],
+            state,
+        )
+        outputs.append(y)
+    if not outputs:
+        return torch.zeros_like(v), state.clone()
+    return torch.cat(outputs, 1), state
+
+
+def _span(q, k, v, decay, angle, state):
+    """Inside chunks a masked product, between chunks their states.
+
+    Letters: b batch, h heads, n, m chunks, i, j steps of a chunk, k key_dim, v value_dim,
+    p parts of the state (real, imaginary).
+    """
+    length = q.shape[1]
+    log_decay = decay.clamp(min=1e-30).log()
+    q, k, v, log_decay = (_chunks(part) for part in (q, k, v, log_decay))
+    (k, v), marks = clean_and_mark(k, v)
+
+    # How much of step j is left at step i, and at both ends of the chunk.
+    log_left = _sums_between(log_decay)
+    log_before = log_decay.cumsum(-1)
+    log_after = log_left[..., -1, :]
+    between = log_left.exp()
+    carried, kept = log_before.exp()[..., None], log_after.exp()[..., None]
+    if angle is None:
+        weights = (q @ k.transpose(-1, -2)) * between
+        k_end = (k * kept)[:, :, :, None]
+        q_start = (q * carried)[:, :, :, None]
+        chunk_pole = torch.stack([log_before[..., -1], torch.zeros_like(log_before[..., -1])], -1)
+    else:
+        phase = _chunks(angle)
+        turned = _sums_between(phase)
+        turned = turned.masked_fill(turned.isinf(), 0)
+        turn_before, turn_after = phase.cumsum(-1)[..., None], turned[..., -1, :, None]
+        weights = (q @ k.transpose(-1, -2)) * between * turned.cos()
+        k_end = torch.stack([k * kept * turn_after.cos(), k * kept * turn_after.sin()], 3)
+        q_start = torch.stack(
+            [q * carried * turn_before.cos(), -q * carried * turn_before.sin()], 3
+        )
+        chunk_pole = torch.stack([log_before[..., -1], turn_before[..., -1, 0]], -1)
+
+    added = torch.einsum("bhnpjk,bhnjv->bhnpkv", k_end, v)
+    starts, last = _states_of_chunks(added, chunk_pole, state)
+    y = weights @ v + torch.einsum("bhnpik,bhnpkv->bhniv", q_start, starts)
+    y = put_back(y, marks.cumsum(-1)[..., None])
+    tainted = marks.sum(-1).cumsum(-1)
+    y = put_back(y, (tainted - marks.sum(-1))[..., None, None])
+    last = put_back(last, tainted[:, :, -1, None, None, None])
+    return y.flatten(2, 3).transpose(1, 2)[:, :length], last
+
+
+def _chunks(x: Tensor) -> Tensor:
+    """(batch, length, heads, ...) -> (batch, heads, chunks, CHUNK, ...), zeros at the end.
+
+    A zero is neutral for all: no product, a logarithm of 1, no turn.
+    """
+    chunk = min(CHUNK, x.shape[1])
+    tail = [0, 0] * (x.ndim - 2)
+    x = functional.pad(x, (*tail, 0, -x.shape[1] % chunk))
+    return x.unflatten(1, (-1, chunk)).movedim(3, 1)
+
+
+def _sums_between(x: Tensor) -> Tensor:
+    """x[j+1] + ... + x[i] for j <= i, -inf above; summed directly, not as a difference of
+    two long sums, which would lose the small ones."""
+    size = x.shape[-1]
+    below = torch.ones(size, size, dtype=torch.bool, device=x.device).tril(-1)
+    sums = x[..., :, None].expand(*x.shape, size).masked_fill(~below, 0).cumsum(-2)
+    return sums.masked_fill(~(below | below.new_ones(size).diag()), -torch.inf)
+
+
+def _states_of_chunks(added: Tensor, chunk_pole: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The state before every chunk and after the last, from what each chunk adds.
+
+    The same recursion one level up: with at most 64 chunks it is one small matrix product.
+    """
+    added = torch.cat([state[:, :, None], added], 2)
+    log_pole = functional.pad(chunk_pole, (0, 0, 1, 0))
+    left = _sums_between(log_pole[..., 0]).exp()
+    if added.shape[3] == 1:
+        states = torch.einsum("bhnm,bhmpkv->bhnpkv", left, added)
+    else:
+        turned = _sums_between(log_pole[..., 1])
+        turned = turned.masked_fill(turned.isinf(), 0)
+        cosine, sine = left * turned.cos(), left * turned.sin()
+        turn = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
+        states = torch.einsum("bhnmrp,bhmpkv->bhnrkv", turn, added)
+    return states[:, :, :-1], states[:, :, -1]

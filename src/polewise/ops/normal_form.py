@@ -1,0 +1,247 @@
+"""The normal-form filter: a pair of poles given by radius and angle, stable however they move.
+
+    s[t] = decay e^{j angle} s[t-1] + x[t],    y[t] = mix0 Re s[t] + mix1 Im s[t]
+
+with poles of their own in every bin of time and every channel. Every step turns the state
+and shrinks it, so no sequence of poles can make it grow.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
+from polewise.ops._checks import (
+    accumulator_dtype,
+    require_backend,
+    require_bins,
+    require_cpu,
+    require_like,
+    require_positive,
+    require_sequence,
+    rows_of_lengths,
+    rows_of_offsets,
+)
+from polewise.ops.direct_form import choose_backend
+
+
+def normal_form_filter(
+    x: Float[Tensor, "batch length dim"],
+    decay: Float[Tensor, "batch bins dim"],
+    angle: Float[Tensor, "batch bins dim"],
+    bin_length: int,
+    *,
+    mix: Float[Tensor, "dim 2"] | Float[Tensor, "batch bins dim 2"] | None = None,
+    offset: int | Int[Tensor, " batch"] = 0,
+    lengths: Int[Tensor, " batch"] | None = None,
+    state: Float[Tensor, "batch dim 2"] | None = None,
+    reset: bool = False,
+    backend: Literal["reference", "torch", "cpu"] | None = None,
+) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch dim 2"]]:
+    r"""Filter `x` with a conjugate pair of poles that moves from bin to bin.
+
+    $$ s_t = \rho_r e^{j \varphi_r} s_{t-1} + x_t, \qquad
+       y_t = c_0 \operatorname{Re} s_t + c_1 \operatorname{Im} s_t, \qquad
+       r = \lfloor (o + t) / R \rfloor $$
+
+    For any sequence of poles $|s_t| \le \rho_r |s_{t-1}| + |x_t|$, hence
+    $|y| \le |c| \max|x| / (1 - \max\rho)$. An angle of 0 is the exponential moving average,
+    $\pi$ the alternating one.
+
+    Args:
+        x: the sequence.
+        decay: $\rho$, the pole radius (no unit), meant to lie in [0, 1); `bins =
+            ceil((offset + length) / bin_length)`. Of `x`'s dtype, or float32 beside float16
+            and bfloat16 (bfloat16's largest number below 1 is 1 - 2^-8: keep poles float32).
+        angle: $\varphi$, radians a sample; the pole's frequency is $\varphi / 2\pi$ cycles
+            per sample.
+        bin_length: $R$, steps in a bin.
+        mix: $(c_0, c_1)$, one for all bins or one a bin; None is (1, 0), the real part.
+        offset: $o$, the position of `x[:, 0]` in its bin, in [0, `bin_length`); one for all
+            rows or one a row.
+        lengths: real steps in each row. From there on the row's state is held and its
+            output is 0: padding takes no time. None: all.
+        state: $(\operatorname{Re} s_{-1}, \operatorname{Im} s_{-1})$; None is rest.
+        reset: clear the state where a bin starts.
+        backend: "reference" is the recursion in float64, step by step; "torch" runs on any
+            device by plain tensor operations; "cpu" is compiled. None takes the fastest.
+
+    Returns:
+        y: like `x`, in its dtype.
+        state: $s$ after the last real step, float32 or wider. Feed it to the next segment
+            and the outputs are those of one pass. An empty `x` returns the state it was given.
+
+    Every floating argument has a gradient. Values are not checked (NaN comes out as NaN),
+    except that the compiled backend refuses an offset tensor outside [0, `bin_length`).
+
+    Raises:
+        ValueError: a shape or device is not as written above, or `backend` is unknown.
+        TypeError: a dtype is not as written above.
+
+    Source:
+        The normal (coupled) form of Gold & Rader; for poles that a network moves, ours.
+    """
+    require_sequence("x", x)
+    batch, length, dim = x.shape
+    require_positive("bin_length", bin_length, "steps")
+    require_sequence("decay", decay, "(batch, bins, dim)")
+    bins = decay.shape[1]
+    require_like("decay", decay, (batch, bins, dim), x, "(batch, bins, dim)")
+    require_like("angle", angle, (batch, bins, dim), x, "(batch, bins, dim)")
+    require_bins("decay", bins, offset, length, bin_length)
+    offsets = rows_of_offsets(offset, bin_length, x)
+    steps = rows_of_lengths(lengths, x)
+    dtype = accumulator_dtype(x)
+    if mix is None:
+        mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device).expand(dim, 2)
+    if mix.ndim == 2:
+        require_like("mix", mix, (dim, 2), x, "(dim, 2)")
+        mix = mix.expand(batch, bins, dim, 2)
+    require_like("mix", mix, (batch, bins, dim, 2), x, "(dim, 2) or (batch, bins, dim, 2)")
+    if state is None:
+        state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
+    require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
+
+    backend_name = require_backend(backend, ("reference", "torch", "cpu"), choose_backend(x))
+    if backend_name == "cpu":
+        require_cpu(backend_name, x)
+    run = {"reference": _definition, "torch": _blockwise, "cpu": _compiled}[backend_name]
+    y, state = run(
+        x.to(dtype), decay.to(dtype), angle.to(dtype), mix.to(dtype), offsets, steps,
+        state.to(dtype), bin_length, bool(reset),
+    )  # fmt: skip
+    return y.to(x.dtype), state
+
+
+def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+    """The equation, one row, one step at a time, in float64. Slow, and right by inspection."""
+    outputs, states = [], []
+    for row in range(x.shape[0]):
+        real, imag = state[row].double().unbind(-1)
+        ys = []
+        for t in range(x.shape[1]):
+            if t >= lengths[row]:
+                ys.append(torch.zeros_like(real))
+                continue
+            position = int(offsets[row]) + t
+            if reset and position % bin_length == 0:
+                real, imag = torch.zeros_like(real), torch.zeros_like(imag)
+            r = position // bin_length
+            rho, phi = decay[row, r].double(), angle[row, r].double()
+            real, imag = (
+                rho * (phi.cos() * real - phi.sin() * imag) + x[row, t].double(),
+                rho * (phi.sin() * real + phi.cos() * imag),
+            )
+            c0, c1 = mix[row, r].double().unbind(-1)
+            ys.append(c0 * real + c1 * imag)
+        outputs.append(torch.stack(ys) if ys else x[row].double())
+        states.append(torch.stack([real, imag], -1))
+    if not outputs:
+        return x.clone(), state.clone()
+    return torch.stack(outputs).to(x.dtype), torch.stack(states).to(state.dtype)
+
+
+def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+    """The rotation of every step, scanned block by block."""
+    batch, length, dim = x.shape
+    if length == 0:
+        return x.clone(), state.clone()
+    time = torch.arange(length, device=x.device)
+    real_step = time < lengths[:, None]
+    fresh = ((offsets[:, None] + time) % bin_length == 0) & real_step & reset
+    bins = bin_of_each_step(offsets, length, bin_length, decay.shape[1])
+    cosine = spread_over_steps(decay * angle.cos(), bins)
+    sine = spread_over_steps(decay * angle.sin(), bins)
+    rotation = torch.stack(
+        [torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2
+    )
+    identity = torch.eye(2, dtype=x.dtype, device=x.device)
+    matrix = torch.where(real_step[..., None, None, None], rotation, identity)
+    drive = torch.where(real_step[..., None], x, 0)
+    drive = torch.stack([drive, torch.zeros_like(drive)], -1)
+    states = affine_scan(matrix, drive, fresh, state)
+    y = (states * spread_over_steps(mix, bins)).sum(-1)
+    return torch.where(real_step[..., None], y, 0), states[:, -1].clone()
+
+
+def _compiled(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+    pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
+    y, last, _ = _forward_op(x, pole, mix, offsets, lengths, state, bin_length, reset)
+    return y, last
+
+
+@torch.library.custom_op("polewise::normal_form_forward", mutates_args=(), device_types="cpu")
+def _forward_op(
+    x: Tensor,
+    pole: Tensor,
+    mix: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    state: Tensor,
+    bin_length: int,
+    reset: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and the states at every 128th step, which the gradient restarts from."""
+    from polewise.ops import _normal_form_cpu  # numba takes half a second to import
+
+    return _normal_form_cpu.forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
+
+
+@_forward_op.register_fake
+def _(x, pole, mix, offsets, lengths, state, bin_length, reset):
+    batch, length, dim = x.shape
+    return (
+        x.new_empty(batch, length, dim),
+        x.new_empty(batch, dim, 2),
+        x.new_empty(batch, -(-length // SEGMENT), dim, 2),
+    )
+
+
+@torch.library.custom_op("polewise::normal_form_backward", mutates_args=(), device_types="cpu")
+def _backward_op(
+    grad_y: Tensor,
+    grad_last: Tensor,
+    x: Tensor,
+    pole: Tensor,
+    mix: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    starts: Tensor,
+    bin_length: int,
+    reset: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from polewise.ops import _normal_form_cpu
+
+    return _normal_form_cpu.backward(
+        grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset
+    )
+
+
+@_backward_op.register_fake
+def _(grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset):
+    return tuple(like.new_empty(like.shape) for like in (x, pole, mix, grad_last))
+
+
+def _setup_context(ctx, inputs, output):
+    x, pole, mix, offsets, lengths, _, ctx.bin_length, ctx.reset = inputs
+    starts = output[2]
+    ctx.mark_non_differentiable(starts)
+    ctx.save_for_backward(x, pole, mix, offsets, lengths, starts)
+
+
+def _backward(ctx, grad_y, grad_last, _):
+    x, pole, mix, offsets, lengths, starts = ctx.saved_tensors
+    grad_x, grad_pole, grad_mix, grad_state = _backward_op(
+        grad_y, grad_last, x, pole, mix, offsets, lengths, starts, ctx.bin_length, ctx.reset
+    )
+    return grad_x, grad_pole, grad_mix, None, None, grad_state, None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+SEGMENT = 128
+"""Steps between two kept states: the gradient recomputes the states in between."""
