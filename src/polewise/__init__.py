@@ -1,0 +1,74 @@
+"""Polewise: sequence models that place their own poles.
+
+Layers     Focus, Associative, Attention and their configurations
+Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification
+           (with the extra `models`), Backbone and BackboneConfig in plain torch, generate
+Ops        direct_form_filter, normal_form_filter, associative_filter, long_conv,
+           chunked_attention, circular_filter
+Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
+States     polewise.states: select_batch, detach, to, save, load
+Contract   check_mixer, for mixers of your own
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polewise import filters, models, states
+from polewise.mixers import (
+    MIXERS,
+    Associative,
+    AssociativeConfig,
+    Attention,
+    AttentionConfig,
+    Focus,
+    FocusConfig,
+)
+from polewise.mixers.checks import check_mixer
+from polewise.models import Backbone, BackboneConfig, generate
+from polewise.ops import (
+    associative_filter,
+    chunked_attention,
+    circular_filter,
+    direct_form_filter,
+    long_conv,
+    normal_form_filter,
+)
+
+__version__ = "0.1.0"
+
+_MODELS = (
+    "PolewiseConfig",
+    "PolewiseForCausalLM",
+    "PolewiseForSequenceClassification",
+    "PolewiseModel",
+)
+
+__all__ = [
+    "MIXERS",
+    "Associative",
+    "AssociativeConfig",
+    "Attention",
+    "AttentionConfig",
+    "Backbone",
+    "BackboneConfig",
+    "Focus",
+    "FocusConfig",
+    "associative_filter",
+    "check_mixer",
+    "chunked_attention",
+    "circular_filter",
+    "direct_form_filter",
+    "filters",
+    "generate",
+    "long_conv",
+    "normal_form_filter",
+    "states",
+    *_MODELS,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODELS:
+        return getattr(models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

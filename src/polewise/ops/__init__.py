@@ -6,6 +6,7 @@ after another with the returned state, gives the outputs and the state of one pa
 
 from polewise.ops.associative_filter import associative_filter
 from polewise.ops.chunked_attention import AttentionState, chunked_attention
+from polewise.ops.circular_filter import circular_filter
 from polewise.ops.direct_form import direct_form_filter
 from polewise.ops.long_conv import long_conv
 from polewise.ops.normal_form import normal_form_filter
@@ -14,6 +15,7 @@ __all__ = [
     "AttentionState",
     "associative_filter",
     "chunked_attention",
+    "circular_filter",
     "direct_form_filter",
     "long_conv",
     "normal_form_filter",

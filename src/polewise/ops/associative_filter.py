@@ -158,9 +158,10 @@ def _span(q, k, v, decay, angle, state):
     p parts of the state (real, imaginary).
     """
     length = q.shape[1]
-    log_decay = decay.clamp(min=1e-30).log()
-    q, k, v, log_decay = (_chunks(part) for part in (q, k, v, log_decay))
-    (k, v), marks = clean_and_mark(k, v)
+    poles = decay[..., None] if angle is None else torch.stack([decay, angle], -1)
+    (k, v, poles), marks = clean_and_mark(k, v, poles)
+    log_decay = poles[..., 0].clamp(min=1e-30).log()
+    q, k, v, log_decay, marks = (_chunks(part) for part in (q, k, v, log_decay, marks))
 
     # How much of step j is left at step i, and at both ends of the chunk.
     log_left = _sums_between(log_decay)
@@ -174,7 +175,7 @@ def _span(q, k, v, decay, angle, state):
         q_start = (q * carried)[:, :, :, None]
         chunk_pole = torch.stack([log_before[..., -1], torch.zeros_like(log_before[..., -1])], -1)
     else:
-        phase = _chunks(angle)
+        phase = _chunks(poles[..., 1])
         turned = _sums_between(phase)
         turned = turned.masked_fill(turned.isinf(), 0)
         turn_before, turn_after = phase.cumsum(-1)[..., None], turned[..., -1, :, None]

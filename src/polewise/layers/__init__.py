@@ -1,0 +1,21 @@
+"""Parts that more than one mixer or model needs."""
+
+from polewise.layers.associative_memory import AssociativeMemory, AssociativeMemoryState
+from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
+from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
+from polewise.layers.feed_forward import FeedForward
+from polewise.layers.position_bias import PositionBias
+from polewise.layers.short_conv import ShortConv
+
+__all__ = [
+    "AssociativeMemory",
+    "AssociativeMemoryState",
+    "BinFeatures",
+    "BinFeaturesState",
+    "Features",
+    "FeedForward",
+    "LongConvEmbedder",
+    "PositionBias",
+    "RecurrentEmbedder",
+    "ShortConv",
+]

@@ -1,0 +1,105 @@
+"""Filtered key-value products with their projections: what lets a model recall."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polewise.layers.padding import hide_padding
+from polewise.layers.short_conv import ShortConv
+from polewise.ops import associative_filter
+
+
+class AssociativeMemoryState(NamedTuple):
+    """Batch first; constant in length."""
+
+    neighbours: Float[Tensor, "batch 2 channels"]
+    """The last two projected keys and values, for the short convolution."""
+    products: Float[Tensor, "batch heads parts key_dim value_dim"]
+
+
+class AssociativeMemory(nn.Module):
+    r"""Read what was stored under a key.
+
+    $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + k_t v_t^\top, \qquad
+       y_t = \operatorname{RMSNorm}\big(\operatorname{Re}(q_t^\top S_t)\big) $$
+
+    Keys and queries have norm 1. Keys and values pass a short convolution first, so that a
+    value can be stored under the key that stood before it. $\rho_t$ is chosen from the input
+    at every step.
+
+    Args:
+        dim: channels in.
+        heads: independent memories.
+        key_dim, value_dim: their sizes, per head; channels out are `heads * value_dim`.
+        turning: complex poles, an angle per head and step; else real ones.
+        causal: look back only; else the sum of both directions.
+
+    Source: ours (see `associative_filter`).
+    """
+
+    filter_parameters = ("decay_bias",)
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        *,
+        turning: bool = False,
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
+        self.turning, self.causal = turning, causal
+        self.to_query = nn.Linear(dim, heads * key_dim, bias=False)
+        self.to_key_value = nn.Linear(dim, heads * (key_dim + value_dim), bias=False)
+        self.short_conv = ShortConv(heads * (key_dim + value_dim))
+        self.to_pole = nn.Linear(dim, heads * (2 if turning else 1), bias=False)
+        self.decay_bias = nn.Parameter(torch.empty(heads))
+        self.norm = nn.RMSNorm(value_dim, eps=1e-5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # Memories of 16 to 1024 steps, one a head: sigmoid(log(m - 1)) = 1 - 1/m.
+        order = torch.arange(self.heads, device=self.decay_bias.device)
+        memory = 16 * 64 ** (order / max(self.heads - 1, 1))
+        with torch.no_grad():
+            self.decay_bias.copy_((memory - 1).log())
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: AssociativeMemoryState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length channels"], AssociativeMemoryState | None]:
+        per_head = (self.heads, -1)
+        q = self.to_query(x).unflatten(-1, per_head)
+        mixed, neighbours = self.short_conv(
+            self.to_key_value(x), state.neighbours if state else None, lengths
+        )
+        k, v = mixed.split([self.heads * self.key_dim, self.heads * self.value_dim], -1)
+        k, v = k.unflatten(-1, per_head), v.unflatten(-1, per_head)
+        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        decay, angle = self.poles(x)
+        before = state.products if state else None
+        y, products = associative_filter(q, k, v, decay, angle, lengths=lengths, state=before)
+        if not self.causal:
+            real = (hide_padding(part, lengths) for part in (q, k, v, decay, angle) if part is not None)
+            reverse, _ = associative_filter(*(part.flip(1) for part in real))
+            y = y + reverse.flip(1)
+        y = self.norm(y).flatten(2)
+        return y, AssociativeMemoryState(neighbours, products) if self.causal else None
+
+    def poles(
+        self, x: Float[Tensor, "batch length dim"]
+    ) -> tuple[Float[Tensor, "batch length heads"], Float[Tensor, "batch length heads"] | None]:
+        """Decay in (0, 1) and, if the poles turn, angle in (-pi, pi), at every step."""
+        chosen = self.to_pole(x).to(torch.promote_types(x.dtype, torch.float32))
+        decay = (chosen[..., : self.heads] + self.decay_bias).sigmoid()
+        return decay, torch.pi * chosen[..., self.heads :].tanh() if self.turning else None

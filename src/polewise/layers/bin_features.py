@@ -1,0 +1,118 @@
+"""What the hypernetwork sees: the sequence, embedded and pooled bin by bin."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from polewise.layers.padding import real_steps
+
+
+class Features(NamedTuple):
+    """For every bin that a segment touches, what its filters may be chosen from."""
+
+    pooled: Float[Tensor, "batch bins windows dim"]
+    known: Bool[Tensor, "batch bins"]
+    """False in the first bin of a sequence: nothing lies before it."""
+    offset: Int[Tensor, " batch"]
+    """Where the segment's first step stands in its bin."""
+
+
+class BinFeaturesState(NamedTuple):
+    """Batch first; constant in length (but for a long-convolution embedder's taps)."""
+
+    position: Int[Tensor, " batch"]
+    """Steps seen so far."""
+    embedder: Any
+    running: Float[Tensor, "batch windows dim"]
+    """Maxima of the bin under way; -inf where a window has not begun."""
+    finished: Float[Tensor, "batch windows dim"]
+    """Maxima of the last finished bin."""
+
+
+class BinFeatures(nn.Module):
+    r"""$e = \operatorname{MaxPool}(\operatorname{Embed}(x))$, shifted by one bin.
+
+    The pool has O windows of R / O steps in each bin of R steps, never across its edge. Bin r
+    receives the maxima of bin r - 1, so nothing in it can see its own present or future;
+    without `causal` it receives its own.
+
+    Args:
+        embedder: a module `(x, state, lengths) -> (e, state)`.
+        bin_length: R, steps in a bin.
+        windows: O, a divisor of R.
+        causal: shift by one bin.
+
+    Source: Lutati et al. 2023, Eq. 1-2; fixed windows and the running state are ours.
+    """
+
+    def __init__(
+        self, embedder: nn.Module, bin_length: int, windows: int, *, causal: bool = True
+    ) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.bin_length = bin_length
+        self.windows = windows
+        self.causal = causal
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: BinFeaturesState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Features, BinFeaturesState | None]:
+        batch, _, dim = x.shape
+        embedded, embedder_state = self.embedder(x, state.embedder if state else None, lengths)
+        steps = real_steps(x, lengths)
+        if state is None:
+            position = torch.zeros_like(steps)
+            running = x.new_full((batch, self.windows, dim), -torch.inf)
+            finished = x.new_zeros(batch, self.windows, dim)
+        else:
+            position, _, running, finished = state
+
+        offset = position % self.bin_length
+        maxima = self._maxima(embedded, steps, None if state is None else offset)
+        if maxima.shape[1]:
+            first = torch.maximum(maxima[:, :1], running[:, None].to(x.dtype))
+            maxima = torch.cat([first, maxima[:, 1:]], 1)
+        if not self.causal:
+            known = torch.ones(maxima.shape[:2], dtype=torch.bool, device=x.device)
+            return Features(_finite(maxima), known, offset), None
+
+        shifted = torch.cat([finished[:, None].to(x.dtype), maxima], 1)
+        pooled = shifted[:, : maxima.shape[1]]
+        bins = torch.arange(maxima.shape[1], device=x.device)
+        known = (position // self.bin_length)[:, None] + bins > 0
+        # The bin under way at the end, and the one finished before it.
+        done = ((offset + steps) // self.bin_length)[:, None, None, None]
+        done = done.expand(-1, 1, self.windows, dim)
+        empty = torch.full_like(shifted[:, :1], -torch.inf)
+        under_way = torch.cat([maxima if maxima.shape[1] else running[:, None], empty], 1)
+        return Features(_finite(pooled), known, offset), BinFeaturesState(
+            position + steps,
+            embedder_state,
+            under_way.gather(1, done).squeeze(1),
+            shifted.gather(1, done).squeeze(1),
+        )
+
+    def _maxima(self, embedded: Tensor, steps: Tensor, offset: Tensor | None) -> Tensor:
+        """The maximum of every window of every bin touched, (batch, bins, windows, dim)."""
+        batch, length, dim = embedded.shape
+        late = 0 if offset is None else self.bin_length - 1
+        bins = -(-(late + length) // self.bin_length) if length else 0
+        slot = torch.arange(bins * self.bin_length, device=embedded.device)
+        time = slot.expand(batch, -1) if offset is None else slot - offset[:, None]
+        real = (time >= 0) & (time < steps[:, None])
+        index = time.clamp(0, max(length - 1, 0))[..., None].expand(-1, -1, dim)
+        placed = embedded.gather(1, index).masked_fill(~real[..., None], -torch.inf)
+        window = self.bin_length // self.windows
+        return placed.unflatten(1, (bins, self.windows, window)).amax(3)
+
+
+def _finite(pooled: Tensor) -> Tensor:
+    """Windows that hold no step (at the end of a sequence) count as 0 rather than -inf."""
+    return pooled.masked_fill(pooled == -torch.inf, 0)

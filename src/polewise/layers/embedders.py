@@ -1,0 +1,107 @@
+"""The global part of the hypernetwork: what a layer knows about everything so far."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polewise.ops import long_conv, normal_form_filter
+
+
+class LongConvEmbedder(nn.Module):
+    r"""A regularised long convolution per channel, plus a skip.
+
+    $$ e_t = \sum_{i=0}^{K-1} \operatorname{squash}(h_i)\, x_{t-i} + d\, x_t, \qquad
+       \operatorname{squash}(h) = \operatorname{sign}(h) \max(|h| - \lambda, 0) $$
+
+    Its state is the last K - 1 inputs, so streaming costs memory in proportion to `taps`.
+
+    Source: Fu et al. 2023 (arXiv 2302.06646); Lutati et al. 2023, Eq. 2.
+    """
+
+    filter_parameters = ("kernel", "skip")
+
+    def __init__(self, dim: int, taps: int, squash: float = 0.003) -> None:
+        super().__init__()
+        self.squash = squash
+        self.kernel = nn.Parameter(torch.empty(taps, dim))
+        self.skip = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # Decaying, at a rate of its own in each channel: memories of all lengths from the
+        # start, and most taps well above the threshold.
+        taps, dim = self.kernel.shape
+        device = self.kernel.device
+        time = torch.arange(taps, device=device)[:, None] / taps
+        rates = (dim / 2) ** (torch.arange(dim, device=device) / dim)
+        with torch.no_grad():
+            self.kernel.normal_(std=0.02).mul_(torch.exp(-time * rates))
+            self.skip.normal_()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: Float[Tensor, "batch history dim"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch history dim"]]:
+        kernel = self.kernel.sign() * (self.kernel.abs() - self.squash).clamp(min=0)
+        y, state = long_conv(x, kernel.to(x.dtype), lengths=lengths, state=state)
+        return y + self.skip * x, state
+
+
+class RecurrentEmbedder(nn.Module):
+    r"""A few fixed filters per channel: memories from 4 to 1000 steps in constant space.
+
+    $$ e_t = \sum_{n} c_n\, \sqrt{1 - \rho_n^2}\, s_{n,t}, \qquad
+       s_{n,t} = \rho_n s_{n,t-1} + x_t $$
+
+    Causal, free of FFTs, and its state does not depend on how much was read.
+
+    Source: Ma et al. 2023 (MEGA), the multi-dimension damped EMA; gain of one ours.
+    """
+
+    filter_parameters = ("logit", "weight")
+
+    def __init__(self, dim: int, memories: int = 2) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.empty(memories, dim))
+        self.weight = nn.Parameter(torch.empty(memories, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # sigmoid(log(m - 1)) = 1 - 1/m, the decay whose memory is m steps.
+        memories, dim = self.logit.shape
+        order = torch.arange(memories * dim, device=self.logit.device)
+        spread = 4 * 250 ** (order / (memories * dim))
+        with torch.no_grad():
+            self.logit.copy_((spread - 1).log().reshape(dim, memories).T)
+            self.weight.normal_(std=memories**-0.5)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: Float[Tensor, "batch dim memories 2"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch dim memories 2"]]:
+        batch, length, dim = x.shape
+        memories = self.logit.shape[0]
+        bins = min(length, 1)
+        decay = self.logit.to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
+        gain = self.weight * (1 - decay**2).sqrt()
+        y, ends = torch.zeros_like(x), []
+        for n in range(memories):
+            poles = decay[n].expand(batch, bins, dim)
+            filtered, end = normal_form_filter(
+                x,
+                poles,
+                torch.zeros_like(poles),
+                max(length, 1),
+                mix=torch.stack([gain[n], torch.zeros_like(gain[n])], -1),
+                lengths=lengths,
+                state=None if state is None else state[:, :, n],
+            )
+            y = y + filtered
+            ends.append(end)
+        return y, torch.stack(ends, 2)

@@ -1,0 +1,26 @@
+"""Right padding: what lies beyond a row's length does not exist."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def hide_padding(
+    x: Float[Tensor, "batch length ..."], lengths: Int[Tensor, " batch"] | None
+) -> Float[Tensor, "batch length ..."]:
+    """`x` with zeros from each row's length on; NaN there disappears, also from gradients."""
+    if lengths is None:
+        return x
+    real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    return torch.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), x, 0)
+
+
+def real_steps(
+    x: Float[Tensor, "batch length ..."], lengths: Int[Tensor, " batch"] | None
+) -> Int[Tensor, " batch"]:
+    """How many steps of each row are real."""
+    if lengths is None:
+        return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
+    return lengths

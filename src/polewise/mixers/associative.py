@@ -1,0 +1,81 @@
+"""The associative filter as a mixer of its own: memory, a gate, and nothing local."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polewise.layers import AssociativeMemory, AssociativeMemoryState
+from polewise.layers.padding import hide_padding
+from polewise.mixers.options import require_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssociativeConfig:
+    """Options of `Associative`."""
+
+    dim: int
+    """Channels."""
+    heads: int = 4
+    """Independent memories."""
+    key_dim: int = 16
+    """Channels of a key."""
+    value_dim: int = 32
+    """Channels of a value."""
+    turning: bool = False
+    """Complex poles."""
+    causal: bool = True
+    """Look back only; False sums both directions."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "heads", "key_dim", "value_dim"):
+            require_at_least(name, getattr(self, name), 1)
+
+    def build(self) -> Associative:
+        return Associative(self)
+
+
+class AssociativeState(NamedTuple):
+    """What a segment hands to the next one. Batch first, constant in length."""
+
+    memory: AssociativeMemoryState
+
+
+class Associative(nn.Module):
+    r"""$y = W_o\,\big(\operatorname{SiLU}(W_g x) \odot \operatorname{memory}(x)\big)$.
+
+    Source: ours; the gate is gated linear attention's (Yang et al. 2024).
+    """
+
+    def __init__(self, config: AssociativeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = config.causal
+        self.memory = AssociativeMemory(
+            config.dim,
+            config.heads,
+            config.key_dim,
+            config.value_dim,
+            turning=config.turning,
+            causal=config.causal,
+        )
+        channels = config.heads * config.value_dim
+        self.gate = nn.Linear(config.dim, channels)
+        self.to_output = nn.Linear(channels, config.dim, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: AssociativeState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], AssociativeState | None]:
+        if state is not None and not self.causal:
+            raise ValueError("state must be None without causal: both directions need it all.")
+        x = hide_padding(x, lengths)
+        recalled, memory = self.memory(x, state.memory if state else None, lengths)
+        y = hide_padding(self.to_output(functional.silu(self.gate(x)) * recalled), lengths)
+        return y, None if memory is None else AssociativeState(memory)

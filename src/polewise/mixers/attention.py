@@ -1,0 +1,129 @@
+"""Multi-head attention over the whole sequence: the Transformer's mixer, to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polewise.layers.padding import hide_padding, real_steps
+from polewise.mixers.options import require_at_least, require_multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Options of `Attention`."""
+
+    dim: int
+    """Channels."""
+    heads: int = 4
+    """Attention heads; each has an even number of channels."""
+    base: float = 10000.0
+    """Longest wavelength of the rotary positions, in steps, over 2 pi."""
+    causal: bool = True
+    """Never look ahead."""
+
+    def __post_init__(self) -> None:
+        require_at_least("dim", self.dim, 1)
+        require_at_least("heads", self.heads, 1)
+        require_multiple("dim", self.dim, "2 * heads", 2 * self.heads)
+
+    def build(self) -> Attention:
+        return Attention(self)
+
+
+class FullAttentionState(NamedTuple):
+    """All keys and values so far: it grows with the sequence."""
+
+    keys: Float[Tensor, "batch seen heads head_dim"]
+    values: Float[Tensor, "batch seen heads head_dim"]
+    position: Int[Tensor, " batch"]
+    """Tokens seen by each row; entries of keys and values beyond are empty."""
+
+
+class Attention(nn.Module):
+    r"""$y = W_o \operatorname{softmax}(q k^\top / \sqrt{d})\, v$ with rotary positions.
+
+    Source: Vaswani et al. 2017; Su et al. 2021 (rotary positions).
+    """
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = config.causal
+        self.to_query = nn.Linear(config.dim, config.dim)
+        self.to_key = nn.Linear(config.dim, config.dim)
+        self.to_value = nn.Linear(config.dim, config.dim)
+        self.to_output = nn.Linear(config.dim, config.dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: FullAttentionState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], FullAttentionState | None]:
+        if state is not None and not self.causal:
+            raise ValueError("state must be None without causal: both directions need it all.")
+        x = hide_padding(x, lengths)
+        batch, length, _ = x.shape
+        steps = real_steps(x, lengths)
+        heads = (self.config.heads, -1)
+        q, k, v = (
+            project(x).unflatten(-1, heads)
+            for project in (self.to_query, self.to_key, self.to_value)
+        )
+        seen = 0 if state is None else state.keys.shape[1]
+        position = torch.zeros_like(steps) if state is None else state.position
+        time = position[:, None] + torch.arange(length, device=x.device)
+        q, k = self._rotate(q, time), self._rotate(k, time)
+        k, v = hide_padding(k, lengths), hide_padding(v, lengths)
+        if state is not None:
+            k, v = (
+                functional.pad(old, (0, 0, 0, 0, 0, length)).scatter_add(
+                    1, time[..., None, None].expand_as(new), new
+                )
+                for old, new in ((state.keys, k), (state.values, v))
+            )
+        clean_k, clean_v, marks = _without_nan(k, v)
+        if self.causal and state is None:
+            mask, marks_seen = None, marks.cumsum(1)
+        else:
+            key_time = torch.arange(seen + length, device=x.device)
+            visible = key_time <= time[..., None] if self.causal else key_time < steps[:, None, None]
+            visible = visible.expand(batch, length, seen + length)
+            mask = visible[:, None] | ~visible.any(-1)[:, None, :, None]
+            marks_seen = (visible.to(marks.dtype) @ marks[..., None]).squeeze(-1)
+        y = functional.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            clean_k.transpose(1, 2),
+            clean_v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=self.causal and state is None,
+        )
+        y = y.transpose(1, 2).flatten(2).masked_fill(marks_seen[..., None] > 0, float("nan"))
+        y = hide_padding(self.to_output(y), lengths)
+        if not self.causal:
+            return y, None
+        return y, FullAttentionState(k, v, position + steps)
+
+    def _rotate(self, x: Tensor, time: Tensor) -> Tensor:
+        """Turn pairs of channels by an angle that grows with the position."""
+        half = x.shape[-1] // 2
+        rates = self.config.base ** (-torch.arange(half, device=x.device) / half)
+        angle = (time[..., None] * rates)[:, :, None].to(torch.promote_types(x.dtype, torch.float32))
+        cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        left, right = x[..., :half], x[..., half:]
+        return torch.cat([left * cosine - right * sine, right * cosine + left * sine], -1)
+
+
+def _without_nan(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values with zeros for NaN and infinity, and a mark where one was: what a mask
+    hides is multiplied by 0, and 0 * NaN is NaN."""
+    good = torch.isfinite(k).all((-1, -2)) & torch.isfinite(v).all((-1, -2))
+    k = torch.where(torch.isfinite(k), k, 0)
+    v = torch.where(torch.isfinite(v), v, 0)
+    return k, v, (~good).to(k.dtype)

@@ -1,0 +1,218 @@
+"""The mixer contract as code. Run it on ours in the tests, and on your own.
+
+    from polewise import check_mixer
+    check_mixer(MyMixer(dim=8))
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from polewise import states
+
+
+def check_mixer(mixer: nn.Module, *, dim: int | None = None, length: int = 37) -> None:
+    """Raise AssertionError with the fact that does not hold.
+
+    Args:
+        mixer: `(x, state=None, lengths=None) -> (y, state)`, with a class or instance
+            attribute `causal: bool`. It is copied, not changed.
+        dim: channels; None reads `mixer.config.dim`.
+        length: of the test sequences; take more than two chunks and bins.
+
+    What a mixer cannot do it declares as `limits: dict[str, str]`, the name of a check to the
+    reason. Checks: see `mixer_checks`.
+    """
+    for name, check in mixer_checks(mixer, dim=dim, length=length):
+        try:
+            check()
+        except AssertionError as fact:
+            raise AssertionError(f"{type(mixer).__name__} fails {name!r}: {fact}") from fact
+
+
+def mixer_checks(
+    mixer: nn.Module, *, dim: int | None = None, length: int = 37
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every check that applies, by name, so that a test runner can show them one by one."""
+    dim = mixer.config.dim if dim is None else dim  # type: ignore[union-attr]
+    limits = getattr(mixer, "limits", {})
+    checks: dict[str, Callable[[nn.Module, Tensor], None]] = {
+        "shape": _keeps_shape_and_dtype,
+        "any length": _takes_any_length,
+        "gradients": _gives_every_parameter_a_gradient,
+        "padding": _ignores_padding,
+        "rows": _treats_rows_alone,
+        "save and load": _survives_saving,
+        "compile": _compiles,
+        "precision": _runs_in_every_precision,
+    }
+    if mixer.causal:  # type: ignore[union-attr]
+        checks |= {
+            "causality": _never_looks_ahead,
+            "nan": _keeps_nan_to_later_outputs,
+            "segments": _any_split_equals_one_pass,
+            "state": _has_a_state_of_tensors,
+        }
+    for name, check in checks.items():
+        if name not in limits:
+            yield name, _bind(check, mixer, dim, length)
+
+
+def _bind(check, mixer: nn.Module, dim: int, length: int) -> Callable[[], None]:
+    def run() -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, length, dim, generator=generator, dtype=torch.float64)
+        check(copy.deepcopy(mixer).double(), x)
+
+    return run
+
+
+def _close(a: Tensor, b: Tensor, fact: str, tolerance: float = 1e-10) -> None:
+    assert a.shape == b.shape, f"{fact}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    if not a.numel() or torch.equal(a, b):
+        return
+    scale = b[torch.isfinite(b)].abs().amax().clamp(min=1) if torch.isfinite(b).any() else 1
+    error = torch.where(a == b, 0.0, (a - b).abs() / scale).amax()
+    assert error <= tolerance, f"{fact}: relative difference {error:.1e}"
+
+
+def _keeps_shape_and_dtype(mixer: nn.Module, x: Tensor) -> None:
+    y, _ = mixer(x)
+    assert y.shape == x.shape, f"y has shape {tuple(y.shape)} for x {tuple(x.shape)}"
+    assert y.dtype == x.dtype, f"y is {y.dtype} for x {x.dtype}"
+
+
+def _takes_any_length(mixer: nn.Module, x: Tensor) -> None:
+    for length in (0, 1, 2, 3, x.shape[1]):
+        y, _ = mixer(x[:, :length])
+        assert y.shape == x[:, :length].shape, f"length {length} gives {tuple(y.shape)}"
+        assert torch.isfinite(y).all(), f"length {length} gives values that are not finite"
+    y, _ = mixer(x[:0])
+    assert y.shape == x[:0].shape, f"an empty batch gives {tuple(y.shape)}"
+
+
+def _gives_every_parameter_a_gradient(mixer: nn.Module, x: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    y, _ = mixer(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    assert x.grad is not None, "x has no gradient"
+    assert torch.isfinite(x.grad).all(), "the gradient of x is not finite"
+    for name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
+        assert parameter.grad.abs().sum() > 0, f"the gradient of {name} is zero"
+
+
+def _ignores_padding(mixer: nn.Module, x: Tensor) -> None:
+    short = x.shape[1] // 2 + 1
+    lengths = torch.tensor([x.shape[1], short])
+    padded = x.clone()
+    padded[1, short:] = float("nan")
+    padded.requires_grad_()
+    y, state = mixer(padded, lengths=lengths)
+    alone, state_alone = mixer(x[1:, :short])
+    _close(y[1:, :short], alone, "a padded row differs from the row alone")
+    assert y[1, short:].eq(0).all(), "the output at padding is not 0"
+    y.sum().backward()
+    for name, parameter in mixer.named_parameters():
+        grad = parameter.grad
+        assert grad is None or torch.isfinite(grad).all(), f"padding reaches the gradient of {name}"
+    if state is not None:
+        more, _ = mixer(x[:, :5], state)
+        more_alone, _ = mixer(x[1:, :5], state_alone)
+        _close(more[1:], more_alone, "what follows a padded row differs from the row alone")
+
+
+def _treats_rows_alone(mixer: nn.Module, x: Tensor) -> None:
+    y, _ = mixer(x)
+    _close(mixer(x[1:])[0], y[1:], "a row depends on its neighbours")
+
+
+def _survives_saving(mixer: nn.Module, x: Tensor) -> None:
+    y, _ = mixer(x)
+    other = copy.deepcopy(mixer)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(mixer.state_dict())
+    assert torch.equal(other(x)[0], y), "loading what was saved changes the output"
+
+
+def _compiles(mixer: nn.Module, x: Tensor) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    _close(compiled(x)[0], mixer(x)[0], "the compiled mixer differs")
+
+
+def _runs_in_every_precision(mixer: nn.Module, x: Tensor) -> None:
+    exact, _ = mixer(x)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        y, _ = copy.deepcopy(mixer).to(dtype)(x.to(dtype))
+        assert y.dtype == dtype, f"y is {y.dtype} for x {dtype}"
+        _close(y.double(), exact, f"{dtype} differs from float64", tolerance)
+
+
+def _never_looks_ahead(mixer: nn.Module, x: Tensor) -> None:
+    tolerance = 1e-12 if _uses_fft(mixer) else 0.0
+    for training in (True, False):
+        mixer.train(training)
+        for length in (1, 7, x.shape[1]):
+            x_row = x[:1, :length]
+            jacobian = torch.autograd.functional.jacobian(
+                lambda part: mixer(part)[0].sum(-1)[0], x_row
+            )
+            jacobian = jacobian[:, 0].abs().sum(-1)
+            ahead = jacobian.triu(1).amax()
+            assert ahead <= tolerance * jacobian.amax(), (
+                f"an output depends on a later input by {ahead:.1e} at length {length}"
+            )
+
+
+def _keeps_nan_to_later_outputs(mixer: nn.Module, x: Tensor) -> None:
+    if _uses_fft(mixer):
+        return
+    y, _ = mixer(x)
+    for t in (1, x.shape[1] // 3, x.shape[1] - 1):
+        poisoned = x.clone()
+        poisoned[:, t:] = float("nan")
+        z, _ = mixer(poisoned)
+        assert torch.isfinite(z[:, :t]).all(), f"NaN from step {t} on reaches an earlier output"
+        _close(z[:, :t], y[:, :t], f"NaN from step {t} on changes an earlier output", 1e-12)
+        assert z[:, t].isnan().any(), "NaN in the input does not come out"
+
+
+def _any_split_equals_one_pass(mixer: nn.Module, x: Tensor) -> None:
+    length = x.shape[1]
+    whole, end = mixer(x)
+    generator = torch.Generator().manual_seed(1)
+    splits = [list(range(length + 1)), [0, 0, length, length]]
+    for pieces in (2, 3, 5):
+        cuts = torch.randint(0, length + 1, (pieces,), generator=generator).tolist()
+        splits.append(sorted([0, *cuts, length]))
+    for split in splits:
+        state, outputs = None, []
+        for begin, stop in zip(split[:-1], split[1:], strict=True):
+            y, state = mixer(x[:, begin:stop], state)
+            outputs.append(y)
+        _close(torch.cat(outputs, 1), whole, f"the split {split} changes the output")
+        for ours, theirs in zip(states.tensors(state), states.tensors(end), strict=True):
+            _close(ours, theirs, f"the split {split} changes the final state")
+
+
+def _has_a_state_of_tensors(mixer: nn.Module, x: Tensor) -> None:
+    _, state = mixer(x)
+    assert hasattr(state, "_fields"), f"the state is a {type(state).__name__}, not a NamedTuple"
+    for leaf in states.tensors(state):
+        assert leaf.shape[0] == x.shape[0], f"a state tensor has shape {tuple(leaf.shape)}"
+    swapped = states.select_batch(state, torch.tensor([1, 0]))
+    y, _ = mixer(x, state)
+    z, _ = mixer(x.flip(0), swapped)
+    _close(z.flip(0), y, "reordering the batch of the state does not reorder what follows")
+
+
+def _uses_fft(mixer: nn.Module) -> bool:
+    return bool(getattr(mixer, "uses_fft", False))

@@ -1,0 +1,46 @@
+"""Models: a backbone in plain torch, and the Hugging Face family around it.
+
+The Hugging Face names need the extra `models` (`pip install "polewise[models]"`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from polewise.models.backbone import Backbone, BackboneConfig, BackboneState
+from polewise.models.block import Block
+from polewise.models.generation import generate
+from polewise.models.presets import PRESETS
+
+_HUGGING_FACE = (
+    "PolewiseConfig",
+    "PolewiseForCausalLM",
+    "PolewiseForSequenceClassification",
+    "PolewiseModel",
+)
+
+__all__ = [
+    "PRESETS",
+    "Backbone",
+    "BackboneConfig",
+    "BackboneState",
+    "Block",
+    "generate",
+    *_HUGGING_FACE,
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import transformers only when one of its names is asked for."""
+    if name not in _HUGGING_FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module("polewise.models.huggingface")
+    except ModuleNotFoundError as missing:
+        if missing.name and missing.name.startswith("polewise"):
+            raise
+        raise ImportError(
+            f'{name} needs the package {missing.name}: pip install "polewise[models]".'
+        ) from missing
+    return getattr(module, name)

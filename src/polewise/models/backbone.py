@@ -1,0 +1,100 @@
+"""A stack of blocks with any mixer: itself a mixer, under the same contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from polewise.layers.padding import hide_padding
+from polewise.mixers.options import nearest
+from polewise.mixers import MIXERS
+from polewise.models.block import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Options of `Backbone`."""
+
+    mixer: Any
+    """The options of a mixer, such as `FocusConfig(dim=64)`: anything with `dim` and
+    `build()`; with `build_shared()` for a part computed once for all layers."""
+    num_layers: int
+    """Blocks."""
+    hidden_dim: int
+    """Width of the feed-forward; 0 leaves it out."""
+    dropout: float = 0.0
+    """Share of what each half of a block adds that is dropped in training."""
+
+
+class BackboneState(NamedTuple):
+    """The states of all layers, and of the part they share. Batch first."""
+
+    layers: tuple[Any, ...]
+    shared: Any
+
+
+class Backbone(nn.Module):
+    """Blocks, then a norm."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        dim = config.mixer.dim
+        build_shared = getattr(config.mixer, "build_shared", lambda: None)
+        self.shared = build_shared()
+        self.blocks = nn.ModuleList(
+            Block(config.mixer.build(), dim, config.hidden_dim, config.dropout)
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.causal = all(block.mixer.causal for block in self.blocks)
+        self.checkpoint_activations = False
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: BackboneState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], BackboneState | None]:
+        """`y`, and the state for the next segment (None if a mixer cannot stream)."""
+        x = hide_padding(x, lengths)
+        given, shared_state = {}, None
+        if self.shared is not None:
+            features, shared_state = self.shared(x, state.shared if state else None, lengths)
+            given["shared"] = features
+        states = []
+        for layer, block in enumerate(self.blocks):
+            before = state.layers[layer] if state else None
+            if self.checkpoint_activations and self.training:
+                x, after = checkpoint(block, x, before, lengths, use_reentrant=False, **given)
+            else:
+                x, after = block(x, before, lengths, **given)
+            states.append(after)
+        y = hide_padding(self.norm(x), lengths)
+        if any(after is None for after in states):
+            return y, None
+        return y, BackboneState(tuple(states), shared_state)
+
+
+def mixer_options(name: str, dim: int, options: dict[str, Any]) -> Any:
+    """The typed options of the mixer called `name`.
+
+    Raises:
+        ValueError: no mixer or no option of that name; the nearest is suggested.
+    """
+    if name not in MIXERS:
+        raise ValueError(
+            f"mixer must be one of {', '.join(MIXERS)}; got {name!r}.{nearest(name, MIXERS)}"
+        )
+    config = MIXERS[name]
+    known = [field for field in config.__dataclass_fields__ if field != "dim"]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"mixer_options of {name!r} must be among {', '.join(known)}; got {option!r}."
+                f"{nearest(option, known)}"
+            )
+    return config(dim=dim, **options)

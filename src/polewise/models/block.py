@@ -1,0 +1,45 @@
+"""One layer of a model: a mixer over time, then a feed-forward at every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polewise.layers import FeedForward
+
+
+class Block(nn.Module):
+    """$h = x + \\mathrm{mixer}(\\mathrm{norm}(x))$, $y = h + \\mathrm{ff}(\\mathrm{norm}(h))$.
+
+    Args:
+        mixer: any module `(x, state, lengths) -> (y, state)`.
+        dim: channels.
+        hidden_dim: width of the feed-forward; 0 leaves it out.
+        dropout: share of what each half adds that is dropped in training.
+    """
+
+    def __init__(self, mixer: nn.Module, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer = mixer
+        if hidden_dim:
+            self.feed_forward_norm = nn.RMSNorm(dim, eps=1e-5)
+            self.feed_forward: FeedForward | None = FeedForward(dim, hidden_dim)
+        else:
+            self.feed_forward = None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: Any = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+        **shared: Any,
+    ) -> tuple[Float[Tensor, "batch length dim"], Any]:
+        mixed, state = self.mixer(self.mixer_norm(x), state, lengths, **shared)
+        x = x + self.dropout(mixed)
+        if self.feed_forward is not None:
+            x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x, state
