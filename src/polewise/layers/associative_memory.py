@@ -90,8 +90,8 @@ class AssociativeMemory(nn.Module):
         before = state.products if state else None
         y, products = associative_filter(q, k, v, decay, angle, lengths=lengths, state=before)
         if not self.causal:
-            real = (hide_padding(part, lengths) for part in (q, k, v, decay, angle) if part is not None)
-            reverse, _ = associative_filter(*(part.flip(1) for part in real))
+            parts = [part for part in (q, k, v, decay, angle) if part is not None]
+            reverse, _ = associative_filter(*(hide_padding(p, lengths).flip(1) for p in parts))
             y = y + reverse.flip(1)
         y = self.norm(y).flatten(2)
         return y, AssociativeMemoryState(neighbours, products) if self.causal else None

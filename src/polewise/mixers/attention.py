@@ -93,7 +93,9 @@ class Attention(nn.Module):
             mask, marks_seen = None, marks.cumsum(1)
         else:
             key_time = torch.arange(seen + length, device=x.device)
-            visible = key_time <= time[..., None] if self.causal else key_time < steps[:, None, None]
+            visible = (
+                key_time <= time[..., None] if self.causal else key_time < steps[:, None, None]
+            )
             visible = visible.expand(batch, length, seen + length)
             mask = visible[:, None] | ~visible.any(-1)[:, None, :, None]
             marks_seen = (visible.to(marks.dtype) @ marks[..., None]).squeeze(-1)
@@ -114,7 +116,8 @@ class Attention(nn.Module):
         """Turn pairs of channels by an angle that grows with the position."""
         half = x.shape[-1] // 2
         rates = self.config.base ** (-torch.arange(half, device=x.device) / half)
-        angle = (time[..., None] * rates)[:, :, None].to(torch.promote_types(x.dtype, torch.float32))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        angle = (time[..., None] * rates)[:, :, None].to(dtype)
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         left, right = x[..., :half], x[..., half:]
         return torch.cat([left * cosine - right * sine, right * cosine + left * sine], -1)

@@ -1,13 +1,14 @@
 """The mixer contract as code. Run it on ours in the tests, and on your own.
 
-    from polewise import check_mixer
-    check_mixer(MyMixer(dim=8))
+from polewise import check_mixer
+check_mixer(MyMixer(dim=8))
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def mixer_checks(
     mixer: nn.Module, *, dim: int | None = None, length: int = 37
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Every check that applies, by name, so that a test runner can show them one by one."""
-    dim = mixer.config.dim if dim is None else dim  # type: ignore[union-attr]
+    channels: int = mixer.config.dim if dim is None else dim
     limits = getattr(mixer, "limits", {})
     checks: dict[str, Callable[[nn.Module, Tensor], None]] = {
         "shape": _keeps_shape_and_dtype,
@@ -50,7 +51,7 @@ def mixer_checks(
         "compile": _compiles,
         "precision": _runs_in_every_precision,
     }
-    if mixer.causal:  # type: ignore[union-attr]
+    if mixer.causal:
         checks |= {
             "causality": _never_looks_ahead,
             "nan": _keeps_nan_to_later_outputs,
@@ -59,7 +60,7 @@ def mixer_checks(
         }
     for name, check in checks.items():
         if name not in limits:
-            yield name, _bind(check, mixer, dim, length)
+            yield name, _bind(check, mixer, channels, length)
 
 
 def _bind(check, mixer: nn.Module, dim: int, length: int) -> Callable[[], None]:
@@ -195,7 +196,7 @@ def _any_split_equals_one_pass(mixer: nn.Module, x: Tensor) -> None:
         splits.append(sorted([0, *cuts, length]))
     for split in splits:
         state, outputs = None, []
-        for begin, stop in zip(split[:-1], split[1:], strict=True):
+        for begin, stop in pairwise(split):
             y, state = mixer(x[:, begin:stop], state)
             outputs.append(y)
         _close(torch.cat(outputs, 1), whole, f"the split {split} changes the output")

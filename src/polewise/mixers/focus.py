@@ -15,7 +15,7 @@ For a sequence x, in the order of the paper's equations:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +50,8 @@ _LEAK = (
     "study the leak on purpose set leak=True."
 )
 
+Hypernetwork = Literal["none", "recurrent", "long_conv", "shared_recurrent", "shared_long_conv"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FocusConfig:
@@ -72,9 +74,7 @@ class FocusConfig:
     stability triangle. circular: the published formula, which sees the future."""
     reset: bool = False
     """Clear the filter's state where a bin starts, as the paper's transform of single bins does."""
-    hypernetwork: Literal["none", "recurrent", "long_conv", "shared_recurrent", "shared_long_conv"] = (
-        "recurrent"
-    )
+    hypernetwork: Hypernetwork = "recurrent"
     """How bins are looked at to choose their poles. none: fixed learned poles (Focus-H).
     recurrent: in constant memory. long_conv: the paper's. shared_*: computed once, from the
     model's first layer, for all layers."""
@@ -113,7 +113,7 @@ class FocusConfig:
         require_choice(
             "hypernetwork",
             self.hypernetwork,
-            ("none", "recurrent", "long_conv", "shared_recurrent", "shared_long_conv"),
+            get_args(Hypernetwork),
         )
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_multiple("dim", self.dim, "heads", self.heads)
@@ -121,12 +121,14 @@ class FocusConfig:
         if not 0 < self.max_decay < 1:
             raise ValueError(f"max_decay must lie between 0 and 1; got {self.max_decay}.")
         if self.sliding and not self.causal:
-            raise ValueError("sliding must be False without causal; got sliding=True, causal=False.")
+            raise ValueError("sliding needs causal=True; got sliding=True with causal=False.")
         if self.realisation == "circular" and self.causal and not self.leak:
             raise ValueError(_LEAK)
 
     @classmethod
-    def paper(cls, *, dim: int, bin_length: int, chunk_length: int, causal: bool = False, **options: Any) -> FocusConfig:
+    def paper(
+        cls, *, dim: int, bin_length: int, chunk_length: int, causal: bool = False, **options: Any
+    ) -> FocusConfig:
         """The publication as literally as it can be followed: circular, conjugate, theta in
         (0, 1), one filter, long-convolution hypernetwork, no associative memory.
 
@@ -177,6 +179,33 @@ class FocusState(NamedTuple):
     memory: AssociativeMemoryState | None
 
 
+class PoleNetwork(nn.Module):
+    """Eq. 3: a channel's pooled values to the numbers that move its poles.
+
+    One small network for all channels and bins; it mixes no channels.
+    """
+
+    def __init__(self, windows: int, hidden: int, filters: int) -> None:
+        super().__init__()
+        self.filters = filters
+        self.up = nn.Linear(windows, hidden)
+        self.down = nn.Linear(hidden, 2 * filters, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # The published start is for generated weights; these are poles. They start near
+        # their base and are moved by what the network sees.
+        nn.init.xavier_uniform_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+        nn.init.normal_(self.down.weight, std=0.1)
+
+    def forward(
+        self, pooled: Float[Tensor, "batch bins windows dim"]
+    ) -> Float[Tensor, "batch bins dim filters 2"]:
+        moved = self.down(self.up(pooled.transpose(2, 3)).sigmoid())
+        return moved.unflatten(-1, (self.filters, 2))
+
+
 class Focus(nn.Module):
     """The adaptive-filter mixer, `(batch, length, dim)` to the same shape.
 
@@ -192,16 +221,9 @@ class Focus(nn.Module):
         self.causal = config.causal
         dim, values = config.dim, config.values
         self.features = config.build_own()
-        adaptive = config.hypernetwork != "none"
-        self.to_poles = (
-            nn.Sequential(
-                nn.Linear(config.windows, config.hidden),
-                nn.Sigmoid(),
-                nn.Linear(config.hidden, 2 * config.filters, bias=False),
-            )
-            if adaptive
-            else None
-        )
+        self.to_poles = None
+        if config.hypernetwork != "none":
+            self.to_poles = PoleNetwork(config.windows, config.hidden, config.filters)
         self.base = nn.Parameter(torch.empty(dim, config.filters, 2))
         directions = 1 if config.causal else 2
         self.mix = nn.Parameter(torch.empty(directions, config.filters, dim, 2))
@@ -269,9 +291,6 @@ class Focus(nn.Module):
             self.base.copy_(base.reshape(config.dim, config.filters, 2))
             self.mix.zero_()
             self.mix[..., 0] = config.filters**-0.5
-            if self.to_poles is not None:
-                nn.init.xavier_uniform_(self.to_poles[0].weight)
-                nn.init.normal_(self.to_poles[2].weight, std=0.1)
             if config.shared_query_key:
                 nn.init.ones_(self.query_scale)
                 nn.init.zeros_(self.query_shift)
@@ -357,8 +376,7 @@ class Focus(nn.Module):
             bins = -(-(late + x.shape[1]) // config.bin_length) if x.shape[1] else 0
             numbers = base.expand(x.shape[0], bins, *base.shape)
         else:
-            moved = self.to_poles(features.pooled.transpose(2, 3).to(self.base.dtype))
-            moved = moved.unflatten(-1, (config.filters, 2)).to(dtype)
+            moved = self.to_poles(features.pooled.to(self.base.dtype)).to(dtype)
             known = features.known[..., None, None, None]
             numbers = base + torch.where(known, moved, 0)
         if config.realisation == "normal":
@@ -447,9 +465,7 @@ class Focus(nn.Module):
         )  # fmt: skip
         return y.flatten(2), state
 
-    def _require_usable(
-        self, x: Tensor, state: FocusState | None, shared: Features | None
-    ) -> None:
+    def _require_usable(self, x: Tensor, state: FocusState | None, shared: Features | None) -> None:
         if x.ndim != 3 or x.shape[-1] != self.config.dim:
             raise ValueError(
                 f"x must have shape (batch, length, {self.config.dim}); got {tuple(x.shape)}."

@@ -16,7 +16,9 @@ def require_at_least(name: str, value: int, least: int) -> None:
 def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{nearest(value, choices)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(choices)}; got {value!r}.{nearest(value, choices)}"
+        )
 
 
 def require_multiple(name: str, value: int, of_name: str, of: int) -> None:

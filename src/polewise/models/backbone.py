@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polewise.layers.padding import hide_padding
-from polewise.mixers.options import nearest
 from polewise.mixers import MIXERS
+from polewise.mixers.options import nearest
 from polewise.models.block import Block
 
 
@@ -45,12 +45,12 @@ class Backbone(nn.Module):
         dim = config.mixer.dim
         build_shared = getattr(config.mixer, "build_shared", lambda: None)
         self.shared = build_shared()
+        mixers = [config.mixer.build() for _ in range(config.num_layers)]
         self.blocks = nn.ModuleList(
-            Block(config.mixer.build(), dim, config.hidden_dim, config.dropout)
-            for _ in range(config.num_layers)
+            Block(mixer, dim, config.hidden_dim, config.dropout) for mixer in mixers
         )
         self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.causal = all(block.mixer.causal for block in self.blocks)
+        self.causal = all(mixer.causal for mixer in mixers)
         self.checkpoint_activations = False
 
     def forward(
@@ -90,7 +90,7 @@ def mixer_options(name: str, dim: int, options: dict[str, Any]) -> Any:
             f"mixer must be one of {', '.join(MIXERS)}; got {name!r}.{nearest(name, MIXERS)}"
         )
     config = MIXERS[name]
-    known = [field for field in config.__dataclass_fields__ if field != "dim"]
+    known = [field.name for field in fields(config) if field.name != "dim"]
     for option in options:
         if option not in known:
             raise ValueError(

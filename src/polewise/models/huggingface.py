@@ -115,7 +115,7 @@ class PolewisePreTrainedModel(PreTrainedModel):
     config_class = PolewiseConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
 
     @torch.no_grad()
@@ -123,17 +123,17 @@ class PolewisePreTrainedModel(PreTrainedModel):
         """Every module knows its own start; what a checkpoint brought is put back."""
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        elif hasattr(module, "reset_parameters"):
+        elif callable(reset := getattr(module, "reset_parameters", None)):
             loaded = [
                 (parameter, parameter.detach().clone())
                 for parameter in module.parameters()
                 if getattr(parameter, "_is_hf_initialized", False)
             ]
-            module.reset_parameters()
+            reset()
             for parameter, value in loaded:
                 parameter.copy_(value)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
         for module in self.modules():
             if isinstance(module, Backbone):
                 module.checkpoint_activations = enable
@@ -144,6 +144,8 @@ class PolewiseModel(PolewisePreTrainedModel):
 
     def __init__(self, config: PolewiseConfig) -> None:
         super().__init__(config)
+        self.embed_values: nn.Module
+        self.embed_tokens: nn.Module
         if config.num_input_features:
             self.embed_values = nn.Linear(config.num_input_features, config.hidden_size)
         else:
@@ -286,7 +288,7 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
     def __init__(self, config: PolewiseConfig) -> None:
         super().__init__(config)
         self.model = PolewiseModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, int(config.num_labels or 1))
         self.post_init()
 
     def forward(

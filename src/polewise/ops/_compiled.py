@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -60,7 +61,7 @@ def run_units(loop: Callable[..., None], batch: int, length: int, dim: int, *arg
     cuts = [units * i // threads for i in range(threads + 1)]
     futures = [
         _pool(threads - 1).submit(loop, *arguments, block, first, stop)
-        for first, stop in zip(cuts[1:-1], cuts[2:], strict=True)
+        for first, stop in pairwise(cuts[1:])
     ]
     loop(*arguments, block, cuts[0], cuts[1])
     for future in futures:

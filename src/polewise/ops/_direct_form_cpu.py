@@ -60,7 +60,7 @@ def backward(
 def _forward(
     x, a, offsets, lengths, state, y, last, bin_length, reset, block, first, stop
 ):  # fmt: skip
-    _, length, dim = x.shape
+    dim = x.shape[2]
     blocks = -(-dim // block)
     y1s, y2s = np.empty(block, x.dtype), np.empty(block, x.dtype)
     a1s, a2s = np.empty(block, x.dtype), np.empty(block, x.dtype)
@@ -96,7 +96,7 @@ def _backward(
     bin_length, reset, block, first, stop,
 ):  # fmt: skip
     """The recursion run backwards on the gradients g1, g2 of the state (y[t], y[t-1])."""
-    _, length, dim = y.shape
+    dim = y.shape[2]
     blocks = -(-dim // block)
     scratch = np.empty((6, block), y.dtype)
     rest = np.zeros(block, y.dtype)

@@ -66,7 +66,7 @@ def backward(
 def _forward(
     x, pole, mix, offsets, lengths, state, y, last, starts, bin_length, reset, block, first, stop
 ):  # fmt: skip
-    _, length, dim = x.shape
+    dim = x.shape[2]
     blocks = -(-dim // block)
     scratch = np.empty((6, block), x.dtype)
     for unit in range(first, stop):
@@ -110,7 +110,7 @@ def _backward(
     grad_state, bin_length, reset, block, first, stop,
 ):  # fmt: skip
     """Recompute 128 states forwards, then run the gradient (g, h) of the state backwards."""
-    _, length, dim = x.shape
+    dim = x.shape[2]
     blocks = -(-dim // block)
     reals = np.empty((SEGMENT + 1, block), x.dtype)
     imags = np.empty((SEGMENT + 1, block), x.dtype)

@@ -17,9 +17,7 @@ def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor]:
     The mark drops the last axis; factors agree on all others.
     """
     finite = [torch.isfinite(factor) for factor in factors]
-    cleaned = [
-        torch.where(good, factor, 0) for good, factor in zip(finite, factors, strict=True)
-    ]
+    cleaned = [torch.where(good, factor, 0) for good, factor in zip(finite, factors, strict=True)]
     bad = ~torch.stack([good.all(-1) for good in finite]).all(0)
     return cleaned, bad.to(factors[0].dtype)
 

@@ -24,7 +24,7 @@ from polewise.ops._checks import (
 )
 from polewise.ops._taint import clean_and_mark, put_back
 
-CHUNK = 64
+CHUNK = 32
 """Steps whose products are taken at once."""
 
 SPAN = 64
@@ -63,7 +63,7 @@ def associative_filter(
         state: $S_{-1}$, `parts` = 1 for real poles, 2 for complex ones (real and imaginary
             part); None is empty.
         backend: "reference" is the recursion in float64, step by step; "torch" works in
-            chunks of 64 steps by matrix products, in float32 or wider.
+            chunks of 32 steps by matrix products, in float32 or wider.
 
     Returns:
         y: like `v`, in its dtype.
@@ -136,15 +136,12 @@ def _definition(q, k, v, decay, angle, state):
 
 
 def _by_chunks(q, k, v, decay, angle, state):
-    """Span by span; a span is at most 64 chunks of 64 steps."""
+    """Span by span; a span is at most 64 chunks of 32 steps."""
     outputs = []
     for start in range(0, q.shape[1], CHUNK * SPAN):
         span = slice(start, start + CHUNK * SPAN)
-        y, state = _span(
-            *(part[:, span] for part in (q, k, v, decay)),
-            None if angle is None else angle[:, span],
-            state,
-        )
+        turn = None if angle is None else angle[:, span]
+        y, state = _span(q[:, span], k[:, span], v[:, span], decay[:, span], turn, state)
         outputs.append(y)
     if not outputs:
         return torch.zeros_like(v), state.clone()

@@ -161,8 +161,8 @@ def _definition(q, k, v, chunk_length, bias, steps, before, sliding, causal):
 
 def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
     """Blocks of queries against their own keys, and the block before where it can be seen."""
-    batch, length, heads, _ = q.shape
-    if length == 0 or batch == 0:
+    length = q.shape[1]
+    if not q.numel():
         return v.clone()
     blocks = -(-length // chunk_length)
     query_time = torch.arange(chunk_length, device=q.device)
@@ -196,9 +196,7 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
 
     mask = visible[:, :, None]
     if bias is not None:
-        index = (distance if causal else distance + chunk_length - 1).clamp(
-            0, bias.shape[1] - 1
-        )
+        index = (distance if causal else distance + chunk_length - 1).clamp(0, bias.shape[1] - 1)
         mask = bias.to(q.dtype)[:, index].masked_fill(~mask, -math.inf)
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     marks_seen = visible[:, :, None].to(marks.dtype) @ marks[..., None]

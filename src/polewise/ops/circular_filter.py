@@ -64,6 +64,8 @@ def circular_filter(
         raise ValueError(
             f"fft_length must be at least bin_length; got {points} for bins of {bin_length}."
         )
+    if not x.numel():
+        return x.clone()
     dtype = accumulator_dtype(x)
     bins = functional.pad(x, (0, 0, 0, -length % bin_length)).unflatten(1, (-1, bin_length))
     with torch.autocast(x.device.type, enabled=False):

@@ -130,7 +130,7 @@ def _definition(x, a, offsets, lengths, state, bin_length, reset):
 
 def _blockwise(x, a, offsets, lengths, state, bin_length, reset):
     """The companion matrix of every step, scanned block by block."""
-    batch, length, dim = x.shape
+    length = x.shape[1]
     if length == 0:
         return x.clone(), state.clone()
     time = torch.arange(length, device=x.device)

@@ -1,6 +1,6 @@
 """The long convolution: one causal kernel per channel, as long as you like.
 
-    y[t] = sum_i kernel[i] x[t - i]
+y[t] = sum_i kernel[i] x[t - i]
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def long_conv(
     real = torch.arange(length, device=x.device) < steps[:, None]
     x_real = torch.where(real[..., None], x, 0)
     past = torch.cat([state.to(x.dtype), x_real], 1)
-    y = run(past, kernel, length) if length else torch.empty_like(x)
+    y = run(past, kernel, length) if x.numel() else torch.empty_like(x)
     # Row by row, the last inputs before its length ran out.
     index = steps[:, None] + torch.arange(history, device=x.device)
     last = past.gather(1, index[..., None].expand(-1, -1, dim))

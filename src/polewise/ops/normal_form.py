@@ -147,7 +147,7 @@ def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset
 
 def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     """The rotation of every step, scanned block by block."""
-    batch, length, dim = x.shape
+    length = x.shape[1]
     if length == 0:
         return x.clone(), state.clone()
     time = torch.arange(length, device=x.device)
@@ -156,9 +156,7 @@ def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
     bins = bin_of_each_step(offsets, length, bin_length, decay.shape[1])
     cosine = spread_over_steps(decay * angle.cos(), bins)
     sine = spread_over_steps(decay * angle.sin(), bins)
-    rotation = torch.stack(
-        [torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2
-    )
+    rotation = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
     identity = torch.eye(2, dtype=x.dtype, device=x.device)
     matrix = torch.where(real_step[..., None, None, None], rotation, identity)
     drive = torch.where(real_step[..., None], x, 0)

@@ -1,0 +1,131 @@
+"""Figures of a run, drawn from the numbers beside this file. Never opens a window."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from polewise.analysis.learning_curve import learning_curve
+from polewise.analysis.placed_filters import PlacedFilters, placed_filters
+from polewise.training import RunFolder
+
+_WIDTH, _HEIGHT = 6.4, 4.4
+_MOST_POINTS = 4000
+
+
+def write_figures(folder: RunFolder) -> list[Path]:
+    """Write the figures of a run into its folder, each with its caption in a `.txt` beside it.
+
+    The learning curve always; poles and frequency responses when the model places its own poles,
+    for the first held-out sequence.
+    """
+    run = folder.read_run()
+    written = [draw_learning_curve(folder)]
+    batch = next(iter(run.task.eval_batches()))
+    batch = {name: value[:1] for name, value in batch.items()}
+    for layer, placed in enumerate(placed_filters(folder.load_model(), batch)):
+        written.append(draw_poles(folder.figures_path / f"poles-layer-{layer}.png", placed))
+        target = folder.figures_path / f"frequency-responses-layer-{layer}.png"
+        written.append(draw_frequency_responses(target, placed))
+    return written
+
+
+def draw_learning_curve(folder: RunFolder) -> Path:
+    """Draw the training loss and the headline metric over the steps."""
+    run, records = folder.read_run(), folder.read_metrics()
+    headline = run.task.headline
+    figure, axes = _figure()
+    try:
+        loss = learning_curve(records, "train", "loss")
+        axes.plot(loss.steps, loss.values, color="0.6", label="training loss (nats)")
+    except ValueError:
+        pass  # a run shorter than one line of the log
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss (nats)")
+    measured = learning_curve(records, "eval", headline)
+    unit = headline.replace("_", " ")
+    right = axes.twinx()
+    right.plot(measured.steps, measured.values, "o-", color="C0", label=f"held-out {unit}")
+    right.set_ylabel(f"held-out {unit}", color="C0")
+    if headline == "accuracy":
+        right.set_ylim(0, 1.03)
+    caption = (
+        f"{run.model.mixer} on {run.task_name}: training loss (grey, mean of "
+        f"{run.training.log_every} steps) and held-out {unit} (blue). The last value is "
+        f"{measured.values[-1]:.4g} at step {measured.steps[-1]}, after "
+        f"{measured.seconds[-1]:.0f} s of training."
+    )
+    return _write(figure, folder.figures_path / "learning-curve.png", caption)
+
+
+def draw_poles(path: Path, placed: PlacedFilters) -> Path:
+    """Draw the poles in the upper half of the unit disc, coloured by bin."""
+    figure, axes = _figure()
+    circle = np.exp(1j * np.linspace(0, np.pi, 256))
+    axes.plot(circle.real, circle.imag, color="0.6", linewidth=0.8)
+    poles = placed.poles[0].flatten(1).numpy()
+    bins, num = poles.shape
+    shown = poles[:, _evenly(num, max(_MOST_POINTS // bins, 1))]
+    colours = np.broadcast_to(np.arange(bins)[:, None], shown.shape)
+    drawn = axes.scatter(
+        shown.real, np.abs(shown.imag), c=colours, s=6, cmap="viridis", linewidths=0, alpha=0.7
+    )
+    figure.colorbar(drawn, ax=axes, label="bin", shrink=0.7)
+    axes.set_aspect("equal")
+    axes.set_xlim(-1.05, 1.05)
+    axes.set_ylim(-0.05, 1.05)
+    axes.set_xlabel("real part")
+    axes.set_ylabel("imaginary part")
+    caption = (
+        f"Poles that {placed.name} places for one held-out sequence: {num} filters in each of "
+        f"{bins} bins (colour). The distance from 0 is the decay per sample (median "
+        f"{np.median(np.abs(poles)):.3f}), the angle 2 pi times the frequency; conjugates are not "
+        "drawn."
+    )
+    return _write(figure, path, caption)
+
+
+def draw_frequency_responses(path: Path, placed: PlacedFilters) -> Path:
+    """Draw the gain over frequency and bin, the median over the channels."""
+    frequency = torch.linspace(0, 0.5, 129, dtype=torch.float64)
+    gain = placed.frequency_response(frequency)[0].abs().median(dim=1).values.numpy()
+    decibels = 20 * np.log10(np.maximum(gain, 1e-12))
+    figure, axes = _figure()
+    drawn = axes.pcolormesh(
+        np.arange(len(gain) + 1), frequency.numpy(), decibels.T[:-1], cmap="magma", shading="flat"
+    )
+    figure.colorbar(drawn, ax=axes, label="gain (dB)")
+    axes.set_xlabel("bin")
+    axes.set_ylabel("frequency (cycles per sample)")
+    caption = (
+        f"Gain of the filters that {placed.name} places over the bins of one held-out sequence, "
+        f"the median over its channels. At one frequency it changes by up to "
+        f"{np.ptp(decibels, axis=0).max():.2g} dB from bin to bin."
+    )
+    return _write(figure, path, caption)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=150)
+    return figure, figure.add_subplot()
+
+
+def _evenly(length: int, most: int) -> np.ndarray:
+    """Return at most `most` indices below `length`, evenly spread."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).astype(int))
+
+
+def _write(figure: Figure, path: Path, caption: str) -> Path:
+    wrapped = textwrap.fill(caption, 96)
+    below = 0.17 + 0.03 * wrapped.count("\n")
+    figure.subplots_adjust(left=0.12, right=0.87, top=0.97, bottom=below)
+    figure.text(0.03, 0.02, wrapped, fontsize=7, va="bottom")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    path.with_suffix(".txt").write_text(wrapped + "\n")
+    return path

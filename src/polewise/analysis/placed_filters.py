@@ -1,0 +1,103 @@
+r"""Which filters a trained model places for a sequence, bin by bin.
+
+A pole $p = \rho e^{j\varphi}$ has decay $\rho$ (its memory is about $1 / (1 - \rho)$ samples) and
+angle $\varphi$ in radians per sample (frequency $\varphi / 2\pi$, in cycles per sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from polewise.filters import (
+    coefficients_to_poles,
+    direct_form_frequency_response,
+    normal_form_frequency_response,
+    normal_form_to_poles,
+)
+from polewise.mixers import Focus
+from polewise.tasks import Batch
+from polewise.training import compute_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedFilters:
+    """The filters that one Focus chose for a batch, in float64 on the CPU."""
+
+    name: str
+    """The module's name in the model."""
+    realisation: Literal["normal", "direct", "circular"]
+    """What the coefficients are: (decay, angle), or (a1, a2)."""
+    coefficients: Float[Tensor, "batch bins dim filters 2"]
+    """What was chosen."""
+    mix: Float[Tensor, "filters dim 2"]
+    """The learned weights with which the filters are summed."""
+
+    @property
+    def poles(self) -> Complex[Tensor, "batch bins dim filters"]:
+        """One pole of every pair: that of non-negative angle, or the larger of two real ones."""
+        if self.realisation == "normal":
+            return normal_form_to_poles(*self.coefficients.unbind(-1))[..., 0]
+        return coefficients_to_poles(self.coefficients)[..., 0]
+
+    def frequency_response(
+        self, frequency: Float[Tensor, " frequencies"]
+    ) -> Complex[Tensor, "batch bins dim frequencies"]:
+        """Return what each channel's filters, summed, do to a frequency in cycles per sample.
+
+        Every bin's filters are taken as if they held for ever.
+        """
+        mix = self.mix.transpose(0, 1)
+        if self.realisation == "normal":
+            decay, angle = self.coefficients.unbind(-1)
+            # The gain with which Focus brings white noise to unit variance.
+            gain = (1 - decay**2).sqrt()[..., None] * mix
+            responses = normal_form_frequency_response(decay, angle, frequency, mix=gain)
+        else:
+            responses = direct_form_frequency_response(self.coefficients, frequency)
+            responses = responses * mix[..., :1]
+        return responses.sum(-2)
+
+
+@torch.no_grad()
+def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
+    """Return the filters that every Focus of the model places for a batch, first layer first.
+
+    A model without Focus gives an empty list.
+    """
+    seen: dict[str, tuple[Tensor, Any]] = {}
+    modules = {name: part for name, part in model.named_modules() if isinstance(part, Focus)}
+
+    def remember(name: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+        def hook(_: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
+            x = positional[0] if positional else named["x"]
+            seen[name] = x.detach(), named.get("shared")
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(remember(name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        compute_logits(model, batch)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return [
+        PlacedFilters(
+            name=name,
+            realisation=modules[name].config.realisation,
+            coefficients=modules[name].coefficients(x, shared=shared).double().cpu(),
+            mix=modules[name].mix[0].detach().double().cpu(),
+        )
+        for name, (x, shared) in seen.items()
+    ]

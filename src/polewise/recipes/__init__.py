@@ -1,0 +1,11 @@
+"""Complete runs, ready to train: the paper's rows and our defaults."""
+
+from polewise.recipes.demo import DemoOptions as DemoOptions
+from polewise.recipes.demo import run_demo as run_demo
+from polewise.recipes.pixels import digits as digits
+from polewise.recipes.pixels import smnist as smnist
+from polewise.recipes.recall import CHUNK_LENGTH as CHUNK_LENGTH
+from polewise.recipes.recall import focus_recall as focus_recall
+from polewise.recipes.recall import focus_recall_2000 as focus_recall_2000
+from polewise.recipes.text import demo_text as demo_text
+from polewise.recipes.text import dickens as dickens

@@ -1,0 +1,16 @@
+"""Problems to learn: data, loss and metric. One file per problem; none of them knows a model."""
+
+from polewise.tasks.images import ImagesTask as ImagesTask
+from polewise.tasks.recall import RecallTask as RecallTask
+from polewise.tasks.task import Batch as Batch
+from polewise.tasks.task import Metrics as Metrics
+from polewise.tasks.task import Task as Task
+from polewise.tasks.task import TaskSpec as TaskSpec
+from polewise.tasks.text import TextTask as TextTask
+
+TASKS: dict[str, type[RecallTask] | type[TextTask] | type[ImagesTask]] = {
+    "recall": RecallTask,
+    "text": TextTask,
+    "images": ImagesTask,
+}
+"""The tasks by the name that the command line and run folders use."""

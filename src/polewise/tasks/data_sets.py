@@ -1,0 +1,151 @@
+"""Where data sets lie, and what to place where when one does not.
+
+A data set is looked for in the folder that `POLEWISE_DATA` names; without it in `data` and
+`../shared/data` under the current directory, beside the source checkout, and in
+`~/.cache/polewise`, where `polewise data --fetch` puts what it downloads.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from polewise.tasks.task import require_choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """One file of a data set."""
+
+    paths: tuple[str, ...]
+    """Where it may lie inside a data folder, best first."""
+    num_bytes: int
+    """Size of the content, unpacked."""
+    md5: str
+    """Checksum of the content, unpacked."""
+    url: str | None = None
+    """The public original, if it can be fetched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A data set that a task can be given by name."""
+
+    what: str
+    """One line about it."""
+    files: tuple[DataFile, ...]
+    """Its files."""
+
+
+def _mnist(name: str, num_bytes: int, md5: str) -> DataFile:
+    mirror = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+    return DataFile(
+        paths=(f"mnist/{name}.gz",), num_bytes=num_bytes, md5=md5, url=f"{mirror}{name}.gz"
+    )
+
+
+DATA_SETS: dict[str, DataSet] = {
+    "dickens": DataSet(
+        what="10 MB of English novels (Silesia corpus), for `train text --source dickens`",
+        files=(
+            DataFile(
+                paths=("dickens/dickens", "dickens/dickens.zip"),
+                num_bytes=10_192_446,
+                md5="88334708559f6db57d79096bc0aca07e",
+                url="https://sun.aei.polsl.pl/~sdeor/corpus/dickens.bz2",
+            ),
+        ),
+    ),
+    "tinyshakespeare": DataSet(
+        what="1.1 MB of Shakespeare, for `train text --source tinyshakespeare`",
+        files=(
+            DataFile(
+                paths=("tinyshakespeare/input.txt",),
+                num_bytes=1_115_394,
+                md5="6fb458f1232090904fb40fe944165e91",
+                url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            ),
+        ),
+    ),
+    "enwik8": DataSet(
+        what="100 MB of English Wikipedia, for `train text --source enwik8`",
+        files=(
+            DataFile(
+                paths=("enwik8/enwik8", "enwik8/enwik8.zip", "enwik8/enwik8.gz"),
+                num_bytes=100_000_000,
+                md5="a1fa5ffddb56f4953e226637dabbb36a",
+                url="http://mattmahoney.net/dc/enwik8.zip",
+            ),
+        ),
+    ),
+    "text8": DataSet(
+        what="100 MB of Wikipedia in 27 characters, for `train text --source text8`",
+        files=(
+            DataFile(
+                paths=("text8/text8", "text8/text8.zip", "text8/text8.gz"),
+                num_bytes=100_000_000,
+                md5="3bea1919949baf155f99411df5fada7e",
+                url="http://mattmahoney.net/dc/text8.zip",
+            ),
+        ),
+    ),
+    "mnist": DataSet(
+        what="70,000 handwritten digits, for `train images --source mnist`",
+        files=(
+            _mnist("train-images-idx3-ubyte", 47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
+            _mnist("train-labels-idx1-ubyte", 60_008, "a25bea736e30d166cdddb491f175f624"),
+            _mnist("t10k-images-idx3-ubyte", 7_840_016, "2646ac647ad5339dbf082846283269ea"),
+            _mnist("t10k-labels-idx1-ubyte", 10_008, "27ae3e4e09519cfbb04c329615203637"),
+        ),
+    ),
+}
+
+
+def data_folders() -> list[Path]:
+    """Return the folders in which data sets are looked for, first to last."""
+    named = os.environ.get("POLEWISE_DATA")
+    if named:
+        return [Path(named)]
+    checkout = Path(__file__).resolve().parents[3]
+    return [
+        Path("data"),
+        Path("../shared/data"),
+        checkout.parent / "shared" / "data",
+        download_folder(),
+    ]
+
+
+def download_folder() -> Path:
+    """Return the folder that downloads go to: `POLEWISE_DATA`, or `~/.cache/polewise`."""
+    named = os.environ.get("POLEWISE_DATA")
+    return Path(named) if named else Path.home() / ".cache" / "polewise"
+
+
+def locate(file: DataFile) -> Path | None:
+    """Return where `file` lies, or None."""
+    for folder in data_folders():
+        for path in file.paths:
+            if (folder / path).is_file():
+                return folder / path
+    return None
+
+
+def find(name: str) -> list[Path]:
+    """Return the paths of the files of data set `name`.
+
+    Raises:
+        ValueError: the name is unknown or a file is missing; the message says what to place where.
+    """
+    require_choice("source", name, DATA_SETS)
+    files = DATA_SETS[name].files
+    found = [locate(file) for file in files]
+    missing = [file for file, path in zip(files, found, strict=True) if path is None]
+    if missing:
+        folder = Path(os.environ.get("POLEWISE_DATA") or "data")
+        raise ValueError(
+            f"source {name!r} must be on disk; place {folder / missing[0].paths[0]} there "
+            f"(or set POLEWISE_DATA to the folder that holds {missing[0].paths[0]}; "
+            f"`polewise data --fetch {name}` downloads it)."
+        )
+    return [path for path in found if path is not None]

@@ -1,0 +1,72 @@
+"""Download the public originals of data sets, and check them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from polewise.tasks.data_sets import DATA_SETS, DataFile, download_folder, locate
+from polewise.tasks.task import require_choice
+
+_TIMEOUT_SECONDS = 30.0
+
+
+def fetch_data_set(name: str, *, say: Callable[[str], object]) -> list[Path]:
+    """Download what is missing of the data set `name` into `download_folder`; return its files.
+
+    The content is checked, unpacked, against its size and MD5 before anything is put in place.
+
+    Raises:
+        ValueError: the name is unknown, there is no network, or the content is not the original.
+    """
+    require_choice("fetch", name, DATA_SETS)
+    return [locate(file) or _fetch(file, say) for file in DATA_SETS[name].files]
+
+
+def _fetch(file: DataFile, say: Callable[[str], object]) -> Path:
+    target = download_folder() / file.paths[0]
+    say(f"fetching {file.url} ({file.num_bytes:,} bytes unpacked)")
+    try:
+        with urllib.request.urlopen(str(file.url), timeout=_TIMEOUT_SECONDS) as response:
+            packed = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise ValueError(
+            f"fetch needs a network: {file.url} could not be reached ({error}). "
+            f"Place the file at {target} by other means."
+        ) from None
+    content = unpack(packed)
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if len(content) != file.num_bytes or md5 != file.md5:
+        raise ValueError(
+            f"fetch must give the original of {file.num_bytes:,} bytes, md5 {file.md5}; {file.url} "
+            f"gave {len(content):,} bytes, md5 {md5}. Nothing was kept."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    with partial.open("wb") as out:
+        if target.suffix == ".gz":
+            shutil.copyfileobj(io.BytesIO(packed), out)
+        else:
+            out.write(content)
+    partial.rename(target)
+    return target
+
+
+def unpack(packed: bytes) -> bytes:
+    """Return the content of a gzip or bzip2 file or of a zip of one member; else the bytes."""
+    if packed.startswith(b"\x1f\x8b"):
+        return gzip.decompress(packed)
+    if packed.startswith(b"BZh"):
+        return bz2.decompress(packed)
+    if packed.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            return archive.read(archive.namelist()[0])
+    return packed

@@ -1,0 +1,185 @@
+"""Images as sequences, one pixel a step: sequential and permuted MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polewise.tasks.data_sets import find
+from polewise.tasks.task import Batch, Metrics, TaskSpec, require_at_least, require_choice
+
+PERMUTATION_SEED = 92916
+"""Seed of the fixed permutation, `numpy.random.RandomState(92916).permutation(length)`: the random
+one named in state-spaces/s4. RandomState's stream is frozen, so every numpy gives the same one."""
+
+NUM_CLASSES = 10
+
+_LENGTHS = {"mnist": 784, "digits": 64}
+
+
+class _Images(NamedTuple):
+    pixels: np.ndarray  # (images, length) uint8
+    labels: np.ndarray  # (images,) int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesTask:
+    """Name the digit from its pixels, given row by row, one a step.
+
+    `mnist` is 28 x 28 (length 784): the first 55,000 training images train, the last 5,000
+    validate, and the 10,000 test images test. `digits` is scikit-learn's 8 x 8 set (length 64),
+    which needs no files: the first 1,397 train, 200 validate and the last 200 test.
+
+    Pixels are scaled to mean 0 and deviation 1 over the whole training part.
+    """
+
+    source: Literal["mnist", "digits"] = "mnist"
+    """The images."""
+    permuted: bool = False
+    """Apply one fixed random permutation to the pixels of every image (`PERMUTATION_SEED`)."""
+    num_train: int | None = None
+    """Train with the first `num_train` images only; None takes all."""
+    num_eval: int | None = None
+    """Evaluate the first `num_eval` images of the held-out part only; None takes all."""
+    batch_size: int = 50
+    """Images in a batch."""
+    part: Literal["valid", "test"] = "valid"
+    """The held-out part."""
+
+    headline: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_choice("source", self.source, _LENGTHS)
+        require_choice("part", self.part, ("valid", "test"))
+        require_at_least("batch_size", self.batch_size, 1)
+        for name in ("num_train", "num_eval"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+
+    @property
+    def spec(self) -> TaskSpec:
+        """One real value a step in, ten classes out."""
+        return TaskSpec(
+            kind="classification",
+            length=_LENGTHS[self.source],
+            num_features=1,
+            num_classes=NUM_CLASSES,
+        )
+
+    def prepare(self) -> None:
+        """Read the images and check that there are as many as asked for."""
+        for name, images in (("num_train", self._train), ("num_eval", self._held_out)):
+            wanted = getattr(self, name)
+            if wanted is not None and wanted > len(images.labels):
+                raise ValueError(
+                    f"{name} must be at most {len(images.labels)} for {self.source}; got {wanted}."
+                )
+
+    def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield batches without end, every image once per epoch in an order drawn from the seed."""
+        self.prepare()
+        num = self.num_train or len(self._train.labels)
+        position = first_step * self.batch_size
+        order, epoch = np.empty(0, dtype=np.int64), -1
+        while True:
+            rows = []
+            for place in range(position, position + self.batch_size):
+                if place // num != epoch:
+                    epoch = place // num
+                    order = np.random.default_rng([seed, epoch]).permutation(num)
+                rows.append(order[place % num])
+            yield self._batch(self._train, np.array(rows))
+            position += self.batch_size
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """Yield the held-out images in order."""
+        self.prepare()
+        num = self.num_eval or len(self._held_out.labels)
+        for first in range(0, num, self.batch_size):
+            yield self._batch(self._held_out, np.arange(first, min(first + self.batch_size, num)))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy, in nats."""
+        return F.cross_entropy(logits, batch["labels"])
+
+    def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
+        """Return `accuracy` and `loss` (nats)."""
+        labels = batch["labels"]
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        return {
+            "accuracy": ((logits.argmax(-1) == labels).sum(), len(labels)),
+            "loss": (total, len(labels)),
+        }
+
+    def _batch(self, images: _Images, rows: np.ndarray) -> Batch:
+        mean, deviation = self._scale
+        pixels = (images.pixels[rows].astype(np.float32) - mean) / deviation
+        if self.permuted:
+            pixels = pixels[:, np.random.RandomState(PERMUTATION_SEED).permutation(pixels.shape[1])]
+        return {
+            "inputs": torch.from_numpy(pixels).unsqueeze(-1),
+            "labels": torch.from_numpy(images.labels[rows]),
+        }
+
+    @cached_property
+    def _scale(self) -> tuple[np.float32, np.float32]:
+        pixels = self._train.pixels
+        return np.float32(pixels.mean()), np.float32(pixels.std())
+
+    @cached_property
+    def _train(self) -> _Images:
+        if self.source == "digits":
+            return _digits("train")
+        images, labels = (_read_idx(path) for path in self._mnist_paths[:2])
+        return _Images(images[:55_000].reshape(-1, 784), labels[:55_000].astype(np.int64))
+
+    @cached_property
+    def _held_out(self) -> _Images:
+        if self.source == "digits":
+            return _digits(self.part)
+        paths = self._mnist_paths[2:] if self.part == "test" else self._mnist_paths[:2]
+        images, labels = (_read_idx(path) for path in paths)
+        first = 55_000 if self.part == "valid" else 0
+        return _Images(images[first:].reshape(-1, 784), labels[first:].astype(np.int64))
+
+    @cached_property
+    def _mnist_paths(self) -> list[Path]:
+        try:
+            return find("mnist")
+        except ValueError as error:
+            raise ValueError(f"{error} `--source digits` works without files.") from None
+
+
+def _digits(part: Literal["train", "valid", "test"]) -> _Images:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError(
+            "source 'digits' must come from scikit-learn, which is not installed: "
+            "`pip install scikit-learn`."
+        ) from None
+    pixels, labels = load_digits(return_X_y=True)
+    rows = {"train": slice(0, 1397), "valid": slice(1397, 1597), "test": slice(1597, None)}[part]
+    return _Images(pixels[rows].astype(np.uint8), labels[rows].astype(np.int64))
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Read one idx file: a magic number that holds the rank, big-endian sizes, then bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        rank = content[3]
+        shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
+        return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
+        raise ValueError(f"source must be a complete idx file; {path}: {error}.") from error

@@ -1,0 +1,103 @@
+"""What a task is: batches, a loss and a metric, for a model it knows nothing about."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+"""One batch. Its entries:
+
+* `inputs`: (batch, length) int64 tokens, or (batch, length, features) float32 values.
+* `labels`: (batch, length) int64, aligned: `labels[:, t]` is the target of position t and -100
+  is ignored; or (batch,) int64 for a classification.
+* `lengths` (optional): (batch,) int64, the real length of each row; the rest is right padding.
+"""
+
+Metrics = dict[str, tuple[Tensor | float, Tensor | int]]
+"""Named measures of one batch as (sum, count); over many batches a measure is sum / count."""
+
+IGNORED = -100
+"""The label that counts for nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What a model must know to take part: the shape of a task's inputs and outputs."""
+
+    kind: Literal["language", "classification"]
+    """One prediction per position, or one per sequence."""
+    length: int
+    """Positions of an input."""
+    vocab_size: int | None = None
+    """Tokens, for token inputs."""
+    num_features: int | None = None
+    """Values per position, for real-valued inputs."""
+    num_classes: int | None = None
+    """Classes, for a classification."""
+
+
+class Task(Protocol):
+    """A problem to learn. Implementations are frozen dataclasses of options.
+
+    A task is deterministic: what `train_batches` yields at step i depends on the options, the
+    seed and i alone, so that training resumes at any step with the batches it would have had.
+    """
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Shape of inputs and outputs; known from the options alone where no file decides it."""
+        ...
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that decides which model is best."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger headline metric is a better one."""
+        ...
+
+    def prepare(self) -> None:
+        """Find the data and check that it suffices.
+
+        Raises:
+            ValueError: the data is missing or too small; the message says what to do.
+        """
+        ...
+
+    def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield training batches without end, beginning with that of `first_step`."""
+        ...
+
+    def eval_batches(self) -> Iterable[Batch]:
+        """Yield the held-out batches: the same ones at every call."""
+        ...
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean training loss of a batch, a scalar in nats."""
+        ...
+
+    def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
+        """Return the measures of a held-out batch as (sum, count)."""
+        ...
+
+
+def require_at_least(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless the option `name` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+
+
+def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest choice, unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{hint}")

@@ -1,0 +1,210 @@
+"""Byte-level language modelling of any file."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import log
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polewise.tasks.data_sets import DATA_SETS, find
+from polewise.tasks.task import (
+    IGNORED,
+    Batch,
+    Metrics,
+    TaskSpec,
+    require_at_least,
+    require_choice,
+)
+
+NUM_BYTES = 256
+"""The vocabulary: every byte value."""
+
+Part = Literal["train", "valid", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask:
+    """Predict the next byte of a text.
+
+    The text is cut in order: the first 90 % for training, 5 % for validation, 5 % for the test.
+    For enwik8 and text8 (100,000,000 bytes) that is the standard 90M / 5M / 5M. Tiny Shakespeare
+    has its usual 90 / 10 and no test part.
+
+    Training windows start anywhere, drawn from the seed and the step. The evaluation runs through
+    the held-out part in windows that follow one another without overlap, so every byte of it is
+    predicted exactly once; the input of the first is the last byte before the part.
+    """
+
+    source: str = "embedded"
+    """`embedded` (Python's own manual, about half a megabyte, in every Python), a data set's name
+    (`dickens`, `tinyshakespeare`, `enwik8`, `text8`), or the path of any file."""
+    length: int = 256
+    """Bytes of a window."""
+    batch_size: int = 16
+    """Windows in a batch."""
+    eval_bytes: int = 0
+    """Held-out bytes to evaluate, from the beginning of the part; 0 takes all of it."""
+    part: Literal["valid", "test"] = "valid"
+    """The held-out part."""
+
+    headline: ClassVar[str] = "bits_per_byte"
+    higher_is_better: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_at_least("length", self.length, 1)
+        require_at_least("batch_size", self.batch_size, 1)
+        require_at_least("eval_bytes", self.eval_bytes, 0)
+        require_choice("part", self.part, ("valid", "test"))
+        if not self.source:
+            raise ValueError("source must be `embedded`, a data set's name or a path; got ''.")
+        if self.part == "test" and self.source == "tinyshakespeare":
+            raise ValueError("part must be 'valid' for tinyshakespeare, which has no test part.")
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Bytes in, bytes out."""
+        return TaskSpec(kind="language", length=self.length, vocab_size=NUM_BYTES)
+
+    def prepare(self) -> None:
+        """Open the text and check that every part is long enough."""
+        first, last = self._bounds("train")
+        if last - first <= self.length:
+            raise ValueError(
+                f"length must be less than the training part of {self.source} "
+                f"({last - first} bytes); got {self.length}."
+            )
+        first, last = self._bounds(self.part)
+        if last <= first:
+            raise ValueError(
+                f"source must leave at least one byte to evaluate; {self.source} has "
+                f"{len(self._text)} bytes in all."
+            )
+
+    def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield random windows of the training part without end."""
+        self.prepare()
+        _, last = self._bounds("train")
+        within = np.arange(self.length + 1)
+        step = first_step
+        while True:
+            generator = np.random.default_rng([seed, step])
+            starts = generator.integers(0, last - self.length, size=self.batch_size)
+            windows = torch.from_numpy(self._text[starts[:, None] + within].astype(np.int64))
+            yield {"inputs": windows[:, :-1].contiguous(), "labels": windows[:, 1:].contiguous()}
+            step += 1
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """Yield the held-out windows in order; the last one is padded on the right."""
+        self.prepare()
+        first, last = self._held_out_bounds()
+        starts = np.arange(first, last, self.length)
+        for begin in range(0, len(starts), self.batch_size):
+            rows = [
+                self._window(start, min(start + self.length, last))
+                for start in starts[begin : begin + self.batch_size]
+            ]
+            yield {
+                "inputs": torch.stack([inputs for inputs, _ in rows]),
+                "labels": torch.stack([labels for _, labels in rows]),
+            }
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy per byte, in nats."""
+        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+    def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
+        """Return `bits_per_byte` and `accuracy` of the next byte."""
+        labels = batch["labels"]
+        labelled = labels != IGNORED
+        nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        right = (logits.argmax(-1) == labels) & labelled
+        return {
+            "bits_per_byte": (nats / log(2), labelled.sum()),
+            "accuracy": (right.sum(), labelled.sum()),
+        }
+
+    def held_out_text(self) -> bytes:
+        """Return the bytes that the evaluation predicts."""
+        self.prepare()
+        first, last = self._held_out_bounds()
+        return self._text[first:last].tobytes()
+
+    def compressor_bits_per_byte(self) -> float:
+        """Return the size of the held-out text under `xz -9`, in bits per byte.
+
+        The compressor sees nothing but that text: it has no training part to learn from, and its
+        container costs some 60 bytes.
+        """
+        text = self.held_out_text()
+        return 8 * len(lzma.compress(text, preset=9)) / len(text)
+
+    def _window(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        inputs = torch.zeros(self.length, dtype=torch.int64)
+        labels = torch.full((self.length,), IGNORED)
+        inputs[: stop - start] = torch.from_numpy(self._text[start - 1 : stop - 1].astype(np.int64))
+        labels[: stop - start] = torch.from_numpy(self._text[start:stop].astype(np.int64))
+        return inputs, labels
+
+    def _bounds(self, part: Part) -> tuple[int, int]:
+        """Return the first byte of a part and the byte after its last."""
+        length = len(self._text)
+        nine_tenths, nineteen_twentieths = length * 9 // 10, length * 19 // 20
+        if self.source == "tinyshakespeare":
+            nineteen_twentieths = length
+        return {
+            "train": (0, nine_tenths),
+            "valid": (nine_tenths, nineteen_twentieths),
+            "test": (nineteen_twentieths, length),
+        }[part]
+
+    def _held_out_bounds(self) -> tuple[int, int]:
+        first, last = self._bounds(self.part)
+        return first, min(last, first + self.eval_bytes) if self.eval_bytes else last
+
+    @cached_property
+    def _text(self) -> np.ndarray:
+        if self.source == "embedded":
+            return np.frombuffer(_embedded_text(), dtype=np.uint8)
+        return _open_bytes(find(self.source)[0] if self.source in DATA_SETS else Path(self.source))
+
+
+def _embedded_text() -> bytes:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics)).encode()
+
+
+def _open_bytes(path: Path) -> np.ndarray:
+    """Map a file into memory; only the single member of an archive is read and unpacked."""
+    if path.is_dir():
+        raise ValueError(f"source must be a file; {path} is a directory.")
+    if not path.exists():
+        names = ", ".join(["embedded", *(name for name in DATA_SETS if name != "mnist")])
+        raise ValueError(f"source must be one of {names}, or a file; there is no file {path}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"source must hold some text; {path} is empty.")
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+                if len(members) != 1:
+                    raise ValueError(
+                        f"source must be an archive of one file; {path} holds {len(members)}."
+                    )
+                return np.frombuffer(archive.read(members[0]), dtype=np.uint8)
+        if path.suffix == ".gz":
+            return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"source must be readable; {path}: {error}.") from error

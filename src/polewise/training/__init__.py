@@ -1,0 +1,15 @@
+"""Training: a run, its folder, and the loop that fills it. Importing it needs the extra `train`."""
+
+from polewise.training.checkpoint import NonFiniteError as NonFiniteError
+from polewise.training.evaluation import compute_logits as compute_logits
+from polewise.training.evaluation import evaluate as evaluate
+from polewise.training.loop import Outcome as Outcome
+from polewise.training.loop import resume as resume
+from polewise.training.loop import train as train
+from polewise.training.run import ModelOptions as ModelOptions
+from polewise.training.run import Run as Run
+from polewise.training.run import TrainingOptions as TrainingOptions
+from polewise.training.run import build_model as build_model
+from polewise.training.run import run_from_json as run_from_json
+from polewise.training.run import run_to_json as run_to_json
+from polewise.training.run_folder import RunFolder as RunFolder

@@ -1,0 +1,62 @@
+"""Progress of a run: a moving bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Display:
+    """Shows how far a run is, its rate and the time that remains. A context manager."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title = title
+        self.console = console or Console()
+        self._bar: Progress | None = None
+        self._last_line = float("-inf")
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._row = self._bar.add_task(self.title, total=1.0, status="starting")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, share: float, status: str, remaining: float) -> None:
+        """Show the share of the budget that is spent, the measures, and the seconds that remain."""
+        status = f"{status}, {format_seconds(remaining)} left"
+        if self._bar is not None:
+            self._bar.update(self._row, completed=share, status=status)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._print(f"{self.title} {share:4.0%}  {status}")
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._print(f"{self.title}  {text}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as 0:42, 12:05 or 1:02:03."""
+    whole = max(round(seconds), 0)
+    hours, minutes = divmod(whole // 60, 60)
+    tail = f"{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+    return f"{hours}:{tail}" if hours else tail

@@ -1,0 +1,55 @@
+"""A model's answer to a batch, and its measures over the held-out data."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from polewise.tasks import Batch, Task
+
+
+def compute_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the model's float32 logits for the inputs of a batch, tokens or values."""
+    inputs = batch["inputs"]
+    arguments = {"input_values" if inputs.is_floating_point() else "input_ids": inputs}
+    if "lengths" in batch:
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        arguments["attention_mask"] = (positions < batch["lengths"][:, None]).long()
+    return model(**arguments).logits.float()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, task: Task, accelerator: Accelerator | None = None
+) -> dict[str, float]:
+    """Return the task's metrics over all held-out batches.
+
+    Sums and counts are kept in float64 and divided once, so batches of different sizes weigh what
+    they hold. With several processes each takes its share of the batches.
+    """
+    device = next(model.parameters()).device
+    index, stride = (0, 1)
+    if accelerator is not None:
+        index, stride = accelerator.process_index, accelerator.num_processes
+    was_training = model.training
+    model.eval()
+    totals: dict[str, Tensor] = {}
+    try:
+        for number, batch in enumerate(task.eval_batches()):
+            # A share of the batches may be empty; its first one still names the metrics.
+            weight = float(number % stride == index)
+            if not weight and totals:
+                continue
+            batch = {name: value.to(device) for name, value in batch.items()}
+            for name, (total, count) in task.metrics(compute_logits(model, batch), batch).items():
+                pair = torch.tensor([float(total), float(count)], dtype=torch.float64) * weight
+                totals[name] = totals.get(name, torch.zeros(2, dtype=torch.float64)) + pair
+    finally:
+        model.train(was_training)
+    if accelerator is not None and stride > 1:
+        totals = {
+            name: accelerator.reduce(pair.to(device, torch.float32)).double()
+            for name, pair in totals.items()
+        }
+    return {name: float(pair[0] / pair[1]) for name, pair in totals.items()}

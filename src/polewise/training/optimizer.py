@@ -1,0 +1,91 @@
+"""AdamW in groups: what decays, what does not, and what learns at a rate of its own."""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import nn
+
+from polewise.training.run import TrainingOptions
+
+
+def parameter_groups(model: nn.Module, options: TrainingOptions) -> list[dict]:
+    """Return the optimiser groups `decay`, `no_decay` and `filter`; empty ones are left out.
+
+    A module names its filter parameters in a class attribute `filter_parameters`, a tuple of
+    attribute names; a name may also stand for a whole submodule. They are not decayed (decay would
+    pull poles towards an arbitrary place) and may have a learning rate of their own. Norms, biases
+    and everything else with fewer than two dimensions are not decayed, nor are embeddings unless
+    `decay_embeddings` says so. A shared parameter is counted once.
+    """
+    filters = _filter_parameters(model)
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "filter": []}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in filters:
+            groups["filter"].append(parameter)
+        elif parameter.ndim < 2 or (id(parameter) in embeddings and not options.decay_embeddings):
+            groups["no_decay"].append(parameter)
+        else:
+            groups["decay"].append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "weight_decay": options.weight_decay if name == "decay" else 0.0,
+            "scale": options.filter_learning_rate if name == "filter" else 1.0,
+        }
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
+    """Return AdamW over `parameter_groups`."""
+    groups = parameter_groups(model, options)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas)
+
+
+def learning_rate_share(progress: float, options: TrainingOptions) -> float:
+    """Return the learning rate as a share of its peak, at a share `progress` of the budget.
+
+    A straight line from 0 to 1 during the warm-up, then half a cosine down to
+    `final_learning_rate` at the end.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < options.warmup:
+        return progress / options.warmup
+    rest = (progress - options.warmup) / (1 - options.warmup) if options.warmup < 1 else 0.0
+    final = options.final_learning_rate
+    return final + (1 - final) * (1 + cos(pi * rest)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group `rate` times the group's own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def _filter_parameters(model: nn.Module) -> set[int]:
+    found: set[int] = set()
+    for module in model.modules():
+        for name in getattr(type(module), "filter_parameters", ()):
+            part: Any = module
+            for step in name.split("."):
+                part = getattr(part, step, None)
+            if isinstance(part, nn.Parameter):
+                found.add(id(part))
+            elif isinstance(part, nn.Module):
+                found.update(id(parameter) for parameter in part.parameters())
+            elif part is not None:
+                raise TypeError(
+                    f"filter_parameters of {type(module).__name__} must name parameters or "
+                    f"modules; {name!r} is a {type(part).__name__}."
+                )
+    return found

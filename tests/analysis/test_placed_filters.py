@@ -1,0 +1,73 @@
+"""Facts about the filters read out of a trained model."""
+
+import pytest
+import torch
+
+from polewise.analysis import PlacedFilters, placed_filters
+from polewise.mixers import FocusConfig
+from polewise.tasks import RecallTask
+from polewise.training import ModelOptions, build_model
+
+
+def model_and_batch(**options):
+    task = RecallTask(length=30, batch_size=3)
+    torch.manual_seed(0)
+    options = {"bin_length": 8, "chunk_length": 8, **options}
+    model = build_model(task.spec, ModelOptions(mixer_options=options, hidden_size=6, num_layers=2))
+    return model, next(task.train_batches(0))
+
+
+@pytest.mark.parametrize("hypernetwork", ["recurrent", "shared_recurrent", "none"])
+def test_every_layer_shows_a_stable_pole_for_each_filter(hypernetwork):
+    model, batch = model_and_batch(hypernetwork=hypernetwork, filters=2)
+    placed = placed_filters(model, batch)
+    assert len(placed) == 2
+    for filters in placed:
+        assert filters.poles.shape == (3, 4, 6, 2)
+        assert filters.poles.abs().max() < 1
+        assert filters.poles.imag.min() >= 0
+
+
+@pytest.mark.parametrize("realisation", ["normal", "direct"])
+def test_the_response_is_that_of_the_filter_the_mixer_runs(realisation):
+    config = FocusConfig(
+        dim=5,
+        filters=2,
+        bin_length=2048,
+        hypernetwork="none",
+        realisation=realisation,
+        max_decay=0.98,
+    )
+    focus = config.build().double()
+    with torch.no_grad():
+        focus.mix.normal_()
+    impulse = torch.zeros(1, 2048, 5, dtype=torch.float64)
+    impulse[:, 0] = 1
+    coefficients = focus.coefficients(impulse)
+    output, _ = focus._filter(impulse, coefficients, torch.zeros(1, dtype=torch.int64), None, None)
+    wanted = torch.fft.rfft(output[0].detach(), dim=0).T
+
+    placed = PlacedFilters(
+        name="focus",
+        realisation=realisation,
+        coefficients=coefficients.detach(),
+        mix=focus.mix[0].detach(),
+    )
+    frequency = torch.linspace(0, 0.5, 1025, dtype=torch.float64)
+    torch.testing.assert_close(placed.frequency_response(frequency)[0, 0], wanted)
+
+
+def test_looking_changes_nothing():
+    model, batch = model_and_batch()
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    placed_filters(model, batch)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_model_without_filters_shows_none():
+    task = RecallTask(length=6)
+    model = build_model(task.spec, ModelOptions(mixer="attention", hidden_size=8, num_layers=1))
+    assert placed_filters(model, next(task.train_batches(0))) == []

@@ -1,0 +1,205 @@
+"""Facts about the commands: what they do, and what they answer to a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+import polewise
+from polewise.cli import COMMANDS, main
+
+SMALL = [
+    *("--hidden-size", "8", "--num-layers", "1", "--batch-size", "4"),
+    *("--max-steps", "4", "--log-every", "2", "--evaluate-every", "2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train_text(out="run"):
+    Path("text.txt").write_text(str(sys.version_info) * 40)
+    words = ["train", "text", "--source", "text.txt", "--length", "16", *SMALL]
+    return main([*words, "--set", "chunk_length=8", "--set", "bin_length=8", "--out", out])
+
+
+def files_in(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("trian recall", "Did you mean 'train'?"),
+        ("train", "train must be followed by a task, recall, text, images; got nothing."),
+        ("train recal", "Did you mean 'recall'?"),
+        ("train recall --lenght 8", "unknown option --lenght 8. Did you mean --length?"),
+        ("train recall --length x", "--length must be an integer; got 'x'."),
+        ("train recall --length 7", "length must be even"),
+        ("train recall --length", "--length"),
+        ("train recall --mixer fokus", "Did you mean 'focus'?"),
+        ("train recall --set chunk_lenght=3", "Did you mean 'chunk_length'?"),
+        ("train recall --set chunk_length=x", "chunk_length must be of type int; got 'x'."),
+        ("train recall --set chunk_length", "set must be given as NAME=VALUE"),
+        ("train recall --set causal=false", "causal"),
+        ("train recall --max-steps 0", "max_steps must be positive; got 0."),
+        ("train recall --learning-rate nan", "learning_rate must be positive; got nan."),
+        ("train recall --precision float16", "--precision"),
+        ("train text --source nothing.txt", "there is no file nothing.txt."),
+        ("train text --source .", "is a directory."),
+        ("train text --length 99999999", "length must be less than the training part"),
+        ("train images --source cifar", "--source"),
+        ("train images --num-train 99999", "num_train must be at most 1397"),
+        ("resume nowhere", "run must be a run folder"),
+        ("train --resume nowhere", "run must be a run folder"),
+        ("eval", "RUN is missing."),
+        ("eval nowhere", "run must be a run folder (with a config.json); got nowhere."),
+        ("generate nowhere --prompt a", "run must be a run folder"),
+        ("generate nowhere", "--prompt"),
+        ("info nowhere", "run must be a run folder"),
+        ("mixers fokus", "Did you mean 'focus'?"),
+        ("data --fetch enwik", "Did you mean 'enwik8'?"),
+        ("demo --text nothing.txt", "there is no file nothing.txt."),
+    ],
+)
+def test_a_mistake_is_one_line_and_creates_nothing(words, answer, capsys, tmp_path):
+    assert main(words.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("polewise: error: ")
+    assert printed.err.count("\n") == 1
+    assert answer in printed.err
+    assert files_in(tmp_path) == []
+
+
+def test_with_traceback_the_whole_account_is_raised():
+    with pytest.raises(ValueError, match="run must be a run folder"):
+        main(["info", "nowhere", "--traceback"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(name, capsys):
+    assert main([*name.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"polewise {name}" in text
+    assert f"For example:\n  polewise {name}" in text
+
+
+def test_the_overview_lists_every_command(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+def test_a_text_run_trains_evaluates_writes_and_describes_itself(tmp_path, capsys):
+    assert train_text() == 0
+    assert "everything is in run" in capsys.readouterr().out
+    figures = {path.name for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert figures == {
+        "learning-curve.png", "poles-layer-0.png", "frequency-responses-layer-0.png"
+    }  # fmt: skip
+
+    assert main(["eval", "run"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert 0 < measured["bits_per_byte"] < 20
+    assert 1 < measured["xz_bits_per_byte"] < 8
+
+    words = ["generate", "run", "--prompt", "Ein Ü", "--max-new-tokens", "20"]
+    texts = []
+    for more in ([], [], ["--seed", "1"]):
+        assert main([*words, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("Ein Ü")
+    assert texts[0] == texts[1] != texts[2]
+
+    assert main(["info", "run"]) == 0
+    text = capsys.readouterr().out
+    for part in ("task        text", "parameters", "state", "step-4", "poles-layer-0.png"):
+        assert part in text
+
+
+def test_a_prompt_that_will_not_do_is_explained(capsys):
+    assert train_text() == 0
+    capsys.readouterr()
+    for words, answer in (
+        (["--prompt", ""], "prompt must not be empty"),
+        (["--prompt", "a", "--temperature", "-1"], "temperature must"),
+        (["--prompt", "a", "--top-k", "0"], "top_k must be at least 1; got 0"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens must be at least 1; got 0"),
+    ):
+        assert main(["generate", "run", *words]) == 2
+        assert answer in capsys.readouterr().err
+
+
+def test_resume_continues_and_a_folder_in_use_is_refused(capsys):
+    words = ["train", "recall", "--length", "6", "--mixer", "attention", *SMALL, "--out", "run"]
+    assert main(words) == 0
+    assert main(words) == 2
+    assert "out must be a new or empty folder" in capsys.readouterr().err
+    assert main(["train", "--resume", "run"]) == 2
+    assert "has spent" in capsys.readouterr().err
+    assert main(["train", "recall", "--resume", "run", "--max-steps", "6"]) == 0
+    assert "finished after 6 steps" in capsys.readouterr().out
+
+
+def test_a_budget_in_seconds_replaces_the_recipes_budget_in_steps(tmp_path):
+    words = ["train", "recall", "--length", "6", "--mixer", "attention", "--out", "run"]
+    assert main([*words, "--max-seconds", "0.2", "--hidden-size", "8"]) == 0
+    training = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert (training["max_steps"], training["max_seconds"]) == (None, 0.2)
+
+
+def test_recall_inputs_follow_the_chunk_length(tmp_path):
+    words = ["train", "recall", "--length", "6", *SMALL, "--out", "run"]
+    assert main([*words, "--set", "chunk_length=16"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["task"]["align_to"] == 16
+
+
+def test_a_mixer_lists_its_options(capsys):
+    assert main(["mixers", "focus"]) == 0
+    assert "--set chunk_length=" in capsys.readouterr().out
+
+
+def test_data_sets_that_are_absent_are_listed_with_their_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
+    assert main(["data"]) == 0
+    text = capsys.readouterr().out
+    assert f"place {tmp_path}/enwik8/enwik8" in text
+    assert "t10k-labels-idx1-ubyte.gz" in text
+
+
+def test_fetching_without_a_network_says_so_and_where_the_file_belongs(
+    tmp_path, monkeypatch, capsys
+):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setenv("POLEWISE_DATA", str(tmp_path / "data"))
+    assert main(["data", "--fetch", "text8"]) == 2
+    error = capsys.readouterr().err
+    assert "no route to host" in error
+    assert str(tmp_path / "data/text8/text8") in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_module_runs_as_a_program():
+    source = str(Path(polewise.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "polewise.cli", "trian"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": source},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("polewise: error: ")
+    assert "Traceback" not in done.stderr

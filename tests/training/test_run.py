@@ -1,0 +1,77 @@
+"""Facts about the description of a run."""
+
+import json
+
+import pytest
+
+from polewise.recipes import dickens, digits, focus_recall, focus_recall_2000, smnist
+from polewise.tasks import TaskSpec
+from polewise.training import (
+    ModelOptions,
+    TrainingOptions,
+    build_model,
+    run_from_json,
+    run_to_json,
+)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [focus_recall(), focus_recall_2000(256), dickens(1, "attention"), smnist(1), digits()],
+    ids=["recall", "recall-2000", "dickens", "smnist", "digits"],
+)
+def test_a_run_survives_json_unchanged(run):
+    assert run_from_json(json.loads(json.dumps(run_to_json(run)))) == run
+
+
+def test_an_unknown_option_in_json_is_answered_with_the_nearest():
+    values = run_to_json(focus_recall())
+    values["training"]["learning_rat"] = 1
+    with pytest.raises(ValueError, match=r"'learning_rat'\. Did you mean 'learning_rate'"):
+        run_from_json(values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer": "fokus"}, "Did you mean 'focus'"),
+        ({"mixer_options": {"chunk_lenght": 8}}, "Did you mean 'chunk_length'"),
+        ({"mixer_options": {"chunk_length": "8"}}, "chunk_length must be of type int; got '8'"),
+        ({"mixer_options": {"chunk_length": True}}, "chunk_length must be of type int; got True"),
+        ({"mixer_options": {"chunk_length": 0}}, "chunk_length must"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
+        ({"intermediate_size": -1}, "intermediate_size must be at least 0; got -1"),
+    ],
+)
+def test_impossible_model_options_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "max_steps must be given, or max_seconds; got neither"),
+        ({"max_steps": 0}, "max_steps must be positive; got 0"),
+        ({"max_steps": 1, "learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"max_steps": 1, "warmup": 1.5}, "warmup must be between 0 and 1; got 1.5"),
+        ({"max_steps": 1, "betas": (0.9, 1.0)}, "betas must be in"),
+        ({"max_steps": 1, "seed": -1}, "seed must be between"),
+        ({"max_steps": 1, "precision": "float16"}, "precision must be float32 or bfloat16"),
+    ],
+)
+def test_impossible_training_options_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**options)
+
+
+def test_a_model_has_the_shape_its_task_asks_for():
+    options = ModelOptions(mixer="attention", hidden_size=8, num_layers=3, intermediate_size=12)
+    language = build_model(TaskSpec(kind="language", length=5, vocab_size=7), options)
+    assert language.config.vocab_size == 7
+    assert language.config.num_hidden_layers == 3
+    assert language.config.intermediate_size == 12
+    shape = TaskSpec(kind="classification", length=5, num_features=2, num_classes=4)
+    classifier = build_model(shape, options)
+    assert classifier.config.num_input_features == 2
+    assert classifier.config.num_labels == 4
