@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ def mixer_checks(
     mixer: nn.Module, *, dim: int | None = None, length: int = 37
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Every check that applies, by name, so that a test runner can show them one by one."""
-    channels: int = mixer.config.dim if dim is None else dim
+    config: Any = getattr(mixer, "config", None)
+    channels = config.dim if dim is None else dim
     limits = getattr(mixer, "limits", {})
     checks: dict[str, Callable[[nn.Module, Tensor], None]] = {
         "shape": _keeps_shape_and_dtype,

@@ -152,7 +152,14 @@ def _compiled(x, a, offsets, lengths, state, bin_length, reset):
     return _forward_op(x, a, offsets, lengths, state, bin_length, reset)
 
 
-@torch.library.custom_op("polewise::direct_form_forward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::direct_form_forward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor a, Tensor offsets, "
+    "Tensor lengths, Tensor state, int bin_length, bool reset) "
+    "-> (Tensor, Tensor)",
+)
 def _forward_op(
     x: Tensor,
     a: Tensor,
@@ -174,7 +181,14 @@ def _(x, a, offsets, lengths, state, bin_length, reset):
     )
 
 
-@torch.library.custom_op("polewise::direct_form_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::direct_form_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_y, Tensor grad_last, Tensor y, Tensor a, Tensor offsets, "
+    "Tensor lengths, Tensor state, int bin_length, bool reset) "
+    "-> (Tensor, Tensor, Tensor)",
+)
 def _backward_op(
     grad_y: Tensor,
     grad_last: Tensor,

@@ -172,7 +172,14 @@ def _compiled(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     return y, last
 
 
-@torch.library.custom_op("polewise::normal_form_forward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::normal_form_forward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor pole, Tensor mix, Tensor offsets, "
+    "Tensor lengths, Tensor state, int bin_length, bool reset) "
+    "-> (Tensor, Tensor, Tensor)",
+)
 def _forward_op(
     x: Tensor,
     pole: Tensor,
@@ -199,7 +206,14 @@ def _(x, pole, mix, offsets, lengths, state, bin_length, reset):
     )
 
 
-@torch.library.custom_op("polewise::normal_form_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::normal_form_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_y, Tensor grad_last, Tensor x, Tensor pole, Tensor mix, Tensor offsets, "
+    "Tensor lengths, Tensor starts, int bin_length, bool reset) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward_op(
     grad_y: Tensor,
     grad_last: Tensor,

@@ -1,0 +1,230 @@
+"""Facts about the Hugging Face family."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from polewise import (
+    PolewiseConfig,
+    PolewiseForCausalLM,
+    PolewiseForSequenceClassification,
+    generate,
+)
+from polewise.models import PRESETS
+
+transformers = pytest.importorskip("transformers")
+
+FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2}
+CAUSAL_FORMS = [
+    {},
+    {"sliding": True},
+    {"filters": 2},
+    {"realisation": "direct", "reset": True},
+    {"hypernetwork": "none"},
+    {"hypernetwork": "shared_recurrent"},
+    {"hypernetwork": "long_conv", "taps": 12},
+    {"hypernetwork": "shared_long_conv", "taps": 12},
+    {"associative_heads": 0},
+    {"associative_turning": True},
+]
+
+
+def language_model(mixer="focus", **options):
+    torch.manual_seed(0)
+    options = (FOCUS if mixer == "focus" else {}) | options
+    config = PolewiseConfig(
+        mixer=mixer, mixer_options=options, hidden_size=8, num_hidden_layers=2,
+        intermediate_size=12, vocab_size=30,
+    )  # fmt: skip
+    return PolewiseForCausalLM(config)
+
+
+def tokens(*shape):
+    return torch.randint(0, 30, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [("focus", form) for form in CAUSAL_FORMS] + [("associative", {}), ("attention", {"heads": 2})],
+)
+def test_no_logit_of_the_whole_model_depends_on_a_later_input(mixer, options, training):
+    model = language_model(mixer, **options).double().train(training)
+    tolerance = 1e-12 if "long_conv" in options.get("hypernetwork", "") else 0
+    for length in (1, 9, 21):
+        x = torch.randn(1, length, 8, dtype=torch.float64)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x: model(inputs_embeds=x).logits.sum(-1)[0], x
+        )[:, 0]
+        jacobian = jacobian.abs().sum(-1)
+        assert jacobian.triu(1).max() <= tolerance * jacobian.max()
+        assert (jacobian.diagonal() > 0).all()
+
+
+def test_nan_from_a_step_on_leaves_all_earlier_logits_as_they_are():
+    model = language_model().double()
+    x = torch.randn(1, 30, 8, dtype=torch.float64)
+    clean = model(inputs_embeds=x).logits
+    for t in (1, 13, 29):
+        poisoned = x.clone()
+        poisoned[:, t:] = float("nan")
+        logits = model(inputs_embeds=poisoned).logits
+        torch.testing.assert_close(logits[:, :t], clean[:, :t], rtol=1e-12, atol=1e-12)
+        assert logits[:, t].isnan().all()
+
+
+@pytest.mark.parametrize("cuts", [[1, 2, 3], [10], [7, 8, 20, 20]])
+def test_any_split_of_a_text_gives_the_logits_of_one_pass(cuts):
+    model = language_model()
+    ids = tokens(2, 33)
+    whole = model(ids).logits
+    edges, state, parts = [0, *cuts, 33], None, []
+    for begin, end in itertools.pairwise(edges):
+        logits, state = model.step(ids[:, begin:end], state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "adaptive", "static"),
+    [("focus-22m", 22_227_328, 21_177_344), ("focus-22m-noffn", 22_206_848, 21_156_864)],
+)
+def test_presets_have_the_published_sizes(preset, adaptive, static):
+    def count(**options):
+        keys = PRESETS[preset]
+        keys = keys | {"mixer_options": keys["mixer_options"] | options}
+        with torch.device("meta"):
+            model = PolewiseForCausalLM(PolewiseConfig(**keys))
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    assert count() == adaptive
+    assert count(hypernetwork="none") == static
+    assert round(adaptive / 1e6) == 22
+    assert round(static / 1e6) == 21
+
+
+def test_saving_and_loading_changes_nothing(tmp_path):
+    model, ids = language_model().eval(), tokens(2, 20)
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(again, PolewiseForCausalLM)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert again.config.mixer_options == model.config.mixer_options
+    base = transformers.AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(base(ids).last_hidden_state, model.model(ids).last_hidden_state)
+    half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half(ids).logits.dtype == torch.bfloat16
+
+
+def test_the_tied_output_layer_is_stored_once(tmp_path):
+    from safetensors import safe_open
+
+    language_model().save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as stored:
+        names = set(stored.keys())
+    assert "lm_head.weight" not in names
+    assert "model.embed_tokens.weight" in names
+
+
+def test_labels_give_the_loss_of_predicting_the_next_token():
+    model, ids = language_model(), tokens(2, 20)
+    output = model(ids, labels=ids)
+    wanted = functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(output.loss, wanted)
+
+
+@pytest.mark.parametrize("mixer", ["focus", "associative", "attention"])
+@pytest.mark.parametrize("holes", [[0, 1, 2], [17, 18, 19], [3, 9, 10], []])
+def test_a_masked_token_does_not_exist(mixer, holes):
+    model = language_model(mixer, **({"heads": 2} if mixer == "attention" else {}))
+    x = torch.randn(2, 20, 8)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[0, holes] = 0
+    poisoned = x.clone()
+    poisoned[0, holes] = float("nan")
+    logits = model(inputs_embeds=poisoned, attention_mask=mask).logits
+    kept = mask[0].bool()
+    alone = model(inputs_embeds=x[:1, kept]).logits
+    torch.testing.assert_close(logits[:1, kept], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[1:], model(inputs_embeds=x[1:]).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"hiden_size": 8}, "Did you mean 'hidden_size'"),
+        ({"mixer": "fokus"}, "Did you mean 'focus'"),
+        ({"mixer_options": {"bin_lenght": 8}}, "Did you mean 'bin_length'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
+        ({"dropout": 1.5}, "dropout must lie in"),
+    ],
+)
+def test_a_mistyped_key_is_refused_with_the_nearest_name(keys, message):
+    with pytest.raises(ValueError, match=message):
+        PolewiseConfig(**keys)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    gradients = []
+    for enabled in (False, True):
+        model = language_model().train()
+        if enabled:
+            model.gradient_checkpointing_enable()
+            assert model.model.backbone.checkpoint_activations
+        ids = tokens(2, 20)
+        model(ids, labels=ids).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_logits_to_keep_takes_the_last_or_the_chosen():
+    model, ids = language_model(), tokens(2, 20)
+    logits = model(ids).logits
+    torch.testing.assert_close(model(ids, logits_to_keep=3).logits, logits[:, -3:])
+    chosen = torch.tensor([0, 7])
+    torch.testing.assert_close(model(ids, logits_to_keep=chosen).logits, logits[:, chosen])
+
+
+def test_generation_follows_the_parallel_pass_here_and_in_transformers():
+    model, ids = language_model().eval(), tokens(1, 11)
+    drawn = list(generate(model, ids, 12, temperature=0))
+    grown = ids
+    for token in drawn:
+        assert model(grown).logits[0, -1].argmax() == token
+        grown = torch.cat([grown, torch.tensor([[token]])], 1)
+    theirs = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert theirs[0, 11:].tolist() == drawn
+
+
+def test_generation_names_a_bad_argument():
+    model = language_model()
+    with pytest.raises(ValueError, match="prompt must be one row"):
+        generate(model, tokens(1, 0), 3)
+    with pytest.raises(ValueError, match="temperature must not be negative"):
+        generate(model, tokens(1, 3), 3, temperature=-1)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_classification_reads_numbers_and_ignores_padding(causal):
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1,
+        mixer_options=FOCUS | {"causal": causal},
+    )  # fmt: skip
+    model = PolewiseForSequenceClassification(config)
+    x, mask = torch.randn(2, 20, 2), torch.ones(2, 20, dtype=torch.long)
+    mask[1, 12:] = 0
+    output = model(input_values=x, attention_mask=mask, labels=torch.tensor([0, 2]))
+    assert torch.isfinite(output.loss)
+    alone = model(input_values=x[1:, :12]).logits
+    torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_language_model_must_be_causal():
+    with pytest.raises(ValueError, match="needs a causal mixer"):
+        PolewiseForCausalLM(PolewiseConfig(hidden_size=8, mixer_options={"causal": False}))

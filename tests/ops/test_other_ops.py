@@ -1,0 +1,210 @@
+"""Facts about the associative filter, local attention and the convolutions."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import scipy.signal
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.drawing import Draw, all_gradients
+
+from polewise.ops import (
+    AttentionState,
+    associative_filter,
+    chunked_attention,
+    circular_filter,
+    direct_form_filter,
+    long_conv,
+)
+from polewise.ops.long_conv import good_fft_length
+
+BATCH, HEADS = 2, 2
+
+
+def products(length, turning, seed=0):
+    draw = Draw(seed)
+    q, k = draw.normal(BATCH, length, HEADS, 4), draw.normal(BATCH, length, HEADS, 4)
+    v, decay = draw.normal(BATCH, length, HEADS, 3), draw.uniform(BATCH, length, HEADS)
+    angle = [draw.normal(BATCH, length, HEADS)] if turning else []
+    state = draw.normal(BATCH, HEADS, 2 if turning else 1, 4, 3)
+    return [t.requires_grad_() for t in (q, k, v, decay, *angle)], state.requires_grad_()
+
+
+@pytest.mark.parametrize("turning", [False, True])
+@settings(deadline=None, max_examples=15)
+@given(length=st.sampled_from([0, 1, 31, 32, 33, 100]), ragged=st.booleans())
+def test_chunks_of_products_equal_the_recursion_gradients_included(turning, length, ragged):
+    inputs, state = products(length, turning)
+    lengths = torch.tensor([length, length // 2]) if ragged else None
+    results = []
+    for backend in ("reference", "torch"):
+        y, end = associative_filter(*inputs, lengths=lengths, state=state, backend=backend)
+        results.append((y, end, *all_gradients(y, end, [*inputs, state])))
+    for definition, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+
+
+def test_products_are_carried_from_span_to_span():
+    inputs, state = products(2500, False)  # more than 64 chunks of 32
+    results = [associative_filter(*inputs, state=state, backend=b) for b in ("reference", "torch")]
+    for definition, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("turning", [False, True])
+@settings(deadline=None, max_examples=10)
+@given(cut=st.integers(0, 70))
+def test_any_split_of_the_products_gives_one_pass(turning, cut):
+    inputs, state = products(70, turning)
+    whole, end = associative_filter(*inputs, state=state)
+    left, middle = associative_filter(*(t[:, :cut] for t in inputs), state=state)
+    right, last = associative_filter(*(t[:, cut:] for t in inputs), state=middle)
+    torch.testing.assert_close(torch.cat([left, right], 1), whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(last, end, rtol=1e-10, atol=1e-10)
+
+
+def test_a_decay_of_one_is_linear_attention():
+    (q, k, v, decay), _ = products(20, False)
+    y, _ = associative_filter(q, k, v, torch.ones_like(decay))
+    weights = torch.einsum("bihk,bjhk->bhij", q, k).tril()
+    torch.testing.assert_close(y, torch.einsum("bhij,bjhv->bihv", weights, v))
+
+
+def test_extreme_decays_stay_finite():
+    (q, k, v, decay), _ = products(100, False)
+    for value in (0.0, 1e-30, 1.0):
+        y, state = associative_filter(q, k, v, torch.full_like(decay, value))
+        assert torch.isfinite(y).all()
+        assert torch.isfinite(state).all()
+
+
+@pytest.mark.parametrize("place", ["k", "v", "decay"])
+def test_nan_in_the_products_reaches_no_earlier_output(place):
+    (q, k, v, decay), _ = (list(map(torch.detach, part)) for part in products(80, False))
+    clean, _ = associative_filter(q, k, v, decay)
+    {"k": k, "v": v, "decay": decay}[place][:, 40] = float("nan")
+    y, _ = associative_filter(q, k, v, decay)
+    torch.testing.assert_close(y[:, :40], clean[:, :40], rtol=1e-12, atol=1e-12)
+    assert y[:, 40:].isnan().all()
+
+
+@pytest.mark.parametrize(("causal", "sliding"), [(True, False), (True, True), (False, False)])
+@settings(deadline=None, max_examples=25)
+@given(
+    length=st.sampled_from([0, 1, 4, 5, 8, 17]),
+    ragged=st.booleans(),
+    biased=st.booleans(),
+    stateful=st.booleans(),
+)
+def test_attention_by_chunks_equals_the_sum(causal, sliding, length, ragged, biased, stateful):
+    draw = Draw()
+    q, k = draw.normal(BATCH, length, HEADS, 5), draw.normal(BATCH, length, HEADS, 5)
+    v = draw.normal(BATCH, length, HEADS, 3)
+    bias = draw.normal(HEADS, 4 if causal else 7) if biased else None
+    state = None
+    if stateful and causal:
+        keys, values = draw.normal(BATCH, 4, HEADS, 5), draw.normal(BATCH, 4, HEADS, 3)
+        state = AttentionState(keys, values, torch.tensor([2, 9]))
+    ys = [
+        chunked_attention(
+            q, k, v, 4, bias=bias, causal=causal, sliding=sliding, state=state, backend=backend,
+            lengths=torch.tensor([length, length // 2]) if ragged else None,
+        )[0]
+        for backend in ("reference", "torch")
+    ]  # fmt: skip
+    torch.testing.assert_close(ys[1], ys[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@settings(deadline=None, max_examples=15)
+@given(cuts=st.lists(st.integers(0, 23), max_size=4))
+def test_any_split_of_attention_gives_one_pass(sliding, cuts):
+    draw = Draw()
+    q, k, v = (draw.normal(BATCH, 23, HEADS, 4) for _ in range(3))
+    whole, end = chunked_attention(q, k, v, 5, sliding=sliding)
+    outputs, state = [], None
+    edges = sorted([0, *cuts, 23])
+    for i, j in itertools.pairwise(edges):
+        y, state = chunked_attention(
+            q[:, i:j], k[:, i:j], v[:, i:j], 5, sliding=sliding, state=state
+        )
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, 1), whole)
+    for ours, theirs in zip(state, end, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("length", [0, 1, 17])
+@pytest.mark.parametrize("taps", [1, 4, 30])
+def test_the_long_convolution_equals_its_sum_and_streams(length, taps):
+    draw = Draw()
+    x, kernel = draw.normal(2, length, 3), draw.normal(taps, 3)
+    state, lengths = draw.normal(2, taps - 1, 3), torch.tensor([length, length // 2])
+    ours = long_conv(x, kernel, lengths=lengths, state=state)
+    wanted = long_conv(x, kernel, lengths=lengths, state=state, backend="reference")
+    torch.testing.assert_close(ours, wanted)
+    whole, end = long_conv(x, kernel, state=state)
+    left, middle = long_conv(x[:, : length // 3], kernel, state=state)
+    right, last = long_conv(x[:, length // 3 :], kernel, state=middle)
+    torch.testing.assert_close(torch.cat([left, right], 1), whole)
+    assert torch.equal(last, end)
+
+
+def test_the_long_convolution_equals_scipy():
+    draw = Draw()
+    x, kernel = draw.normal(1, 100, 1), draw.normal(30, 1)
+    wanted = scipy.signal.lfilter(kernel[:, 0].numpy(), [1], x[0, :, 0].numpy())
+    torch.testing.assert_close(long_conv(x, kernel)[0][0, :, 0], torch.as_tensor(wanted))
+
+
+@given(at_least=st.integers(1, 5000))
+@settings(deadline=None)
+def test_fft_lengths_are_smooth_and_the_smallest(at_least):
+    def smooth(n):
+        for prime in (2, 3, 5):
+            while n % prime == 0:
+                n //= prime
+        return n == 1
+
+    assert good_fft_length(at_least) == next(n for n in range(at_least, 10**4) if smooth(n))
+
+
+def test_the_published_filter_sees_the_future_and_without_conjugate_and_wrap_it_does_not():
+    draw = Draw()
+    x, a = draw.normal(1, 32, 1), 0.6 * draw.stable(1, 2, 1)
+
+    def ahead(**options):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x: circular_filter(x, a, 16, **options)[0, :, 0], x
+        )
+        return jacobian[:, 0, :, 0].triu(1).abs().max()
+
+    assert ahead() > 0.1
+    assert ahead(conjugate=False) > 1e-4
+    assert ahead(conjugate=False, fft_length=2048) < 1e-12
+    exact, _ = direct_form_filter(x, a, 16, reset=True)
+    padded = circular_filter(x, a, 16, conjugate=False, fft_length=2048)
+    torch.testing.assert_close(padded, exact)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda q: chunked_attention(q, q[:, :1], q, 4), "k must have shape"),
+        (lambda q: chunked_attention(q, q, q, 0), "chunk_length must be at least 1"),
+        (
+            lambda q: chunked_attention(q, q, q, 4, causal=False, sliding=True),
+            "causal must be True",
+        ),
+        (lambda q: associative_filter(q, q, q, q[..., 0], q), "angle must have shape"),
+        (lambda q: associative_filter(q, q, q, q[..., 0], state=q), "state must have shape"),
+        (lambda q: long_conv(q[0], q[0, :0, 0]), "kernel must have at least 1 tap"),
+        (lambda q: circular_filter(q[0], q[0], 8), "a must have shape"),
+    ],
+)
+def test_a_wrong_argument_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(2, 6, 2, 3))
