@@ -197,7 +197,9 @@ def test_generation_follows_the_parallel_pass_here_and_in_transformers():
     for token in drawn:
         assert model(grown).logits[0, -1].argmax() == token
         grown = torch.cat([grown, torch.tensor([[token]])], 1)
-    theirs = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    theirs = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+    )
     assert theirs[0, 11:].tolist() == drawn
 
 

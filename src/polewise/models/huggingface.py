@@ -271,13 +271,13 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self, input_ids: Tensor, *_: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """The whole sequence at every step: right, and slower than `polewise.generate`, which
         streams with `step`."""
         if kwargs.get("inputs_embeds") is not None:
             raise ValueError("generate continues input_ids; inputs_embeds are not supported.")
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
     def step(
         self, input_ids: Tensor, state: BackboneState | None = None
