@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,10 @@ def test_a_whole_backbone_keeps_the_contract(hypernetwork):
     check_mixer(backbone, dim=8)
 
 
+class FaultyState(NamedTuple):
+    last: torch.Tensor
+
+
 class Faulty(nn.Module):
     """An exponential average with one planted fault."""
 
@@ -66,11 +72,6 @@ class Faulty(nn.Module):
         self.gain = nn.Parameter(torch.ones(8))
 
     def forward(self, x, state=None, lengths=None):
-        from typing import NamedTuple
-
-        class State(NamedTuple):
-            last: torch.Tensor
-
         if self.fault == "looks ahead":
             x = x + 0.1 * torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1)
         if self.fault == "hides nan":
@@ -86,7 +87,7 @@ class Faulty(nn.Module):
             last = torch.where(real[:, None], 0.5 * last + x[:, t], last)
             outputs.append(torch.where(real[:, None], last * self.gain, 0))
         y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)
-        return y, State(last)
+        return y, FaultyState(last)
 
 
 def test_a_sound_mixer_of_ones_own_passes():

@@ -296,7 +296,7 @@ D = torch.zeros(2, 2, 3)
             ValueError,
             r"offset must",
         ),
-        (lambda: direct_form_filter(X, A, 5, state=A[0]), ValueError, r"state must have shape"),
+        (lambda: direct_form_filter(X, A, 5, state=A[0, :1]), ValueError, r"state must have shape"),
         (lambda: direct_form_filter(X, A, 5, lengths=torch.ones(3).long()), ValueError, r"lengths"),
         (lambda: direct_form_filter(X, A.to("meta"), 5), ValueError, r"a must be on cpu.*got meta"),
         (lambda: direct_form_filter(X, A, 5, backend="gpu"), ValueError, r"backend must be one of"),

@@ -82,8 +82,8 @@ def direct_form_filter(
     require_positive("bin_length", bin_length, "steps")
     require_sequence("a", a, "(batch, bins, dim, 2)")
     require_like("a", a, (batch, a.shape[1], dim, 2), x, "(batch, bins, dim, 2)")
-    require_bins("a", a.shape[1], offset, length, bin_length)
     offsets = rows_of_offsets(offset, bin_length, x)
+    require_bins("a", a.shape[1], offset, length, bin_length)
     steps = rows_of_lengths(lengths, x)
     dtype = accumulator_dtype(x)
     if state is None:

@@ -92,8 +92,8 @@ def normal_form_filter(
     bins = decay.shape[1]
     require_like("decay", decay, (batch, bins, dim), x, "(batch, bins, dim)")
     require_like("angle", angle, (batch, bins, dim), x, "(batch, bins, dim)")
-    require_bins("decay", bins, offset, length, bin_length)
     offsets = rows_of_offsets(offset, bin_length, x)
+    require_bins("decay", bins, offset, length, bin_length)
     steps = rows_of_lengths(lengths, x)
     dtype = accumulator_dtype(x)
     if mix is None:
