@@ -22,17 +22,18 @@ def read_run(folder: Path) -> dict:
     config = json.loads((folder / "config.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["kind"] == "train"]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
     weights = folder / "model" / "model.safetensors"
     return {
         "run": folder.name,
         "config": config,
         "parameters": count_parameters(weights),
-        "steps": training[-1]["step"],
-        "seconds": training[-1]["seconds"],
+        "steps": evaluations[-1]["step"],
+        "seconds": evaluations[-1]["seconds"],
         "positions_per_second": statistics.median(
             line["positions_per_second"] for line in training
         ),
-        "evaluations": [line for line in lines if line["kind"] == "eval"],
+        "evaluations": evaluations,
     }
 
 
