@@ -33,9 +33,9 @@ class DemoOptions:
     """The text: `embedded` is Python's own manual; a path, or the name of a data set."""
     out: Path | None = None
     """Folder for the two runs; None makes `runs/demo-DATE-TIME`."""
-    recall_seconds: float = 130.0
+    recall_seconds: float = 160.0
     """At most so many seconds for recall; it stops at 100 %."""
-    text_seconds: float = 185.0
+    text_seconds: float = 155.0
     """Seconds for the text."""
 
 
@@ -96,7 +96,7 @@ def run_demo(
 
 def demo_runs(options: DemoOptions) -> tuple[Run, Run]:
     """Return the two runs of the demo."""
-    recall = focus_recall(128)
+    recall = focus_recall(256)
     budget = replace(recall.training, max_steps=None, max_seconds=options.recall_seconds)
     text = demo_text(options.text, options.text_seconds)
     return replace(recall, training=budget), text
