@@ -173,7 +173,7 @@ def test_activation_checkpointing_changes_no_gradient():
     for enabled in (False, True):
         model = language_model().train()
         if enabled:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             assert model.model.backbone.checkpoint_activations
         ids = tokens(2, 20)
         model(ids, labels=ids).loss.backward()

@@ -69,8 +69,8 @@ def circular_filter(
     dtype = accumulator_dtype(x)
     bins = functional.pad(x, (0, 0, 0, -length % bin_length)).unflatten(1, (-1, bin_length))
     with torch.autocast(x.device.type, enabled=False):
-        delay = torch.arange(points // 2 + 1, device=x.device) * (2 * torch.pi / points)
-        delay = torch.polar(torch.ones_like(delay, dtype=dtype), -delay.to(dtype))
+        turn = torch.arange(points // 2 + 1, device=x.device, dtype=dtype)
+        delay = torch.polar(torch.ones_like(turn), turn * (-2 * torch.pi / points))
         a1, a2 = a.to(dtype)[:, :, None].unbind(-1)
         response = 1 / (1 + a1 * delay[:, None] + a2 * delay[:, None] ** 2)
         if conjugate:
