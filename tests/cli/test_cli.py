@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 import polewise
 from polewise.cli import COMMANDS, main
@@ -16,13 +15,6 @@ SMALL = [
     *("--hidden-size", "8", "--num-layers", "1", "--batch-size", "4"),
     *("--max-steps", "4", "--log-every", "2", "--evaluate-every", "2"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def train_text(out="run"):
@@ -55,7 +47,7 @@ def files_in(folder):
         ("train recall --precision float16", "--precision"),
         ("train text --source nothing.txt", "there is no file nothing.txt."),
         ("train text --source .", "is a directory."),
-        ("train text --length 99999999", "length must be less than the training part"),
+        ("train text --length 999999 --batch-size 1", "length must be less than the training part"),
         ("train images --source cifar", "--source"),
         ("train images --num-train 99999", "num_train must be at most 1397"),
         ("resume nowhere", "run must be a run folder"),
@@ -64,7 +56,13 @@ def files_in(folder):
         ("eval nowhere", "run must be a run folder (with a config.json); got nowhere."),
         ("generate nowhere --prompt a", "run must be a run folder"),
         ("generate nowhere", "--prompt"),
+        ("stream nowhere", "run must be a run folder"),
+        ("stream", "RUN is missing."),
         ("info nowhere", "run must be a run folder"),
+        ("export nowhere --to-hub-folder hub", "run must be a run folder"),
+        ("export nowhere", "--to-hub-folder"),
+        ("serve nowhere", "run must be a run folder"),
+        ("serve nowhere --port x", "--port must be an integer; got 'x'."),
         ("mixers fokus", "Did you mean 'focus'?"),
         ("data --fetch enwik", "Did you mean 'enwik8'?"),
         ("demo --text nothing.txt", "there is no file nothing.txt."),
@@ -137,6 +135,33 @@ def test_a_prompt_that_will_not_do_is_explained(capsys):
     ):
         assert main(["generate", "run", *words]) == 2
         assert answer in capsys.readouterr().err
+
+
+def test_export_writes_a_folder_that_is_refused_when_taken(text_run, tmp_path, capsys):
+    words = ["export", text_run, "--to-hub-folder", "hub"]
+    assert main(words) == 0
+    assert "everything is in hub" in capsys.readouterr().out
+    assert (tmp_path / "hub" / "model.safetensors").is_file()
+    assert main(words) == 2
+    assert "to_hub_folder must be a new or empty folder; hub exists." in capsys.readouterr().err
+
+
+def test_serve_hands_over_the_best_model(text_run, monkeypatch):
+    called = {}
+    monkeypatch.setattr(
+        "polewise.models.serving.serve", lambda path, **where: called.update(path=path, **where)
+    )
+    assert main(["serve", text_run, "--port", "8123"]) == 0
+    assert called == {"path": Path(text_run) / "model", "host": "127.0.0.1", "port": 8123}
+
+
+def test_a_package_that_serve_misses_is_named(text_run, monkeypatch, capsys):
+    def missing(*_, **__):
+        raise ImportError("serve needs more packages: pip install ...")
+
+    monkeypatch.setattr("polewise.models.serving.serve", missing)
+    assert main(["serve", text_run]) == 2
+    assert "serve needs more packages" in capsys.readouterr().err
 
 
 def test_resume_continues_and_a_folder_in_use_is_refused(capsys):

@@ -1,0 +1,92 @@
+"""The commands. Each parses, calls, prints; what they do is elsewhere.
+
+    parsing.py    words to a call, and mistakes to one line each
+    train.py      train recall, text, images; resume
+    runs.py       what a finished run is good for: eval, info, export, serve
+    streams.py    a byte model over texts without end: generate, stream
+    listings.py   what there is to choose from: mixers, data; the demo
+    output.py     exit codes, and values on one line
+
+Exit codes: 0 success, 1 the work failed (training met NaN, the demo did not reach 100 %), 2 a
+mistake in the command (one line on stderr, nothing created), 130 Ctrl-C (the run is saved).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+
+from polewise.cli import listings, runs, streams, train
+from polewise.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
+from polewise.cli.parsing import Command, choose_command, parse
+from polewise.training import TrainingError
+
+COMMANDS: dict[str, Command] = {
+    "demo": listings.demo,
+    "train recall": train.train_recall,
+    "train text": train.train_text,
+    "train images": train.train_images,
+    "resume": train.resume,
+    "eval": runs.eval,
+    "generate": streams.generate,
+    "stream": streams.stream,
+    "info": runs.info,
+    "export": runs.export,
+    "serve": runs.serve,
+    "mixers": listings.mixers,
+    "data": listings.data,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--traceback" in words:
+        return _run([word for word in words if word != "--traceback"])
+    try:
+        return _run(words)
+    except ValueError as error:
+        return _fail(str(error), EXIT_MISTAKE)
+    except TrainingError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _fail("stopped at once; what was saved before is kept", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if " ".join(words) in ("", "-h", "--help", "train -h", "train --help"):
+        print(_overview())
+        return 0
+    name, rest = choose_command(words, COMMANDS)
+    call = parse(name, COMMANDS[name], rest)
+    return 0 if call is None else call()
+
+
+def _overview() -> str:
+    lines = [
+        "usage: polewise COMMAND [OPTIONS]",
+        "",
+        "Polewise: sequence models that place their own poles.",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:14} {inspect.getdoc(command).splitlines()[0]}")  # type: ignore[union-attr]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Begin with `polewise demo`. Each command explains itself: polewise train text --help",
+            "An error is one line; with --traceback, anywhere, Python's whole account of it.",
+            "Exit codes: 0 success, 1 failed, 2 a mistake in the command, 130 Ctrl-C (run saved).",
+        ]
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"polewise: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,93 @@
+"""The commands that need no run: what there is to choose from, and the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from polewise.mixers import MIXERS
+from polewise.recipes import DemoOptions, run_demo
+from polewise.tasks.options import did_you_mean
+from polewise.training.run import mixer_option_types
+
+
+def mixers(name: Annotated[Positional[str], arg(metavar="NAME")] = "") -> int:
+    """List the mixers, or the options of one with their defaults.
+
+    For example:
+      polewise mixers
+      polewise mixers focus
+
+    Args:
+        name: A mixer.
+    """
+    if name and name not in MIXERS:
+        raise ValueError(
+            f"mixer must be one of {', '.join(MIXERS)}; got {name!r}.{did_you_mean(name, MIXERS)}"
+        )
+    for mixer in [name] if name else MIXERS:
+        summary = (MIXERS[mixer].__doc__ or "").strip().splitlines()
+        print(f"{mixer:16} {summary[0] if summary else ''}")
+        if name:
+            defaults = {field.name: field.default for field in fields(MIXERS[mixer])}
+            for option in mixer_option_types(mixer):
+                print(f"  --set {option}={json.dumps(defaults[option], default=str)}")
+    return 0
+
+
+def data(fetch: str | None = None) -> int:
+    """List the data sets: which are found, and what to place where for the others.
+
+    For example:
+      polewise data
+      polewise data --fetch enwik8
+
+    Args:
+        fetch: Download the public original of this data set and check it.
+    """
+    from polewise.tasks.data_sets import DATA_SETS, data_folders, locate
+    from polewise.tasks.fetch import fetch_data_set
+
+    if fetch is not None:
+        for path in fetch_data_set(fetch, say=print):
+            print(f"placed {path}")
+        return 0
+    print("looked in: " + ", ".join(str(folder) for folder in data_folders()))
+    print("embedded         found: Python's own manual, for `train text`")
+    print("digits           found with scikit-learn: 8 x 8 digits, for `train images`")
+    for name, data_set in DATA_SETS.items():
+        found = [locate(file) for file in data_set.files]
+        if all(found):
+            where = str(found[0] if len(found) == 1 else found[0].parent)  # type: ignore[union-attr]
+            print(f"{name:16} found: {where}")
+        else:
+            folder = os.environ.get("POLEWISE_DATA") or "data"
+            missing = [
+                f"{folder}/{file.paths[0]}"
+                for file, path in zip(data_set.files, found, strict=True)
+                if path is None
+            ]
+            print(
+                f"{name:16} missing: `polewise data --fetch {name}`, or place {', '.join(missing)}"
+            )
+        print(f"{'':16} {data_set.what}")
+    return 0
+
+
+def demo(options: OmitArgPrefixes[DemoOptions] = DemoOptions()) -> int:  # noqa: B008
+    """Train Focus on recall and on text, and write some: under six minutes on two cores.
+
+    Exits with 0 when held-out recall reached 100 %, else with 1. For example:
+      polewise demo
+      polewise demo --text novel.txt
+
+    Args:
+        options: The demo.
+    """
+    from polewise.analysis import write_figures
+
+    return run_demo(options, write_figures)

@@ -1,0 +1,128 @@
+"""The commands that take a finished run: measure it, describe it, hand it on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polewise.cli.output import pairs
+from polewise.cli.parsing import RunPath
+from polewise.tasks import ImagesTask, TextTask
+from polewise.training import RunFolder, evaluate
+
+
+def eval(  # noqa: A001
+    run: RunPath, part: str = "valid"
+) -> int:
+    """Evaluate a trained run's best model on all of its held-out data.
+
+    Prints one JSON object. For example:
+      polewise eval runs/demo-20260101-120000/text
+      polewise eval runs/demo-20260101-120000/text --part test
+
+    Args:
+        run: The run folder.
+        part: The held-out part, valid or test.
+    """
+    folder = RunFolder.open(run)
+    task = folder.read_run().task
+    if isinstance(task, TextTask | ImagesTask):
+        task = replace(task, part=part)  # type: ignore[arg-type]
+    elif part != "valid":
+        raise ValueError(f"part must be valid for recall, which has one held-out set; got {part}.")
+    if isinstance(task, TextTask):
+        task = replace(task, eval_bytes=0)
+    task.prepare()
+    metrics = evaluate(folder.load_model(), task)
+    if isinstance(task, TextTask):
+        metrics["xz_bits_per_byte"] = task.compressor_bits_per_byte()
+    print(json.dumps({"part": part, **metrics}))
+    return 0
+
+
+def info(run: RunPath) -> int:
+    """Say what a run is: options, size, state, how far it got.
+
+    For example:
+      polewise info runs/demo-20260101-120000/text
+
+    Args:
+        run: The run folder.
+    """
+    folder = RunFolder.open(run)
+    config, records = folder.read_config(), folder.read_metrics()
+    described = folder.read_run()
+    model: Any = folder.load_model()
+    print(f"run         {folder.path}")
+    print(f"task        {described.task_name} {pairs(config['task'], 'name')}")
+    print(f"model       {described.model.mixer} {pairs(config['model'], 'mixer')}")
+    print(f"training    {pairs(config['training'])}")
+    print(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
+    if described.task.spec.kind == "language":
+        print(f"state       {model.state_num_bytes(batch=1):,} bytes per sequence when streaming")
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    if evaluations:
+        print(f"evaluated   {pairs(evaluations[-1], 'kind')}")
+    checkpoint = folder.last_checkpoint()
+    print(f"checkpoint  {checkpoint.name if checkpoint else 'none'}")
+    figures = sorted(path.name for path in folder.figures_path.glob("*.png"))
+    print(f"figures     {', '.join(figures) or 'none'}")
+    return 0
+
+
+def export(run: RunPath, to_hub_folder: Path) -> int:
+    """Write a run's best model for the Hugging Face Hub, with the code that runs it.
+
+    The folder loads where Polewise is not installed. For example:
+      polewise export runs/demo-20260101-120000/text --to-hub-folder my-model
+
+    Args:
+        run: The run folder.
+        to_hub_folder: New or empty folder for weights, configuration, tokenizer and code.
+    """
+    folder = RunFolder.open(run)
+    if to_hub_folder.exists() and (not to_hub_folder.is_dir() or any(to_hub_folder.iterdir())):
+        raise ValueError(f"to_hub_folder must be a new or empty folder; {to_hub_folder} exists.")
+    from polewise.models.hub import export_for_hub
+
+    export_for_hub(folder.load_model(), to_hub_folder)  # type: ignore[arg-type]
+    print(f"everything is in {to_hub_folder}; its README.md says how to load it")
+    return 0
+
+
+def serve(run: RunPath, host: str = "127.0.0.1", port: int = 8000) -> int:
+    """Answer OpenAI-style completion and chat requests with a run's best model.
+
+    It listens until Ctrl-C; the answers are streamed to those who ask for it. For example:
+      polewise serve runs/demo-20260101-120000/text
+      polewise serve runs/demo-20260101-120000/text --port 8080
+
+    Args:
+        run: The run folder of a text run.
+        host: Address to listen at; 0.0.0.0 also answers other machines.
+        port: Port to listen at.
+    """
+    folder = require_text_run(run)
+    from polewise.models import serving
+
+    path = folder.model_path if folder.model_path.is_dir() else folder.last_model_path
+    try:
+        serving.serve(path, host=host, port=port)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    return 0
+
+
+def require_text_run(run: Path) -> RunFolder:
+    """Return the folder of a run of text.
+
+    Raises:
+        ValueError: it is no run folder, or one of another task.
+    """
+    folder = RunFolder.open(run)
+    described = folder.read_run()
+    if not isinstance(described.task, TextTask):
+        raise ValueError(f"run must be a text run; {run} is one of {described.task_name}.")
+    return folder

@@ -1,0 +1,39 @@
+"""A folder of its own for every test, and text runs whose models are random."""
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from polewise.tasks import TextTask
+from polewise.training import ModelOptions, Run, RunFolder, TrainingOptions, build_model
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory):
+    """A function of the seed and of model options that returns a run folder's path."""
+
+    def make(seed=0, **options):
+        options = {"mixer_options": {"chunk_length": 8, "bin_length": 8}} | options
+        run = Run(
+            task=TextTask(length=16),
+            model=ModelOptions(**({"hidden_size": 8, "num_layers": 1} | options)),
+            training=TrainingOptions(max_steps=1),
+        )
+        folder = RunFolder.create(tmp_path_factory.mktemp("run") / "run", run)
+        torch.manual_seed(seed)
+        folder.save_model(build_model(run.task.spec, run.model), best=True)
+        return str(folder.path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_run(make_run):
+    return make_run()
