@@ -6,14 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from polewise.training.checkpoint import (
-    NonFiniteError,
-    Progress,
-    list_checkpoints,
-    load_checkpoint,
-    replace_folder,
-    save_checkpoint,
-)
+from polewise.training import NonFiniteError
+from polewise.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from polewise.training.durable import replace_folder
+from polewise.training.progress import Progress
 
 
 def trained(seed=0, steps=3):

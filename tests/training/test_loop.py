@@ -38,14 +38,14 @@ class InterruptedTask(RecallTask):
 
 @dataclass(frozen=True, kw_only=True)
 class PoisonedTask(RecallTask):
-    """The fourth step's loss is NaN."""
+    """From the fourth step on the loss is NaN."""
 
     def loss(self, logits, batch):
         return super().loss(logits, batch) * batch["poison"]
 
     def train_batches(self, seed, first_step=0):
         for step, batch in enumerate(super().train_batches(seed, first_step), first_step):
-            yield batch | {"poison": torch.tensor(float("nan") if step == 3 else 1.0)}
+            yield batch | {"poison": torch.tensor(float("nan") if step >= 3 else 1.0)}
 
 
 def test_a_run_leaves_a_complete_folder(tmp_path, small_run):

@@ -57,7 +57,10 @@ def test_impossible_model_options_are_explained(options, message):
         ({"max_steps": 1, "warmup": 1.5}, "warmup must be between 0 and 1; got 1.5"),
         ({"max_steps": 1, "betas": (0.9, 1.0)}, "betas must be in"),
         ({"max_steps": 1, "seed": -1}, "seed must be between"),
-        ({"max_steps": 1, "precision": "float16"}, "precision must be float32 or bfloat16"),
+        (
+            {"max_steps": 1, "precision": "float16"},
+            r"precision must be one of float32, bfloat16; .* Did you mean 'bfloat16'",
+        ),
     ],
 )
 def test_impossible_training_options_are_explained(options, message):

@@ -6,15 +6,15 @@ import bz2
 import gzip
 import hashlib
 import io
-import shutil
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from polewise.tasks.data_sets import DATA_SETS, DataFile, download_folder, locate
-from polewise.tasks.task import require_choice
+from polewise.tasks.options import require_choice
 
 _TIMEOUT_SECONDS = 30.0
 
@@ -36,27 +36,31 @@ def _fetch(file: DataFile, say: Callable[[str], object]) -> Path:
     say(f"fetching {file.url} ({file.num_bytes:,} bytes unpacked)")
     try:
         with urllib.request.urlopen(str(file.url), timeout=_TIMEOUT_SECONDS) as response:
-            packed = response.read()
+            # A page of another size is no original; what is packed is hardly larger.
+            packed = response.read(file.num_bytes + 2**20)
     except (urllib.error.URLError, OSError) as error:
         raise ValueError(
             f"fetch needs a network: {file.url} could not be reached ({error}). "
             f"Place the file at {target} by other means."
         ) from None
-    content = unpack(packed)
+    try:
+        content = unpack(packed)
+    except (OSError, EOFError, RuntimeError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"fetch must give a complete archive; {file.url}: {error}.") from error
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if len(content) != file.num_bytes or md5 != file.md5:
         raise ValueError(
             f"fetch must give the original of {file.num_bytes:,} bytes, md5 {file.md5}; {file.url} "
             f"gave {len(content):,} bytes, md5 {md5}. Nothing was kept."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
-    with partial.open("wb") as out:
-        if target.suffix == ".gz":
-            shutil.copyfileobj(io.BytesIO(packed), out)
-        else:
-            out.write(content)
-    partial.rename(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(packed if target.suffix == ".gz" else content)
+        partial.rename(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"fetch must be able to write {target}: {error}.") from error
     return target
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -16,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.tasks.data_sets import find
-from polewise.tasks.task import Batch, Metrics, TaskSpec, require_at_least, require_choice
+from polewise.tasks.options import require_at_least, require_memory, require_types
+from polewise.tasks.task import Batch, Metrics, TaskSpec
 
 PERMUTATION_SEED = 92916
 """Seed of the fixed permutation, `numpy.random.RandomState(92916).permutation(length)`: the random
@@ -25,6 +29,8 @@ one named in state-spaces/s4. RandomState's stream is frozen, so every numpy giv
 NUM_CLASSES = 10
 
 _LENGTHS = {"mnist": 784, "digits": 64}
+
+_MOST_IDX_BYTES = 100_000_000  # MNIST's largest file has 47 million
 
 
 class _Images(NamedTuple):
@@ -60,12 +66,11 @@ class ImagesTask:
     higher_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_choice("source", self.source, _LENGTHS)
-        require_choice("part", self.part, ("valid", "test"))
         require_at_least("batch_size", self.batch_size, 1)
         for name in ("num_train", "num_eval"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
+        require_types(self)
 
     @property
     def spec(self) -> TaskSpec:
@@ -79,12 +84,21 @@ class ImagesTask:
 
     def prepare(self) -> None:
         """Read the images and check that there are as many as asked for."""
+        require_memory("batch_size", 4 * self.batch_size * self.spec.length)
         for name, images in (("num_train", self._train), ("num_eval", self._held_out)):
             wanted = getattr(self, name)
             if wanted is not None and wanted > len(images.labels):
                 raise ValueError(
                     f"{name} must be at most {len(images.labels)} for {self.source}; got {wanted}."
                 )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the images and labels that training and evaluation read."""
+        digest = hashlib.sha256()
+        for images in (self._train, self._held_out):
+            digest.update(np.ascontiguousarray(images.pixels))
+            digest.update(np.ascontiguousarray(images.labels))
+        return digest.hexdigest()
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end, every image once per epoch in an order drawn from the seed."""
@@ -141,17 +155,15 @@ class ImagesTask:
     def _train(self) -> _Images:
         if self.source == "digits":
             return _digits("train")
-        images, labels = (_read_idx(path) for path in self._mnist_paths[:2])
-        return _Images(images[:55_000].reshape(-1, 784), labels[:55_000].astype(np.int64))
+        return read_mnist(*self._mnist_paths[:2], slice(0, 55_000))
 
     @cached_property
     def _held_out(self) -> _Images:
         if self.source == "digits":
             return _digits(self.part)
         paths = self._mnist_paths[2:] if self.part == "test" else self._mnist_paths[:2]
-        images, labels = (_read_idx(path) for path in paths)
         first = 55_000 if self.part == "valid" else 0
-        return _Images(images[first:].reshape(-1, 784), labels[first:].astype(np.int64))
+        return read_mnist(*paths, slice(first, None))
 
     @cached_property
     def _mnist_paths(self) -> list[Path]:
@@ -174,12 +186,39 @@ def _digits(part: Literal["train", "valid", "test"]) -> _Images:
     return _Images(pixels[rows].astype(np.uint8), labels[rows].astype(np.int64))
 
 
-def _read_idx(path: Path) -> np.ndarray:
-    """Read one idx file: a magic number that holds the rank, big-endian sizes, then bytes."""
+def read_mnist(images_path: Path, labels_path: Path, rows: slice) -> _Images:
+    """Return some rows of a pair of idx files.
+
+    Raises:
+        ValueError: a file is not a complete idx file of MNIST's shape, or the two do not match.
+    """
+    images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
+    if images.shape[1:] != (28, 28):
+        raise ValueError(f"source must have images of 28 x 28; {images_path}: {images.shape[1:]}.")
+    if len(images) != len(labels):
+        raise ValueError(
+            f"source must have a label for every image; {images_path} has {len(images)} images, "
+            f"{labels_path} has {len(labels)} labels."
+        )
+    if labels.size and labels.max() >= NUM_CLASSES:
+        raise ValueError(f"source must have labels from 0 to 9; {labels_path}: {labels.max()}.")
+    return _Images(images[rows].reshape(-1, 784), labels[rows].astype(np.int64))
+
+
+def _read_idx(path: Path, rank: int) -> np.ndarray:
+    """Read one idx file: 0, 0, 8 for bytes, the rank; big-endian sizes; then the bytes."""
     try:
-        content = gzip.decompress(path.read_bytes())
-        rank = content[3]
+        with gzip.open(path) as file:
+            content = file.read(_MOST_IDX_BYTES + 1)
+        if len(content) > _MOST_IDX_BYTES:
+            raise ValueError(f"it has more than {_MOST_IDX_BYTES:,} bytes")
+        if content[:4] != bytes([0, 0, 8, rank]):
+            raise ValueError(
+                f"it must begin with the bytes 0 0 8 {rank}; got {' '.join(map(str, content[:4]))}"
+            )
         shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
+        if len(content) != 4 + 4 * rank + prod(shape):
+            raise ValueError(f"it is {len(content):,} bytes long, which is not what {shape} needs")
         return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise ValueError(f"source must be a complete idx file; {path}: {error}.") from error

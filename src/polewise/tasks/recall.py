@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec, require_at_least
+from polewise.tasks.options import require_at_least, require_memory, require_types
+from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NOOP = 0
 """Token of ".", the smallest of the vocabulary in string order; used for padding."""
@@ -76,6 +77,7 @@ class RecallTask:
             require_at_least("num_train", self.num_train, 1)
         if self.align_to is not None:
             require_at_least("align_to", self.align_to, 1)
+        require_types(self)
         if self.length % 2:
             raise ValueError(f"length must be even (keys and values alternate); got {self.length}.")
         if self.vocab_size % 2:
@@ -131,7 +133,14 @@ class RecallTask:
 
     def prepare(self) -> None:
         """Draw the held-out set and the fixed training set."""
+        sequences = self.num_eval + (self.num_train or 0)
+        numbers = sequences * self.length + self.batch_size * (self.spec.length + self.vocab_size)
+        require_memory("num_eval, num_train, batch_size, length and vocab_size", 8 * numbers)
         _ = self._held_out, self._fixed
+
+    def fingerprint(self) -> None:
+        """Return None: the options and the seed decide every sequence."""
+        return None
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end; labels are the next token at every position."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -71,6 +70,11 @@ class Task(Protocol):
         """
         ...
 
+    def fingerprint(self) -> str | None:
+        """Return what identifies the data, so that a run resumes on what it began with; None where
+        the options decide it."""
+        ...
+
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield training batches without end, beginning with that of `first_step`."""
         ...
@@ -86,18 +90,3 @@ class Task(Protocol):
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return the measures of a held-out batch as (sum, count)."""
         ...
-
-
-def require_at_least(name: str, value: int, least: int) -> None:
-    """Raise ValueError unless the option `name` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
-
-
-def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError, with the nearest choice, unless `value` is one of `choices`."""
-    choices = list(choices)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{hint}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import lzma
-import zipfile
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polewise.tasks.byte_source import ByteSource, MemoryBytes, open_bytes
 from polewise.tasks.data_sets import DATA_SETS, find
-from polewise.tasks.task import (
-    IGNORED,
-    Batch,
-    Metrics,
-    TaskSpec,
-    require_at_least,
-    require_choice,
-)
+from polewise.tasks.options import did_you_mean, require_at_least, require_memory, require_types
+from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NUM_BYTES = 256
 """The vocabulary: every byte value."""
@@ -65,7 +59,7 @@ class TextTask:
         require_at_least("length", self.length, 1)
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("eval_bytes", self.eval_bytes, 0)
-        require_choice("part", self.part, ("valid", "test"))
+        require_types(self)
         if not self.source:
             raise ValueError("source must be `embedded`, a data set's name or a path; got ''.")
         if self.part == "test" and self.source == "tinyshakespeare":
@@ -78,6 +72,7 @@ class TextTask:
 
     def prepare(self) -> None:
         """Open the text and check that every part is long enough."""
+        require_memory("batch_size and length", 8 * self.batch_size * self.length)
         first, last = self._bounds("train")
         if last - first <= self.length:
             raise ValueError(
@@ -91,16 +86,20 @@ class TextTask:
                 f"{len(self._text)} bytes in all."
             )
 
+    def fingerprint(self) -> str:
+        """Return a hash of the text's size and of its first and last megabyte."""
+        return self._text.fingerprint()
+
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield random windows of the training part without end."""
         self.prepare()
         _, last = self._bounds("train")
-        within = np.arange(self.length + 1)
         step = first_step
         while True:
             generator = np.random.default_rng([seed, step])
             starts = generator.integers(0, last - self.length, size=self.batch_size)
-            windows = torch.from_numpy(self._text[starts[:, None] + within].astype(np.int64))
+            rows = [self._text.read(start, start + self.length + 1) for start in starts.tolist()]
+            windows = torch.from_numpy(np.stack(rows).astype(np.int64))
             yield {"inputs": windows[:, :-1].contiguous(), "labels": windows[:, 1:].contiguous()}
             step += 1
 
@@ -108,7 +107,7 @@ class TextTask:
         """Yield the held-out windows in order; the last one is padded on the right."""
         self.prepare()
         first, last = self._held_out_bounds()
-        starts = np.arange(first, last, self.length)
+        starts = range(first, last, self.length)
         for begin in range(0, len(starts), self.batch_size):
             rows = [
                 self._window(start, min(start + self.length, last))
@@ -138,7 +137,7 @@ class TextTask:
         """Return the bytes that the evaluation predicts."""
         self.prepare()
         first, last = self._held_out_bounds()
-        return self._text[first:last].tobytes()
+        return self._text.read(first, last).tobytes()
 
     def compressor_bits_per_byte(self) -> float:
         """Return the size of the held-out text under `xz -9`, in bits per byte.
@@ -152,8 +151,8 @@ class TextTask:
     def _window(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         inputs = torch.zeros(self.length, dtype=torch.int64)
         labels = torch.full((self.length,), IGNORED)
-        inputs[: stop - start] = torch.from_numpy(self._text[start - 1 : stop - 1].astype(np.int64))
-        labels[: stop - start] = torch.from_numpy(self._text[start:stop].astype(np.int64))
+        text = torch.from_numpy(self._text.read(start - 1, stop).astype(np.int64))
+        inputs[: stop - start], labels[: stop - start] = text[:-1], text[1:]
         return inputs, labels
 
     def _bounds(self, part: Part) -> tuple[int, int]:
@@ -173,38 +172,22 @@ class TextTask:
         return first, min(last, first + self.eval_bytes) if self.eval_bytes else last
 
     @cached_property
-    def _text(self) -> np.ndarray:
+    def _text(self) -> ByteSource:
         if self.source == "embedded":
-            return np.frombuffer(_embedded_text(), dtype=np.uint8)
-        return _open_bytes(find(self.source)[0] if self.source in DATA_SETS else Path(self.source))
+            return MemoryBytes(_embedded_text())
+        if self.source in DATA_SETS:
+            return open_bytes(find(self.source)[0])
+        path = Path(self.source)
+        if not os.path.lexists(path):
+            names = ["embedded", *(name for name in DATA_SETS if name != "mnist")]
+            raise ValueError(
+                f"source must be one of {', '.join(names)}, or a file; there is no file {path}."
+                f"{did_you_mean(self.source, names)}"
+            )
+        return open_bytes(path)
 
 
 def _embedded_text() -> bytes:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics)).encode()
-
-
-def _open_bytes(path: Path) -> np.ndarray:
-    """Map a file into memory; only the single member of an archive is read and unpacked."""
-    if path.is_dir():
-        raise ValueError(f"source must be a file; {path} is a directory.")
-    if not path.exists():
-        names = ", ".join(["embedded", *(name for name in DATA_SETS if name != "mnist")])
-        raise ValueError(f"source must be one of {names}, or a file; there is no file {path}.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"source must hold some text; {path} is empty.")
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-                if len(members) != 1:
-                    raise ValueError(
-                        f"source must be an archive of one file; {path} holds {len(members)}."
-                    )
-                return np.frombuffer(archive.read(members[0]), dtype=np.uint8)
-        if path.suffix == ".gz":
-            return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
-        return np.memmap(path, dtype=np.uint8, mode="r")
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"source must be readable; {path}: {error}.") from error

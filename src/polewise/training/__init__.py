@@ -1,6 +1,9 @@
 """Training: a run, its folder, and the loop that fills it. Importing it needs the extra `train`."""
 
-from polewise.training.checkpoint import NonFiniteError as NonFiniteError
+from polewise.training.errors import NonFiniteError as NonFiniteError
+from polewise.training.errors import SaveError as SaveError
+from polewise.training.errors import StalledError as StalledError
+from polewise.training.errors import TrainingError as TrainingError
 from polewise.training.evaluation import compute_logits as compute_logits
 from polewise.training.evaluation import evaluate as evaluate
 from polewise.training.loop import Outcome as Outcome

@@ -1,34 +1,39 @@
-"""Checkpoints: everything needed to go on exactly, as safetensors and JSON; never a pickle."""
+"""Checkpoints: everything needed to go on exactly, as safetensors and JSON; never a pickle.
+
+model.safetensors      parameters and buffers
+optimizer.safetensors  the optimiser's averages, `PARAMETER.NAME`
+random.safetensors     every random generator
+progress.json          where the run stands
+manifest.json          size and SHA-256 of the others
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from polewise.training.diagnosis import first_bad_parameter
+from polewise.training.durable import remove_folder, replace_folder
+from polewise.training.errors import NonFiniteError, explained_saving
+from polewise.training.json_files import read_json_object
+from polewise.training.manifest import verify_folder
+from polewise.training.progress import Progress
+from polewise.training.random_state import random_state, set_random_state
 
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands."""
+_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json", "random.safetensors")
 
-    step: int = 0
-    """Steps taken."""
-    seconds: float = 0.0
-    """Seconds of training spent."""
-    best: float | None = None
-    """Best headline metric so far."""
-
-
-class NonFiniteError(RuntimeError):
-    """Training has met NaN or infinity; nothing of it was saved."""
+_DAMAGE = (
+    ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError, SafetensorError,
+)  # fmt: skip
+"""What reading a file that was made to do harm may raise."""
 
 
 def save_checkpoint(
@@ -39,109 +44,153 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Write `folder/step-N` beside its place and rename it there; then drop the oldest.
+    """Write `folder/step-N` beside its place, put it there, then drop the oldest beyond `keep`.
 
     Raises:
-        NonFiniteError: a parameter is NaN or infinite. Nothing is written, and the checkpoints
-            that exist stay as they are.
+        NonFiniteError: a parameter is NaN or infinite. Nothing is written.
+        SaveError: it cannot be written. Either way the checkpoints that exist stay as they are.
     """
     require_finite(model)
     target = folder / f"step-{progress.step}"
-    state = optimizer.state_dict()
     tensors = {
         f"{index}.{name}": value.detach().contiguous()
-        for index, entries in state["state"].items()
+        for index, entries in optimizer.state_dict()["state"].items()
         for name, value in entries.items()
     }
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states = torch.cuda.get_rng_state_all()
-        random |= {f"cuda.{index}": value for index, value in enumerate(states)}
 
     def write(path: Path) -> None:
         save_model(model, str(path / "model.safetensors"))
         save_file(tensors, path / "optimizer.safetensors")
-        save_file(random, path / "random.safetensors")
-        description = {**asdict(progress), "param_groups": state["param_groups"]}
-        (path / "progress.json").write_text(json.dumps(description, indent=2))
+        save_file(random_state(), path / "random.safetensors")
+        described = json.dumps(dataclasses.asdict(progress), indent=2, allow_nan=False)
+        (path / "progress.json").write_text(described + "\n")
 
-    replace_folder(target, write)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    with explained_saving("a checkpoint", folder):
+        folder.mkdir(exist_ok=True)  # and not what is above: a run folder may have vanished
+        replace_folder(target, write)
+        # A newer one can only be damaged: the run would have gone on from it.
+        older = [path for path in list_checkpoints(folder) if _step(path) < progress.step]
+        for path in older[: max(len(older) - keep + 1, 0)]:
+            remove_folder(path)
     return target
 
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Progress:
-    """Restore model, optimiser and random numbers from `path`; return where the run stood."""
+    """Verify a checkpoint; restore model, optimiser and random generators from it.
+
+    Returns where the run stood. Without an optimiser only the model is restored.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another model.
+    """
+    verify_checkpoint(path, max_bytes=checkpoint_limit(model))
     try:
-        description = json.loads((path / "progress.json").read_text())
         load_model(model, str(path / "model.safetensors"), strict=True)
         if optimizer is not None:
-            entries: dict[int, dict[str, Tensor]] = {}
-            for name, value in load_file(path / "optimizer.safetensors").items():
-                index, entry = name.split(".", 1)
-                entries.setdefault(int(index), {})[entry] = value
-            groups = description["param_groups"]
-            optimizer.load_state_dict({"state": entries, "param_groups": groups})
-            random = load_file(path / "random.safetensors")
-            torch.set_rng_state(random.pop("cpu"))
-            if torch.cuda.is_available() and len(random) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all([random[f"cuda.{i}"] for i in range(len(random))])
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+            _load_optimizer(path / "optimizer.safetensors", optimizer)
+            set_random_state(load_file(path / "random.safetensors"))
+        return read_progress(path)
+    except _DAMAGE as error:
         raise ValueError(
             f"checkpoint must be complete and of this model; {path}: {error}"
         ) from error
-    return read_progress(path)
 
 
 def read_progress(path: Path) -> Progress:
-    """Return where the run stood at a checkpoint."""
+    """Return where the run stood at a checkpoint.
+
+    Raises:
+        ValueError: its progress.json is damaged.
+    """
+    return Progress.from_json(read_json_object(path / "progress.json"))
+
+
+def verify_checkpoint(path: Path, *, max_bytes: int | None = None) -> None:
+    """Check a checkpoint against its manifest.
+
+    Raises:
+        ValueError: a file is missing or not what was written, it is of another step than its name
+            says, or it is larger than `max_bytes`; the message names the file.
+    """
     try:
-        description = json.loads((path / "progress.json").read_text())
-        return Progress(**{name: description[name] for name in ("step", "seconds", "best")})
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"checkpoint must be complete; {path}: {error}") from error
+        verify_folder(path, names=_FILES, max_bytes=max_bytes)
+        step = read_json_object(path / "progress.json").get("step")
+        if path.name != f"step-{step}":
+            raise ValueError(f"progress.json is of step {step!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"checkpoint must be complete and as it was written; {path}: {error}."
+        ) from error
+
+
+def find_checkpoint(
+    folder: Path, *, max_bytes: int | None, note: Callable[[str], object]
+) -> Path | None:
+    """Return the newest checkpoint that is whole; None where there is none at all.
+
+    Every damaged one that is passed over is named to `note`.
+
+    Raises:
+        ValueError: there are checkpoints, and every one of them is damaged.
+    """
+    damaged = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            verify_checkpoint(path, max_bytes=max_bytes)
+        except ValueError as error:
+            note(f"passed over: {error}")
+            damaged.append(str(error))
+        else:
+            return path
+    if damaged:
+        raise ValueError(
+            f"run must have a whole checkpoint to go on from; all {len(damaged)} in {folder} are "
+            f"damaged, the newest: {damaged[0]}"
+        )
+    return None
+
+
+def checkpoint_limit(model: nn.Module) -> int:
+    """Return more bytes than any checkpoint of the model has."""
+    return limit_for(sum(v.numel() * v.element_size() for v in model.state_dict().values()))
+
+
+def limit_for(model_bytes: int) -> int:
+    """Return more bytes than any checkpoint of a model of so many bytes has.
+
+    The parameters, two averages of each in at least float32, and room for names and generators.
+    """
+    return 8 * model_bytes + 64 * 2**20
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first."""
+    """Return the checkpoints in `folder`, oldest first; damaged ones too."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-[0-9]{1,18}", path.name)]
+    return sorted(found, key=_step)
 
 
 def require_finite(model: nn.Module) -> None:
     """Raise NonFiniteError, naming the first of them, if a parameter or buffer is not finite."""
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            kind = "NaN" if bool(torch.isnan(value).any()) else "infinite"
-            raise NonFiniteError(f"the parameter {name} is {kind}")
+    if (bad := first_bad_parameter(model)) is not None:
+        raise NonFiniteError(bad)
 
 
-def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(path)` fill a folder beside `target`, then rename it into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
-    try:
-        write(partial)
-        for file in partial.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        if target.exists():
-            old = target.with_name(f".{target.name}.old")
-            if old.exists():
-                shutil.rmtree(old)
-            target.rename(old)
-            partial.rename(target)
-            shutil.rmtree(old)
-        else:
-            partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in load_file(path).items():
+        index, entry = name.split(".", 1)
+        shape = parameters[int(index)].shape
+        if value.ndim and value.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(shape)}")
+        entries.setdefault(int(index), {})[entry] = value
+    # What the groups are, and their rates, is decided by the options of the run.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

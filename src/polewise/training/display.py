@@ -51,7 +51,10 @@ class Display:
         self._print(f"{self.title}  {text}")
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        try:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        except (OSError, SystemExit):  # rich would exit where nobody reads any more (`| head`)
+            self.console = Console(quiet=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from time import perf_counter
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from polewise.training.checkpoint import (
-    Progress,
-    load_checkpoint,
-    read_progress,
-    save_checkpoint,
-)
+from polewise.training.checkpoint import find_checkpoint, limit_for, read_progress
 from polewise.training.display import Display
-from polewise.training.evaluation import compute_logits, evaluate
-from polewise.training.log import MetricsLog, StepWindow
-from polewise.training.optimizer import build_optimizer, learning_rate_share, set_learning_rate
-from polewise.training.run import Run, TrainingOptions, build_model
+from polewise.training.errors import explained_saving
+from polewise.training.optimizer import learning_rate_share
+from polewise.training.run import Run, TrainingOptions, require_buildable
 from polewise.training.run_folder import RunFolder
-
-# Every process draws its own batches: seeds a large prime apart.
-_SEED_STRIDE = 1_000_003
+from polewise.training.session import Session, spent_share
+from polewise.training.stopping import StopRequest, stop_requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +27,7 @@ class Outcome:
     """How a run ended."""
 
     status: Literal["finished", "reached", "interrupted"]
-    """The budget is spent; `stop_at` was reached; someone pressed Ctrl-C."""
+    """The budget is spent; `stop_at` was reached; someone asked it to stop."""
     folder: RunFolder
     """Where everything lies."""
     step: int
@@ -47,6 +36,9 @@ class Outcome:
     """The last evaluation; empty if there was none."""
     is_main_process: bool
     """Whether this process is the one that writes and speaks."""
+    signal: int | None = None
+    """The signal that asked it to stop: 2 for Ctrl-C, 15 for SIGTERM. The command's exit code is
+    128 more: 130, 143."""
 
 
 def train(
@@ -56,16 +48,20 @@ def train(
 
     Raises:
         ValueError: an option, the data or the folder will not do. Nothing has been created then.
-        NonFiniteError: the loss became NaN or infinite. The checkpoints before that are kept.
+        NonFiniteError: the loss stayed NaN or infinite. The checkpoints before that are kept.
+        SaveError: the run folder cannot be written. What was saved before is kept.
+        StalledError: the data source gave no batch in time. The run was saved.
     """
+    require_buildable(run)
     run.task.prepare()
-    build_model(run.task.spec, run.model)  # refuses what it refuses before a folder exists
     accelerator = _accelerator(run.training)
     if accelerator.is_main_process:
         RunFolder.create(out, run)
     accelerator.wait_for_everyone()
+    folder = RunFolder.open(out)
     display = _display(title, console, accelerator)
-    return _train(run, RunFolder.open(out), None, accelerator, display)
+    with folder.in_use() if accelerator.is_main_process else nullcontext():
+        return _train(run, folder, None, accelerator, display)
 
 
 def resume(
@@ -76,31 +72,40 @@ def resume(
     title: str | None = None,
     console: Console | None = None,
 ) -> Outcome:
-    """Go on from the last checkpoint of a run folder, with the run's own options.
+    """Go on from the newest whole checkpoint of a run folder, with the run's own options.
 
-    Parameters, optimiser, random numbers and data continue where they were, so a run with a budget
-    in steps ends as if it had never stopped. `max_steps` and `max_seconds` replace the budget.
+    Parameters, optimiser, random numbers, data and averages continue where they were, so a run with
+    a budget in steps ends as if it had never stopped, bit for bit on a CPU. A run that was killed
+    before its first checkpoint begins again. `max_steps` and `max_seconds` replace the budget.
+
+    Raises:
+        ValueError: it is no run folder, its options, data or checkpoints will not do, its budget is
+            spent, or another process trains in it.
+        NonFiniteError, SaveError, StalledError: as for `train`.
     """
     folder = RunFolder.open(path)
     run = folder.read_run()
     if max_steps is not None or max_seconds is not None:
         budget = replace(run.training, max_steps=max_steps, max_seconds=max_seconds)
         run = replace(run, training=budget)
-    checkpoint = folder.last_checkpoint()
-    if checkpoint is None:
-        raise ValueError(f"run must have a checkpoint to resume from; {folder.path} has none.")
-    done = read_progress(checkpoint)
-    if _spent(done, run.training) >= 1:
-        raise ValueError(
-            f"max_steps or max_seconds must be more than what {folder.path} has spent "
-            f"({done.step} steps, {done.seconds:.0f} s) to go on."
-        )
+    limit = limit_for(require_buildable(run))
     run.task.prepare()
+    folder.require_same_data(run)
     accelerator = _accelerator(run.training)
-    if accelerator.is_main_process:
-        folder.write_config(run)
     display = _display(title or run.task_name, console, accelerator)
-    return _train(run, folder, checkpoint, accelerator, display)
+    with folder.in_use() if accelerator.is_main_process else nullcontext():
+        checkpoint = find_checkpoint(folder.checkpoints_path, max_bytes=limit, note=display.note)
+        if checkpoint is not None:
+            done = read_progress(checkpoint)
+            if spent_share(done, run.training) >= 1:
+                raise ValueError(
+                    f"max_steps or max_seconds must be more than what {folder.path} has spent "
+                    f"({done.step} steps, {done.seconds:.0f} s) to go on."
+                )
+        if accelerator.is_main_process:
+            with explained_saving("config.json", folder.path):
+                folder.write_config(run)
+        return _train(run, folder, checkpoint, accelerator, display)
 
 
 def _train(
@@ -110,124 +115,71 @@ def _train(
     accelerator: Accelerator,
     display: Display,
 ) -> Outcome:
-    options, task = run.training, run.task
-    torch.manual_seed(options.seed)
-    model = build_model(task.spec, run.model)
-    optimizer = build_optimizer(model, options)
-    progress = Progress()
-    if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, model, optimizer)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    log = MetricsLog(folder, progress, accelerator)
-    batches = task.train_batches(
-        options.seed + _SEED_STRIDE * accelerator.process_index, first_step=progress.step
-    )
-    window = StepWindow(accelerator)
-    metrics: dict[str, float] = {}
-    evaluated_at = saved_at = -1
-    status: Literal["finished", "reached", "interrupted"] = "finished"
+    accelerator.wait_for_everyone()
+    session = Session(run, folder, checkpoint, accelerator, display)
+    with display, closing(session), stop_requests() as stop:
+        return _loop(session, stop)
+
+
+def _loop(session: Session, stop: StopRequest) -> Outcome:
+    """Train until the budget is spent, the target is reached, or someone asks to stop."""
+    options = session.options
     counted = False  # the first step compiles, and does not count
+    stops = False
+    if session.progress.owes_evaluation:
+        session.measure()
+    session.model.train()
+    while not (stops or session.has_reached_target()) and (spent := session.spent()) < 1:
+        begin = perf_counter()
+        batches = session.take_batches(stop)
+        if batches is None:  # the source has stalled, and someone asked to stop
+            stops = True
+            break
+        rate = options.learning_rate * learning_rate_share(spent, options)
+        rate *= 0.5**session.progress.rollbacks
+        session.take_step(batches, rate)
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(
-                folder.checkpoints_path,
-                accelerator.unwrap_model(model),
-                optimizer,
-                progress,
-                keep=options.keep_checkpoints,
-            )
+        progress = session.progress
+        is_last = spent_share(progress, options) >= 1
+        is_due = progress.step % options.log_every == 0
+        evaluates = progress.step % options.evaluate_every == 0
+        saves = progress.step % options.checkpoint_every == 0
+        stops = bool(session.agreed(float(stop.signal is not None)))
+        if session.has_diverged(looks=is_due or evaluates or saves or is_last or stops):
+            session.roll_back(batches, rate)
+            continue
+        if counted:
+            progress.seconds += (seconds := perf_counter() - begin)
+            progress.window.add_time(seconds, batches, session.accelerator.num_processes)
+        counted = True
+        if is_due:
+            session.log_window(rate)
+        progress.owes_evaluation = evaluates and stops
+        if evaluates and not stops:
+            session.measure()
+        # The last checkpoint comes at the very end, and in the middle of trouble none does:
+        # a roll back goes to a step from before it.
+        ends = is_last or stops or session.has_reached_target()
+        if saves and not ends and not progress.skipped_in_a_row:
+            with session.tolerance():
+                session.save()
 
-    def measure() -> dict[str, float]:
-        values = evaluate(model, task, accelerator)
-        log.write("eval", values)
-        display.note(f"step {progress.step}: " + _in_words(values))
-        value = values[task.headline]
-        if isfinite(value) and (progress.best is None or _better(task, value, progress.best)):
-            progress.best = value
-            if accelerator.is_main_process:
-                folder.save_model(accelerator.unwrap_model(model), best=True)
-        return values
-
-    with display, closing(log), _interrupts() as interrupted:
-        model.train()
-        while (spent := _agreed(accelerator, _spent(progress, options))) < 1:
-            begin = time.perf_counter()
-            batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
-            rate = options.learning_rate * learning_rate_share(spent, options)
-            set_learning_rate(optimizer, rate)
-            loss = task.loss(compute_logits(model, batch), batch)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.step += 1
-            window.add(loss.detach(), norm)
-
-            is_last = _spent(progress, options) >= 1
-            is_due = progress.step % options.log_every == 0
-            evaluates = progress.step % options.evaluate_every == 0
-            saves = progress.step % options.checkpoint_every == 0
-            stops = bool(_agreed(accelerator, float(interrupted.is_set())))
-            if is_due or evaluates or saves or is_last or stops:
-                window.require_finite(progress, rate, model, batch, folder)
-            if counted:
-                progress.seconds += (seconds := time.perf_counter() - begin)
-                window.add_time(seconds, batch)
-            counted = True
-            if is_due:
-                values = window.take()
-                log.write("train", {**values, "learning_rate": rate})
-                remaining = _remaining(progress, options)
-                display.update(_spent(progress, options), _in_words(values), remaining)
-            if evaluates and not stops:
-                metrics, evaluated_at = measure(), progress.step
-            if saves:
-                save()
-                saved_at = progress.step
-            if stops:
-                status = "interrupted"
-                break
-            if evaluated_at == progress.step and _reached(task, metrics, options):
-                status = "reached"
-                break
-
-        if status != "interrupted" and evaluated_at != progress.step:
-            metrics = measure()
-            if _reached(task, metrics, options):
-                status = "reached"
-        if saved_at != progress.step:
-            save()
-        if accelerator.is_main_process:
-            folder.save_model(accelerator.unwrap_model(model), best=False)
-        accelerator.wait_for_everyone()
+    if not stops and session.evaluated_at != session.progress.step:
+        session.measure()
+    # The last checkpoint comes last: where it stands, all that a run leaves does.
+    session.save_model(best=False)
+    if session.saved_at != session.progress.step:
+        session.save()
+    session.accelerator.wait_for_everyone()
+    reached = session.has_reached_target()
     return Outcome(
-        status=status,
-        folder=folder,
-        step=progress.step,
-        metrics=metrics,
-        is_main_process=accelerator.is_main_process,
+        status="interrupted" if stops else "reached" if reached else "finished",
+        folder=session.folder,
+        step=session.progress.step,
+        metrics=session.metrics,
+        is_main_process=session.accelerator.is_main_process,
+        signal=stop.signal if stops else None,
     )
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a request to stop after the step; a second one stops at once."""
-    requested = threading.Event()
-
-    def request(*_: object) -> None:
-        if requested.is_set():
-            raise KeyboardInterrupt
-        requested.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield requested  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGINT, request)
-    try:
-        yield requested
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _accelerator(options: TrainingOptions) -> Accelerator:
@@ -238,39 +190,3 @@ def _accelerator(options: TrainingOptions) -> Accelerator:
 
 def _display(title: str, console: Console | None, accelerator: Accelerator) -> Display:
     return Display(title, console if accelerator.is_main_process else Console(quiet=True))
-
-
-def _agreed(accelerator: Accelerator, value: float) -> float:
-    """Return the mean of `value` over the processes, which must all decide alike."""
-    if accelerator.num_processes == 1:
-        return value
-    shared = torch.tensor(value, device=accelerator.device)
-    return accelerator.reduce(shared, reduction="mean").item()
-
-
-def _spent(progress: Progress, options: TrainingOptions) -> float:
-    """Return the share of the budget that is spent, by steps or by seconds, whichever is more."""
-    by_steps = progress.step / options.max_steps if options.max_steps else 0.0
-    by_seconds = progress.seconds / options.max_seconds if options.max_seconds else 0.0
-    return max(by_steps, by_seconds)
-
-
-def _remaining(progress: Progress, options: TrainingOptions) -> float:
-    """Return the seconds of training that remain at the rate so far."""
-    spent = _spent(progress, options)
-    return progress.seconds * (1 - spent) / spent if spent > 0 else 0.0
-
-
-def _better(task: Any, value: float, than: float) -> bool:
-    return value > than if task.higher_is_better else value < than
-
-
-def _reached(task: Any, metrics: dict[str, float], options: TrainingOptions) -> bool:
-    if options.stop_at is None:
-        return False
-    value = metrics[task.headline]
-    return value >= options.stop_at if task.higher_is_better else value <= options.stop_at
-
-
-def _in_words(values: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())

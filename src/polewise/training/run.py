@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 import typing
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from polewise.mixers import MIXERS
 from polewise.tasks import TASKS, ImagesTask, RecallTask, TaskSpec, TextTask
+from polewise.tasks.options import (
+    did_you_mean,
+    require_choice,
+    require_memory,
+    require_type,
+    require_types,
+)
+
+FORMAT = 2
+"""Version of the JSON that `run_to_json` writes. Format 1 had no version and fewer options."""
+
+_PARTS = ("format", "task", "model", "training", "data", "environment")
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,7 @@ class ModelOptions:
     """Channels inside the feed-forward part; None takes twice `hidden_size`, 0 leaves it out."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         if self.mixer not in MIXERS:
             raise ValueError(
                 f"mixer must be one of {', '.join(MIXERS)}; got {self.mixer!r}."
@@ -40,6 +52,8 @@ class ModelOptions:
         for name in ("hidden_size", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.num_layers > _MOST_LAYERS:
+            raise ValueError(f"num_layers must be at most {_MOST_LAYERS}; got {self.num_layers}.")
         if self.intermediate_size is not None and self.intermediate_size < 0:
             raise ValueError(f"intermediate_size must be at least 0; got {self.intermediate_size}.")
         known = mixer_option_types(self.mixer)
@@ -49,7 +63,7 @@ class ModelOptions:
                     f"mixer_options must name options of {self.mixer} ({', '.join(known)}); "
                     f"got {name!r}.{did_you_mean(name, known)}"
                 )
-            _require_type(name, value, known[name])
+            require_type(name, value, known[name])
         # The mixer's own checks, before anything is built.
         MIXERS[self.mixer](dim=self.hidden_size, **self.mixer_options)
 
@@ -80,10 +94,12 @@ class TrainingOptions:
     """Averaging of the gradient and of its square in AdamW."""
     clip_norm: float = 1.0
     """Gradients are shortened to this norm."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged in one step: a larger batch than memory holds."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; parameters and optimiser are float32 either way."""
     seed: int = 0
-    """Initial parameters, order of the data, dropout."""
+    """Initial parameters, order of the data, everything else that is drawn."""
     log_every: int = 10
     """Steps between lines of the log."""
     evaluate_every: int = 200
@@ -91,26 +107,41 @@ class TrainingOptions:
     checkpoint_every: int = 500
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
-    """Checkpoints to keep, newest first."""
+    """Checkpoints to keep, newest first. The best model is kept besides."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """When a checkpoint or the log cannot be written (full disk, no permission): end the run, or
+    say so and train on."""
+    skip_limit: int = 3
+    """A step whose loss or gradient is NaN or infinite is skipped; so many in a row end that."""
+    on_skip_limit: Literal["stop", "roll_back"] = "stop"
+    """Then stop with a diagnosis, or go back to the last good checkpoint and on with new
+    data at half the learning rate; three times at most."""
+    data_timeout: float = 600.0
+    """Seconds to wait for a batch. A source that takes longer has stalled: the run is saved and
+    ends."""
     stop_at: float | None = None
     """Stop once the headline metric of an evaluation has reached this; None trains to the end."""
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("max_steps must be given, or max_seconds; got neither.")
+        require_types(self)
         for name in (
             "max_steps",
             "max_seconds",
             "learning_rate",
             "filter_learning_rate",
             "clip_norm",
+            "accumulate",
+            "skip_limit",
+            "data_timeout",
             "log_every",
             "evaluate_every",
             "checkpoint_every",
             "keep_checkpoints",
         ):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and isfinite(value)):
+            if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive; got {value}.")
         for name in ("final_learning_rate", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
@@ -121,8 +152,8 @@ class TrainingOptions:
             raise ValueError(f"betas must be in [0, 1); got {self.betas}.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and 2**32 - 1; got {self.seed}.")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be float32 or bfloat16; got {self.precision!r}.")
+        if self.stop_at is not None and not abs(self.stop_at) < float("inf"):
+            raise ValueError(f"stop_at must be a finite number; got {self.stop_at}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +176,7 @@ class Run:
 def run_to_json(run: Run) -> dict[str, Any]:
     """Return the run as plain JSON values."""
     return {
+        "format": FORMAT,
         "task": {"name": run.task_name, **dataclasses.asdict(run.task)},
         "model": dataclasses.asdict(run.model),
         "training": dataclasses.asdict(run.training),
@@ -152,18 +184,31 @@ def run_to_json(run: Run) -> dict[str, Any]:
 
 
 def run_from_json(values: dict[str, Any]) -> Run:
-    """Return the run that `run_to_json` wrote.
+    """Return the run that `run_to_json` wrote, in this format or an older one.
+
+    Options that an older format did not have take their defaults, which do what was done then.
 
     Raises:
-        ValueError: a part is missing, or an option is unknown or out of range.
+        ValueError: a part is missing, an option is unknown or out of range, or the format is newer.
     """
+    written = values.get("format", 1)
+    if isinstance(written, bool) or not isinstance(written, int) or not 1 <= written <= FORMAT:
+        raise ValueError(
+            f"format must be at most {FORMAT}, the newest that this Polewise reads; got "
+            f"{written!r}. Upgrade Polewise to go on with this run."
+        )
+    for name in values:
+        if name not in _PARTS:
+            raise ValueError(
+                f"the run must have known parts ({', '.join(_PARTS)}); got {name!r}."
+                f"{did_you_mean(name, _PARTS)}"
+            )
     for part in ("task", "model", "training"):
         if not isinstance(values.get(part), dict):
             raise ValueError(f"the run must have a part {part!r} with its options.")
     task = dict(values["task"])
     name = task.pop("name", None)
-    if name not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}; got {name!r}.")
+    require_choice("task", name, TASKS)
     training = dict(values["training"])
     if isinstance(training.get("betas"), list):
         training["betas"] = tuple(training["betas"])
@@ -198,6 +243,35 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
     return model_class(spec)(config)
 
 
+def require_buildable(run: Run) -> int:
+    """Check that the model can be built and trained here; return the bytes of its parameters.
+
+    Nothing is allocated: the model is built without numbers.
+
+    Raises:
+        ValueError: its options do not go together, or it cannot fit into memory.
+    """
+    spec, hidden = run.task.spec, run.model.hidden_size
+    inner = 2 * hidden if run.model.intermediate_size is None else run.model.intermediate_size
+    names = "hidden_size, intermediate_size and num_layers"
+    # Parameter, gradient and two averages of 4 bytes each; a mixer has one square matrix at least.
+    require_memory(names, 16 * run.model.num_layers * hidden * (hidden + inner))
+    try:
+        with torch.device("meta"):
+            model = build_model(spec, run.model)
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model must have options that go together; {run.model.mixer} with "
+            f"{run.model.mixer_options} cannot be built: {error}."
+        ) from error
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    require_memory("the model's options", 16 * numbers)
+    positions = run.task.batch_size * spec.length
+    widest = max(hidden, inner, spec.vocab_size or 0)
+    require_memory("batch_size, length and the model's widths", 4 * positions * widest)
+    return sum(part.numel() * part.element_size() for part in model.state_dict().values())
+
+
 def model_class(spec: TaskSpec) -> Any:
     """Return the class of the models for this kind of task."""
     from polewise.models import PolewiseForCausalLM, PolewiseForSequenceClassification
@@ -214,37 +288,6 @@ def mixer_option_types(mixer: str) -> dict[str, Any]:
         for field in dataclasses.fields(config)
         if field.init and field.name != "dim"
     }
-
-
-def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    """Return " Did you mean ...?" with the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def _require_type(name: str, value: Any, hint: Any) -> None:
-    if not _has_type(value, hint):
-        shown = getattr(hint, "__name__", None) if isinstance(hint, type) else None
-        shown = shown or str(hint).replace("typing.", "")
-        raise ValueError(f"{name} must be of type {shown}; got {value!r}.")
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    """Whether a JSON value fits an annotation; what is not checked here the mixer checks itself."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_has_type(value, choice) for choice in typing.get_args(hint))
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    return True
 
 
 def _from_options(kind: Any, options: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """The run folder: everything about one training run, in files a person can read.
 
-config.json        all options, versions, git commit, machine
-metrics.jsonl      one JSON object per line: training, evaluation
+config.json        all options, versions, git commit, machine, a fingerprint of the data
+metrics.jsonl      one JSON object per line: training, evaluation, whatever went wrong
 checkpoints/       step-N, for resuming
 model/             the best model so far, for `from_pretrained`
 model-last/        the model at the end
@@ -12,12 +12,16 @@ events.out.*       TensorBoard
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from polewise.training.checkpoint import list_checkpoints, replace_folder, require_finite
+from polewise.training.checkpoint import list_checkpoints, require_finite
+from polewise.training.durable import clear_up, replace_file, replace_folder
+from polewise.training.errors import explained_saving
+from polewise.training.json_files import read_json_object
+from polewise.training.manifest import MANIFEST, verify_folder
 from polewise.training.run import Run, model_class, run_from_json, run_to_json
 
 _PACKAGES = ("polewise", "torch", "numpy", "numba", "transformers", "accelerate", "safetensors")
@@ -39,17 +47,26 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, run: Run) -> RunFolder:
-        """Make the folder and write `config.json`.
+        """Make the folder with `config.json` in it, both at once or neither.
 
         Raises:
             ValueError: the path is taken, or cannot be written.
         """
         folder = cls(path)
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-            raise ValueError(f"out must be a new or empty folder; {folder.path} exists.")
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write_config(run)
+            if folder.path.exists():
+                if not folder.path.is_dir() or any(folder.path.iterdir()):
+                    raise ValueError(f"out must be a new or empty folder; {folder.path} exists.")
+                folder.write_config(run)
+                return folder
+            partial = cls(folder.path.with_name(f".{folder.path.name}.partial"))
+            shutil.rmtree(partial.path, ignore_errors=True)
+            try:
+                partial.path.mkdir(parents=True)
+                partial.write_config(run)
+                partial.path.rename(folder.path)
+            finally:
+                shutil.rmtree(partial.path, ignore_errors=True)
         except OSError as error:
             raise ValueError(
                 f"out must be a folder that can be written; {path}: {error}."
@@ -64,7 +81,7 @@ class RunFolder:
             ValueError: it is not a run folder.
         """
         folder = cls(path)
-        if not folder.config_path.is_file():
+        if not os.path.isfile(folder.config_path):  # False also for what can be no path
             raise ValueError(f"run must be a run folder (with a config.json); got {folder.path}.")
         return folder
 
@@ -93,74 +110,143 @@ class RunFolder:
         return self.path / "figures"
 
     def write_config(self, run: Run) -> None:
-        """Write all options of the run, and the versions and the machine that it runs on."""
-        description = {**run_to_json(run), "environment": describe_environment()}
-        partial = self.path / ".config.json.partial"
-        partial.write_text(json.dumps(description, indent=2) + "\n")
-        partial.rename(self.config_path)
+        """Write all options of the run, what identifies its data, and where it runs."""
+        description = {
+            **run_to_json(run),
+            "data": run.task.fingerprint(),
+            "environment": describe_environment(),
+        }
+        replace_file(self.config_path, json.dumps(description, indent=2) + "\n")
 
     def read_config(self) -> dict[str, Any]:
         """Return `config.json`."""
         try:
-            values = json.loads(self.config_path.read_text())
-        except (OSError, ValueError) as error:
+            return read_json_object(self.config_path)
+        except ValueError as error:
             raise ValueError(
-                f"run must have a readable config.json; {self.path}: {error}."
+                f"run must have a readable config.json; {self.path}: {error}"
             ) from error
-        if not isinstance(values, dict):
-            raise ValueError(f"run must have an object in config.json; {self.path}.")
-        return values
 
     def read_run(self) -> Run:
-        """Return the run with all its options."""
-        return run_from_json(self.read_config())
+        """Return the run with all its options.
+
+        Raises:
+            ValueError: `config.json` is unreadable, from a newer Polewise, or has options that
+                are unknown or out of range.
+        """
+        values = self.read_config()
+        try:
+            return run_from_json(values)
+        except ValueError as error:
+            raise ValueError(
+                f"run must have a config.json of a run; {self.path}: {error}"
+            ) from error
+
+    def require_same_data(self, run: Run) -> None:
+        """Raise ValueError unless the data is what the run began with."""
+        began_with = self.read_config().get("data")
+        if began_with is not None and began_with != run.task.fingerprint():
+            raise ValueError(
+                f"the data must be what {self.path} began with; it has changed since. Put it back, "
+                "or begin a new run."
+            )
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep other processes out, and clear up what one that was killed has left.
+
+        Raises:
+            ValueError: another process trains here, or the folder cannot be written.
+        """
+        try:
+            file = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise ValueError(
+                f"run must be a folder that can be written; {self.path}: {error}."
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"run must not be in use; another process trains in {self.path}."
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            clear_up(self.path, r"config\.json|metrics\.jsonl|model|model-last")
+            clear_up(self.checkpoints_path, r"step-[0-9]+")
+            yield
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of `metrics.jsonl`; a last line that is cut off is left out."""
+        """Return the lines of `metrics.jsonl`; one that is cut off or damaged is left out."""
         if not self.metrics_path.exists():
             return []
         records = []
-        for line in self.metrics_path.read_text().splitlines():
+        for line in self.metrics_path.read_bytes().splitlines():
             try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
         return records
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one line to `metrics.jsonl`, or nothing of it."""
+        with self.metrics_path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            line = json.dumps(record, allow_nan=False).encode() + b"\n"
+            if file.write(line) < len(line):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics_path))
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop what was logged after `step`, before a run resumes there."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
-        partial = self.metrics_path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.rename(self.metrics_path)
+        replace_file(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint, or None."""
         found = list_checkpoints(self.checkpoints_path)
         return found[-1] if found else None
 
-    def save_model(self, model: nn.Module, *, best: bool) -> None:
-        """Write the model for `from_pretrained`, as the best or the last one."""
+    def save_model(self, model: nn.Module, *, best: bool, tokenizer: Any = None) -> None:
+        """Write the model for `from_pretrained`, as the best or the last one.
+
+        A tokenizer is saved beside it, for `transformers.pipeline`.
+
+        Raises:
+            NonFiniteError: a parameter is NaN or infinite.
+            SaveError: it cannot be written. Either way the model that was there stays.
+        """
         require_finite(model)
         target = self.model_path if best else self.last_model_path
-        with _without_progress_bars():
-            replace_folder(target, model.save_pretrained)  # type: ignore[arg-type]
+
+        def write(path: Path) -> None:
+            for part in (model, *([] if tokenizer is None else [tokenizer])):
+                part.save_pretrained(path)
+
+        with _without_progress_bars(), explained_saving("the model", self.path):
+            replace_folder(target, write)
 
     def load_model(self) -> nn.Module:
-        """Return the best model, in evaluation mode."""
-        path = self.model_path if self.model_path.is_dir() else self.last_model_path
-        if not path.is_dir():
+        """Return the best model, in evaluation mode.
+
+        Raises:
+            ValueError: there is none, it is damaged, or it is not of this run's kind.
+        """
+        # `.model.old` holds the best one if a process died while it was being replaced.
+        found = (self.model_path, self.path / ".model.old", self.last_model_path)
+        path = next((path for path in found if path.is_dir()), None)
+        if path is None:
             raise ValueError(f"run must hold a saved model; {self.path} has none yet.")
         kind = model_class(self.read_run().task.spec)
         try:
+            if (path / MANIFEST).exists():
+                verify_folder(path)
             with _without_progress_bars():
-                return kind.from_pretrained(path).eval()
-        except OSError as error:
+                return kind.from_pretrained(path, use_safetensors=True).eval()
+        except Exception as error:  # transformers meets a bad config.json with anything
             raise ValueError(f"run must hold a complete model; {path}: {error}.") from error
 
 

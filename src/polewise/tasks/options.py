@@ -1,0 +1,109 @@
+"""The questions that options ask their values, and the answers in the user's words."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+_TYPES: dict[type, dict[str, Any]] = {}
+
+
+def require_types(options: Any) -> None:
+    """Raise ValueError unless every field of a dataclass has a value of its annotated type."""
+    kind = type(options)
+    if kind not in _TYPES:
+        _TYPES[kind] = typing.get_type_hints(kind)
+    for field in dataclasses.fields(options):
+        require_type(field.name, getattr(options, field.name), _TYPES[kind][field.name])
+
+
+def require_type(name: str, value: Any, hint: Any) -> None:
+    """Raise ValueError unless `value` fits the annotation `hint`."""
+    if not _has_type(value, hint):
+        if typing.get_origin(hint) is Literal:
+            require_choice(name, value, typing.get_args(hint))
+        shown = getattr(hint, "__name__", None) if isinstance(hint, type) else None
+        shown = shown or str(hint).replace("typing.", "")
+        raise ValueError(f"{name} must be of type {shown}; got {_shortened(value)}.")
+
+
+def require_at_least(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless the option `name` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {_shortened(value)}.")
+
+
+def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest choice, unless `value` is one of `choices`."""
+    choices = list(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(choices)}; got {_shortened(value)}."
+            f"{did_you_mean(str(value), choices)}"
+        )
+
+
+def require_memory(names: str, num_bytes: int) -> None:
+    """Raise ValueError if so many bytes can never fit into this machine's memory.
+
+    `names` are the options that ask for them. It is an estimate from below: what passes may still
+    be too much.
+    """
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if num_bytes > physical:
+        raise ValueError(
+            f"{names} must fit into memory; they need at least {_in_gigabytes(num_bytes)} and this "
+            f"machine has {_in_gigabytes(physical)}."
+        )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" with the nearest known name, or nothing."""
+    near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a value fits an annotation; what is not known here is left to its owner."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_has_type(value, choice) for choice in typing.get_args(hint))
+    if origin is tuple:
+        hints = typing.get_args(hint)
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(hints)
+            and all(_has_type(item, kind) for item, kind in zip(value, hints, strict=True))
+        )
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        return fits and (isinstance(value, float) or abs(value) < 2**1000)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if isinstance(hint, type):
+        return isinstance(value, hint)
+    return True
+
+
+def _shortened(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        shown = "a number of thousands of digits"
+    return shown if len(shown) <= 100 else f"{shown[:100]}..."
+
+
+def _in_gigabytes(num_bytes: int) -> str:
+    tenths = num_bytes * 10 // 10**9  # an integer of any size
+    return f"{tenths // 10:,}.{tenths % 10} GB"

@@ -1,0 +1,63 @@
+"""What can end a run before its budget is spent. The command line answers each with exit code 1."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on. What was saved before is kept."""
+
+
+class NonFiniteError(TrainingError):
+    """Training has met NaN or infinity; nothing of it was saved."""
+
+
+class SaveError(TrainingError):
+    """Something could not be written; what was there before is kept."""
+
+
+class StalledError(TrainingError):
+    """The data source gave nothing for too long; the run was saved."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or have the quota raised",
+    errno.EFBIG: "the limit on the size of files is too small; raise it (`ulimit -f`)",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EROFS: "mount the file system for writing",
+    errno.ENOENT: "the folder has gone; put it back",
+    errno.ENOTDIR: "the folder has been replaced by a file; put it back",
+    errno.ESTALE: "mount the file system again",
+    errno.EIO: "look after the disk",
+}
+
+
+@contextmanager
+def explained_saving(what: str, folder: Path) -> Iterator[None]:
+    """Turn a failed write into a SaveError that names the folder and the remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        remedy = _REMEDIES.get(_code(error) or 0, "see to the cause")
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SaveError(
+            f"{what} must be written to {folder}, and could not be: {reason}; {remedy}, then "
+            f"resume the run. What was saved there before is kept."
+        ) from error
+
+
+def _code(error: OSError | SafetensorError) -> int | None:
+    """Return the error number; safetensors tells it in words, `(os error 28)`."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told.group(1)) if told else None

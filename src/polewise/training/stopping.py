@@ -1,0 +1,42 @@
+"""Stopping on request: Ctrl-C, and SIGTERM from whoever owns the machine."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class StopRequest:
+    """Whether someone has asked the run to stop."""
+
+    signal: int | None = None
+    """The signal that asked, SIGINT or SIGTERM; None while nobody has."""
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM into a request to stop after the step.
+
+    A second Ctrl-C raises KeyboardInterrupt at once; a second SIGTERM changes nothing, for
+    schedulers send several. Outside the main thread, where Python handles no signals, nobody asks.
+    """
+    request = StopRequest()
+
+    def ask(number: int, _: object) -> None:
+        if request.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

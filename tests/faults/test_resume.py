@@ -1,0 +1,165 @@
+"""A run that was stopped and resumed equals one that was not, bit for bit."""
+
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tests.faults.runs import (
+    TASK,
+    RecallWith,
+    have_equal_parameters,
+    quiet,
+    small_run,
+    task_of,
+    untimed_metrics,
+)
+
+from polewise.training import resume, train
+from polewise.training.checkpoint import load_checkpoint
+from polewise.training.durable import replace_folder
+
+
+class Stopping(RecallWith):
+    """Someone sends a signal while a batch is made."""
+
+    at = 0
+    number = signal.SIGINT
+
+    def change(self, step, batch):
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+        return batch
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_stopped_after_any_step_a_run_ends_with_the_same_bits_and_the_same_log(
+    step, tmp_path, finished_run
+):
+    stopped = train(small_run(task_of(Stopping, at=step - 1)), tmp_path / "run", console=quiet())
+    assert (stopped.status, stopped.step) == ("interrupted", step)
+    assert resume(tmp_path / "run", console=quiet()).status == "finished"
+    for name in ("model", "model-last"):
+        assert have_equal_parameters(tmp_path / "run", finished_run)
+        assert (tmp_path / "run" / name).is_dir()
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
+
+
+@pytest.mark.parametrize("batch", [3, 4, 5])
+def test_stopped_inside_gradient_accumulation_a_run_ends_with_the_same_bits(batch, tmp_path):
+    options = {"accumulate": 3, "log_every": 4}
+    train(small_run(**options), tmp_path / "whole", console=quiet())
+    task = task_of(Stopping, at=batch)
+    assert train(small_run(task, **options), tmp_path / "run", console=quiet()).step == 2
+    resume(tmp_path / "run", console=quiet())
+    assert have_equal_parameters(tmp_path / "run", tmp_path / "whole")
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(tmp_path / "whole")
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path):
+    class Large(RecallWith):
+        def change(self, step, batch):
+            return batch
+
+        def train_batches(self, seed, first_step=0):
+            batches = super().train_batches(seed, 2 * first_step)
+            for first in batches:
+                second = next(batches)
+                yield {name: torch.cat([first[name], second[name]]) for name in first}
+
+    train(small_run(accumulate=2, max_steps=3), tmp_path / "a", console=quiet())
+    train(small_run(Large(**TASK), max_steps=3), tmp_path / "b", console=quiet())
+    losses = [
+        [r["loss"] for r in untimed_metrics(tmp_path / name) if r["kind"] == "train"]
+        for name in "ab"
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_every_random_generator_goes_on_where_it_was(run_copy):
+    from tests.faults.test_damaged_checkpoints import fresh_model
+
+    from polewise.training.optimizer import build_optimizer
+    from polewise.training.random_state import random_state, set_random_state
+
+    random.gauss(0, 1)  # leaves a second number behind
+    np.random.normal()
+    before = random_state()
+    drawn = [random.random(), random.gauss(0, 1), np.random.normal(), torch.rand(1).item()]
+    set_random_state(before)
+    again = [random.random(), random.gauss(0, 1), np.random.normal(), torch.rand(1).item()]
+    assert again == drawn
+
+    model = fresh_model()
+    random.seed(99)
+    load_checkpoint(
+        run_copy / "checkpoints/step-6", model, build_optimizer(model, small_run().training)
+    )
+    first = random.random()
+    random.seed(0)  # what the run was seeded with; nothing in it draws
+    assert random.random() == first
+
+
+def test_sigterm_saves_and_tells_the_exit_code(tmp_path, finished_run):
+    task = task_of(Stopping, at=2, number=signal.SIGTERM)
+    stopped = train(small_run(task), tmp_path / "run", console=quiet())
+    assert (stopped.status, stopped.step, 128 + stopped.signal) == ("interrupted", 3, 143)
+    resume(tmp_path / "run", console=quiet())
+    assert have_equal_parameters(tmp_path / "run", finished_run)
+
+
+def test_a_second_sigterm_changes_nothing(tmp_path):
+    class Twice(Stopping):
+        def change(self, step, batch):
+            return super().change(step, super().change(step, batch))
+
+    task = task_of(Twice, at=2, number=signal.SIGTERM)
+    assert train(small_run(task), tmp_path / "run", console=quiet()).step == 3
+
+
+def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path, finished_run, monkeypatch):
+    """The second one comes while a checkpoint takes the place of another."""
+
+    def interrupted(target, write):
+        if target.name == "step-4":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        replace_folder(target, write)
+
+    monkeypatch.setattr("polewise.training.checkpoint.replace_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_run(), tmp_path / "run", console=quiet())
+    monkeypatch.undo()
+    resume(tmp_path / "run", console=quiet())
+    assert have_equal_parameters(tmp_path / "run", finished_run)
+
+
+def test_ctrl_c_in_the_middle_of_a_swap_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    replace_folder(target, lambda path: (path / "weights").write_text("old"))
+    for number in range(1, 12):
+        left = [number]
+
+        def interrupt(path, left=left, flush=os.fsync):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            flush(path)
+
+        monkeypatch.setattr("os.fsync", interrupt)
+        try:
+            replace_folder(target, lambda path: (path / "weights").write_text("new"))
+        except KeyboardInterrupt:
+            assert (target / "weights").read_text() in ("old", "new")
+            assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        monkeypatch.undo()
+    assert (target / "weights").read_text() == "new"
+
+
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path, finished_run):
+    train(small_run(task_of(Stopping, at=2)), tmp_path / "run", console=quiet())
+    assert not [r for r in untimed_metrics(tmp_path / "run") if r["kind"] == "eval"]
+    resume(tmp_path / "run", console=quiet())
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
