@@ -1,12 +1,14 @@
 """Polewise: sequence models that place their own poles.
 
-Layers     Focus, Associative, Attention and their configurations
-Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification
-           (with the extra `models`), Backbone and BackboneConfig in plain torch, generate
+Layers     Focus, Associative, Attention, Mega and their configurations
+Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification,
+           PolewiseCache (with the extra `models`), Backbone, BackboneConfig and generate in plain
+           torch
 Ops        direct_form_filter, normal_form_filter, associative_filter, long_conv,
            chunked_attention, circular_filter
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
-States     polewise.states: select_batch, detach, to, save, load
+States     polewise.states: select_batch, detach, to, num_bytes, save, load
+Processes  shard_sequence, whole_sequence: one long sequence split over many
 Contract   check_mixer, for mixers of your own
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from polewise import filters, models, states
+from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.mixers import (
     MIXERS,
     Associative,
@@ -23,6 +26,8 @@ from polewise.mixers import (
     AttentionConfig,
     Focus,
     FocusConfig,
+    Mega,
+    MegaConfig,
 )
 from polewise.mixers.checks import check_mixer
 from polewise.models import Backbone, BackboneConfig, generate
@@ -38,6 +43,7 @@ from polewise.ops import (
 __version__ = "0.1.0"
 
 _MODELS = (
+    "PolewiseCache",
     "PolewiseConfig",
     "PolewiseForCausalLM",
     "PolewiseForSequenceClassification",
@@ -54,6 +60,8 @@ __all__ = [
     "BackboneConfig",
     "Focus",
     "FocusConfig",
+    "Mega",
+    "MegaConfig",
     "associative_filter",
     "check_mixer",
     "chunked_attention",
@@ -63,7 +71,9 @@ __all__ = [
     "generate",
     "long_conv",
     "normal_form_filter",
+    "shard_sequence",
     "states",
+    "whole_sequence",
     *_MODELS,
 ]
 

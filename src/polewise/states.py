@@ -1,13 +1,17 @@
 """What streaming needs of any state.
 
 A state is a tree: NamedTuples and tuples whose leaves are tensors with the batch first, or
-None where a layer keeps nothing. These functions treat every tree alike.
+None where a layer keeps nothing. It is a value: no step changes it, so keeping one is a
+snapshot, and going back to it is using it again. These functions treat every tree alike.
 """
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -62,28 +66,96 @@ def num_bytes(state: Any) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in tensors(state))
 
 
+def require_like(name: str, state: Any, like: Any) -> None:
+    """Raise where `state` could not have come from the model, batch and device of `like`.
+
+    Args:
+        name: what the caller calls it, for the message.
+        state: what was given.
+        like: the model's state before its first step. An axis of size 0 there grows with
+            time and may have any size.
+
+    Raises:
+        ValueError: another tree, shape or device; the message names the place.
+        TypeError: another dtype, or no state at all.
+    """
+    if isinstance(like, Tensor) and isinstance(state, Tensor):
+        same = state.ndim == like.ndim and all(
+            wanted in (0, got) for wanted, got in zip(like.shape, state.shape, strict=True)
+        )
+        if not same:
+            shape = ", ".join("any" if size == 0 else str(size) for size in like.shape)
+            raise ValueError(
+                f"{name} must have shape ({shape}) for this model and batch; "
+                f"got ({', '.join(map(str, state.shape))})."
+            )
+        if state.device != like.device:
+            raise ValueError(f"{name} must be on {like.device}; got {state.device}.")
+        if state.is_floating_point() != like.is_floating_point():
+            raise TypeError(f"{name} must be {like.dtype}; got {state.dtype}.")
+    elif type(state) is not type(like) or (like is not None and len(state) != len(like)):
+        raise ValueError(
+            f"{name} must be {_describe(like)} of this model; got {_describe(state)}. "
+            "A state goes back only to the model, or a copy of the model, that made it."
+        )
+    elif like is not None:
+        fields = getattr(like, "_fields", None)
+        places = (
+            [f".{field}" for field in fields] if fields else [f"[{i}]" for i in range(len(like))]
+        )
+        for place, part, like_part in zip(places, _parts(state), _parts(like), strict=True):
+            require_like(name + place, part, like_part)
+
+
 def save(state: Any, path: str | Path) -> None:
-    """Write the tensors to `path`. The tree's shape is not written: `load` takes it from a
-    state of the same model."""
-    torch.save([leaf.detach().cpu() for leaf in tensors(state)], path)
+    """Write the tensors to `path`; a file already there is replaced whole or not at all.
+
+    The tree's shape is not written: `load` takes it from a state of the same model.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save([leaf.detach().cpu() for leaf in tensors(state)], beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def load(path: str | Path, like: State) -> State:
-    """Read what `save` wrote into the tree of `like`, a state of the same model.
+    """Read what `save` wrote.
+
+    Args:
+        path: the file.
+        like: a state of the same model and batch, such as `model.initial_state(1)`.
 
     Raises:
-        ValueError: the file holds the state of another model or batch.
+        ValueError: no state file, or the state of another model or batch.
+        FileNotFoundError: no file.
     """
-    leaves = torch.load(path, weights_only=True)
-    wanted = tensors(like)
-    shapes, wanted_shapes = ([tuple(leaf.shape) for leaf in part] for part in (leaves, wanted))
-    if shapes != wanted_shapes:
-        raise ValueError(
-            f"{path} must hold a state of this model and batch; got tensors of shapes {shapes}, "
-            f"expected {wanted_shapes}."
-        )
+    device = next((leaf.device for leaf in tensors(like)), torch.device("cpu"))
+    try:
+        leaves = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, UnpicklingError) as error:
+        raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
+    wanted = len(tensors(like))
+    if not isinstance(leaves, list) or len(leaves) != wanted:
+        got = len(leaves) if isinstance(leaves, list) else 0
+        raise ValueError(f"{path} must hold the {wanted} tensors of this model; got {got}.")
     stream = iter(leaves)
-    return map_state(lambda leaf: next(stream).to(leaf.device), like)
+    state = map_state(lambda _: next(stream), like)
+    try:
+        require_like("state", state, like)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds the state of another model or batch: {error}") from error
+    return state
+
+
+def _describe(state: Any) -> str:
+    if state is None:
+        return "nothing"
+    if isinstance(state, (tuple, list)) and not hasattr(state, "_fields"):
+        return f"a {type(state).__name__} of {len(state)}"
+    return f"a {type(state).__name__}"
 
 
 def _parts(state: Any) -> tuple | list:

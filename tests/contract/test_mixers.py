@@ -13,7 +13,10 @@ from polewise.mixers import FocusConfig
 from polewise.mixers.checks import mixer_checks
 from polewise.models import Backbone, BackboneConfig
 
-SMALL = {"focus": {"chunk_length": 8, "bin_length": 8, "windows": 2}}
+SMALL = {
+    "focus": {"chunk_length": 8, "bin_length": 8, "windows": 2},
+    "mega": {"chunk_length": 8, "memories": 3},
+}
 
 FORMS = {
     "focus": [
@@ -27,6 +30,7 @@ FORMS = {
     ],
     "associative": [{}, {"turning": True}, {"causal": False}],
     "attention": [{}, {"causal": False}],
+    "mega": [{}, {"causal": False}],
 }
 
 

@@ -2,6 +2,7 @@
 
 from polewise.layers.associative_memory import AssociativeMemory, AssociativeMemoryState
 from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
+from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.position_bias import PositionBias
@@ -12,6 +13,7 @@ __all__ = [
     "AssociativeMemoryState",
     "BinFeatures",
     "BinFeaturesState",
+    "DampedEma",
     "Features",
     "FeedForward",
     "LongConvEmbedder",

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers.padding import hide_padding
 from polewise.layers.short_conv import ShortConv
 from polewise.ops import associative_filter
+from polewise.ops.padding import hide_padding
+from polewise.ops.shards import Shards, associative_state_before
 
 
 class AssociativeMemoryState(NamedTuple):
@@ -57,6 +58,7 @@ class AssociativeMemory(nn.Module):
         super().__init__()
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         self.turning, self.causal = turning, causal
+        self.shards: Shards | None = None
         self.to_query = nn.Linear(dim, heads * key_dim, bias=False)
         self.to_key_value = nn.Linear(dim, heads * (key_dim + value_dim), bias=False)
         self.short_conv = ShortConv(heads * (key_dim + value_dim))
@@ -78,6 +80,8 @@ class AssociativeMemory(nn.Module):
         state: AssociativeMemoryState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length channels"], AssociativeMemoryState | None]:
+        if self.shards is not None:
+            self.shards.require_whole(x, state, lengths)
         per_head = (self.heads, -1)
         q = self.to_query(x).unflatten(-1, per_head)
         mixed, neighbours = self.short_conv(
@@ -88,6 +92,8 @@ class AssociativeMemory(nn.Module):
         q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
         decay, angle = self.poles(x)
         before = state.products if state else None
+        if self.shards is not None:
+            before = associative_state_before(k, v, decay, angle, self.shards)
         y, products = associative_filter(q, k, v, decay, angle, lengths=lengths, state=before)
         if not self.causal:
             parts = [part for part in (q, k, v, decay, angle) if part is not None]

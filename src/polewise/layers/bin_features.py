@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polewise.layers.padding import real_steps
+from polewise.ops.padding import real_steps
+from polewise.ops.shards import Shards
 
 
 class Features(NamedTuple):
@@ -57,6 +58,7 @@ class BinFeatures(nn.Module):
         self.bin_length = bin_length
         self.windows = windows
         self.causal = causal
+        self.shards: Shards | None = None
 
     def forward(
         self,
@@ -69,16 +71,26 @@ class BinFeatures(nn.Module):
         steps = real_steps(x, lengths)
         if state is None:
             position = torch.zeros_like(steps)
+            if self.shards is not None:
+                position = position + self.shards.rank * x.shape[1]
             running = x.new_full((batch, self.windows, dim), -torch.inf)
             finished = x.new_zeros(batch, self.windows, dim)
         else:
             position, _, running, finished = state
+            if running.shape[1] != self.windows:
+                raise ValueError(
+                    f"state must come from bins of {self.windows} windows; got {running.shape[1]}."
+                )
+            if x.shape[1] == 1 and self.causal:
+                return self._one_step(embedded, embedder_state, state, steps)
 
         offset = position % self.bin_length
         maxima = self._maxima(embedded, steps, None if state is None else offset)
         if maxima.shape[1]:
             first = torch.maximum(maxima[:, :1], running[:, None].to(x.dtype))
             maxima = torch.cat([first, maxima[:, 1:]], 1)
+        if self.shards is not None:
+            finished = self.shards.from_before(maxima[:, -1])
         if not self.causal:
             known = torch.ones(maxima.shape[:2], dtype=torch.bool, device=x.device)
             return Features(_finite(maxima), known, offset), None
@@ -97,6 +109,25 @@ class BinFeatures(nn.Module):
             embedder_state,
             under_way.gather(1, done).squeeze(1),
             shifted.gather(1, done).squeeze(1),
+        )
+
+    def _one_step(
+        self, embedded: Tensor, embedder_state: Any, state: BinFeaturesState, steps: Tensor
+    ) -> tuple[Features, BinFeaturesState]:
+        """A single step, as in decoding, changes one window of one bin."""
+        position, _, running, finished = state
+        offset = position % self.bin_length
+        window = torch.arange(self.windows, device=embedded.device)
+        here = window == (offset // (self.bin_length // self.windows))[:, None]
+        here = (here & (steps > 0)[:, None])[..., None]
+        running = torch.where(here, torch.maximum(running.to(embedded.dtype), embedded), running)
+        full = (offset + steps == self.bin_length)[:, None, None]
+        known = position[:, None] >= self.bin_length
+        return Features(finished[:, None].to(embedded.dtype), known, offset), BinFeaturesState(
+            position + steps,
+            embedder_state,
+            torch.where(full, -torch.inf, running),
+            torch.where(full, running, finished),
         )
 
     def _maxima(self, embedded: Tensor, steps: Tensor, offset: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polewise.ops import long_conv, normal_form_filter
+from polewise.ops.shards import Shards, normal_form_state_before
 
 
 class LongConvEmbedder(nn.Module):
@@ -25,6 +26,7 @@ class LongConvEmbedder(nn.Module):
     def __init__(self, dim: int, taps: int, squash: float = 0.003) -> None:
         super().__init__()
         self.squash = squash
+        self.shards: Shards | None = None
         self.kernel = nn.Parameter(torch.empty(taps, dim))
         self.skip = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
@@ -46,6 +48,8 @@ class LongConvEmbedder(nn.Module):
         state: Float[Tensor, "batch history dim"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch history dim"]]:
+        if self.shards is not None:
+            state = self.shards.window_before(x, self.kernel.shape[0] - 1)
         kernel = self.kernel.sign() * (self.kernel.abs() - self.squash).clamp(min=0)
         y, state = long_conv(x, kernel.to(x.dtype), lengths=lengths, state=state)
         return y + self.skip * x, state
@@ -66,6 +70,7 @@ class RecurrentEmbedder(nn.Module):
 
     def __init__(self, dim: int, memories: int = 2) -> None:
         super().__init__()
+        self.shards: Shards | None = None
         self.logit = nn.Parameter(torch.empty(memories, dim))
         self.weight = nn.Parameter(torch.empty(memories, dim))
         self.reset_parameters()
@@ -82,26 +87,27 @@ class RecurrentEmbedder(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
-        state: Float[Tensor, "batch dim memories 2"] | None = None,
+        state: Float[Tensor, "batch memories dim 2"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch dim memories 2"]]:
-        batch, length, dim = x.shape
-        memories = self.logit.shape[0]
-        bins = min(length, 1)
-        decay = self.logit.to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
-        gain = self.weight * (1 - decay**2).sqrt()
-        y, ends = torch.zeros_like(x), []
-        for n in range(memories):
-            poles = decay[n].expand(batch, bins, dim)
-            filtered, end = normal_form_filter(
-                x,
-                poles,
-                torch.zeros_like(poles),
-                max(length, 1),
-                mix=torch.stack([gain[n], torch.zeros_like(gain[n])], -1),
-                lengths=lengths,
-                state=None if state is None else state[:, :, n],
-            )
-            y = y + filtered
-            ends.append(end)
-        return y, torch.stack(ends, 2)
+    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim 2"]]:
+        batch, length, _ = x.shape
+        sizes = self.logit.shape
+        # All memories of all channels side by side: one call to the filter.
+        decay = self.logit.flatten().to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
+        gain = self.weight.flatten() * (1 - decay**2).sqrt()
+        decay = decay.expand(batch, min(length, 1), -1)
+        angle = torch.zeros_like(decay)
+        x = x.repeat(1, 1, sizes[0])
+        before = None if state is None else state.flatten(1, 2)
+        if self.shards is not None:
+            before = normal_form_state_before(x, decay, angle, length, self.shards)
+        filtered, end = normal_form_filter(
+            x,
+            decay,
+            angle,
+            max(length, 1),
+            mix=torch.stack([gain, torch.zeros_like(gain)], -1),
+            lengths=lengths,
+            state=before,
+        )
+        return filtered.unflatten(-1, sizes).sum(2), end.unflatten(1, sizes)

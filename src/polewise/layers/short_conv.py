@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers.padding import hide_padding, real_steps
+from polewise.ops.padding import hide_padding, newest
+from polewise.ops.shards import Shards
 
 
 class ShortConv(nn.Module):
@@ -19,6 +20,7 @@ class ShortConv(nn.Module):
     def __init__(self, dim: int, width: int = 3) -> None:
         super().__init__()
         self.width = width
+        self.shards: Shards | None = None
         self.kernel = nn.Parameter(torch.empty(width, dim))
         self.reset_parameters()
 
@@ -35,13 +37,13 @@ class ShortConv(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch history dim"]]:
         """`y`, and the last `width - 1` inputs of each row."""
         history, length = self.width - 1, x.shape[1]
+        x = hide_padding(x, lengths)
+        if self.shards is not None:
+            state = self.shards.window_before(x, history)
         if state is None:
             state = x.new_zeros(x.shape[0], history, x.shape[2])
-        past = torch.cat([state.to(x.dtype), hide_padding(x, lengths)], 1)
-        y = self.kernel[0] * past[:, history:]
+        past = torch.cat([state.to(x.dtype), x], 1)
+        y = self.kernel[0] * x
         for tap in range(1, self.width):
             y = y + self.kernel[tap] * past[:, history - tap : history - tap + length]
-        steps = real_steps(x, lengths)
-        index = steps[:, None] + torch.arange(history, device=x.device)
-        last = past.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-        return y, last
+        return y, newest(state, x, lengths)

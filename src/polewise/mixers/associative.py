@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import AssociativeMemory, AssociativeMemoryState
-from polewise.layers.padding import hide_padding
 from polewise.mixers.options import require_at_least
+from polewise.ops.padding import hide_padding
+from polewise.ops.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class Associative(nn.Module):
         super().__init__()
         self.config = config
         self.causal = config.causal
+        self.shards: Shards | None = None
         self.memory = AssociativeMemory(
             config.dim,
             config.heads,

@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers.padding import hide_padding, real_steps
 from polewise.mixers.options import require_at_least, require_multiple
+from polewise.ops.padding import hide_padding, real_steps
+from polewise.ops.shards import Shards
+from polewise.ops.taint import clean_and_mark, put_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         self.causal = config.causal
+        self.shards: Shards | None = None
         self.to_query = nn.Linear(config.dim, config.dim)
         self.to_key = nn.Linear(config.dim, config.dim)
         self.to_value = nn.Linear(config.dim, config.dim)
@@ -76,8 +79,10 @@ class Attention(nn.Module):
             project(x).unflatten(-1, heads)
             for project in (self.to_query, self.to_key, self.to_value)
         )
-        seen = 0 if state is None else state.keys.shape[1]
         position = torch.zeros_like(steps) if state is None else state.position
+        if self.shards is not None:
+            self.shards.require_whole(x, state, lengths)
+            position = position + self.shards.rank * length
         time = position[:, None] + torch.arange(length, device=x.device)
         q, k = self._rotate(q, time), self._rotate(k, time)
         k, v = hide_padding(k, lengths), hide_padding(v, lengths)
@@ -88,28 +93,33 @@ class Attention(nn.Module):
                 )
                 for old, new in ((state.keys, k), (state.values, v))
             )
-        clean_k, clean_v, marks = _without_nan(k, v)
-        if self.causal and state is None:
+        if self.shards is not None:
+            k, v = (self.shards.gather(part).movedim(0, 1).flatten(1, 2) for part in (k, v))
+        (clean_k, clean_v), marks = clean_and_mark(k.flatten(2), v.flatten(2))
+        from_the_start = self.causal and state is None and self.shards is None
+        if from_the_start:
             mask, marks_seen = None, marks.cumsum(1)
         else:
-            key_time = torch.arange(seen + length, device=x.device)
+            key_time = torch.arange(k.shape[1], device=x.device)
             visible = (
                 key_time <= time[..., None] if self.causal else key_time < steps[:, None, None]
             )
-            visible = visible.expand(batch, length, seen + length)
+            visible = visible.expand(batch, length, k.shape[1])
             mask = visible[:, None] | ~visible.any(-1)[:, None, :, None]
             marks_seen = (visible.to(marks.dtype) @ marks[..., None]).squeeze(-1)
         y = functional.scaled_dot_product_attention(
             q.transpose(1, 2),
-            clean_k.transpose(1, 2),
-            clean_v.transpose(1, 2),
+            clean_k.unflatten(-1, heads).transpose(1, 2),
+            clean_v.unflatten(-1, heads).transpose(1, 2),
             attn_mask=mask,
-            is_causal=self.causal and state is None,
+            is_causal=from_the_start,
         )
-        y = y.transpose(1, 2).flatten(2).masked_fill(marks_seen[..., None] > 0, float("nan"))
+        y = put_back(y.transpose(1, 2).flatten(2), marks_seen[..., None])
         y = hide_padding(self.to_output(y), lengths)
         if not self.causal:
             return y, None
+        if self.shards is not None:  # keys of later pieces are not this one's past
+            k, v = (part[:, : (self.shards.rank + 1) * length] for part in (k, v))
         return y, FullAttentionState(k, v, position + steps)
 
     def _rotate(self, x: Tensor, time: Tensor) -> Tensor:
@@ -121,12 +131,3 @@ class Attention(nn.Module):
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         left, right = x[..., :half], x[..., half:]
         return torch.cat([left * cosine - right * sine, right * cosine + left * sine], -1)
-
-
-def _without_nan(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values with zeros for NaN and infinity, and a mark where one was: what a mask
-    hides is multiplied by 0, and 0 * NaN is NaN."""
-    good = torch.isfinite(k).all((-1, -2)) & torch.isfinite(v).all((-1, -2))
-    k = torch.where(torch.isfinite(k), k, 0)
-    v = torch.where(torch.isfinite(v), v, 0)
-    return k, v, (~good).to(k.dtype)

@@ -33,7 +33,6 @@ from polewise.layers import (
     PositionBias,
     RecurrentEmbedder,
 )
-from polewise.layers.padding import hide_padding
 from polewise.mixers.options import require_at_least, require_choice, require_multiple
 from polewise.ops import (
     AttentionState,
@@ -42,6 +41,8 @@ from polewise.ops import (
     direct_form_filter,
     normal_form_filter,
 )
+from polewise.ops.padding import hide_padding
+from polewise.ops.shards import Shards, direct_form_state_before, normal_form_state_before
 
 _LEAK = (
     "realisation='circular' is the published formula: a circular convolution with the conjugate "
@@ -219,6 +220,7 @@ class Focus(nn.Module):
         super().__init__()
         self.config = config
         self.causal = config.causal
+        self.shards: Shards | None = None
         dim, values = config.dim, config.values
         self.features = config.build_own()
         self.to_poles = None
@@ -325,6 +327,12 @@ class Focus(nn.Module):
             if state is not None
             else torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         )
+        if self.shards is not None:
+            self.shards.require_whole(
+                x, state, lengths,
+                bin_length=self.config.bin_length, chunk_length=self.config.chunk_length,
+            )  # fmt: skip
+            position = position + self.shards.rank * x.shape[1]
         features_state = None
         if self.features is not None:
             shared, features_state = self.features(x, state.features if state else None, lengths)
@@ -334,7 +342,7 @@ class Focus(nn.Module):
             x, coefficients, offset, lengths, state.filter if state else None
         )
         attended, attention_state = self._attend(
-            x, filtered, lengths, state.attention if state else None
+            x, filtered, position, lengths, state.attention if state else None
         )
         memory_state = None
         if self.config.associative_heads:
@@ -349,9 +357,8 @@ class Focus(nn.Module):
         y = hide_padding(update * candidate + (1 - update) * x, lengths)
         if filter_state is None or attention_state is None:
             return y, None
-        steps = attention_state.position - position
         return y, FocusState(
-            position + steps, features_state, filter_state, attention_state, memory_state
+            attention_state.position, features_state, filter_state, attention_state, memory_state
         )
 
     def coefficients(
@@ -376,7 +383,8 @@ class Focus(nn.Module):
             bins = -(-(late + x.shape[1]) // config.bin_length) if x.shape[1] else 0
             numbers = base.expand(x.shape[0], bins, *base.shape)
         else:
-            moved = self.to_poles(features.pooled.to(self.base.dtype)).to(dtype)
+            pooled = features.pooled.to(self.to_poles.up.weight.dtype)
+            moved = self.to_poles(pooled).to(dtype)
             known = features.known[..., None, None, None]
             numbers = base + torch.where(known, moved, 0)
         if config.realisation == "normal":
@@ -429,13 +437,20 @@ class Focus(nn.Module):
                 decay, angle = coefficients[:, :, :, n].unbind(-1)
                 # White noise in, unit variance out: slow poles would drown the others.
                 gain = (1 - decay**2).sqrt()[..., None] * mix[n].to(decay.dtype)
+                if self.shards is not None and not config.reset:
+                    before = normal_form_state_before(
+                        x, decay, angle, config.bin_length, self.shards
+                    )
                 filtered, end = normal_form_filter(
                     x, decay, angle, config.bin_length, mix=gain, offset=offset,
                     lengths=lengths, state=before, reset=config.reset,
                 )  # fmt: skip
             else:
+                a = coefficients[:, :, :, n]
+                if self.shards is not None and not config.reset:
+                    before = direct_form_state_before(x, a, config.bin_length, self.shards)
                 filtered, end = direct_form_filter(
-                    x, coefficients[:, :, :, n], config.bin_length, offset=offset,
+                    x, a, config.bin_length, offset=offset,
                     lengths=lengths, state=before, reset=config.reset,
                 )  # fmt: skip
                 filtered = mix[n, :, 0].to(x.dtype) * filtered
@@ -447,6 +462,7 @@ class Focus(nn.Module):
         self,
         x: Tensor,
         filtered: Tensor,
+        position: Tensor,
         lengths: Tensor | None,
         state: AttentionState | None,
     ) -> tuple[Tensor, AttentionState | None]:
@@ -459,10 +475,15 @@ class Focus(nn.Module):
             q, k = self.to_query(x), self.to_key(filtered)
         v = self.to_value(filtered)
         q, k, v = (part.unflatten(-1, (config.heads, -1)) for part in (q, k, v))
+        if self.shards is not None and config.sliding:
+            before = (self.shards.window_before(part, config.chunk_length) for part in (k, v))
+            state = AttentionState(*before, position)
         y, state = chunked_attention(
             q, k, v, config.chunk_length, bias=self.position_bias().to(q.dtype),
             causal=config.causal, sliding=config.sliding, lengths=lengths, state=state,
         )  # fmt: skip
+        if state is not None and self.shards is not None:
+            state = state._replace(position=position + x.shape[1])
         return y.flatten(2), state
 
     def _require_usable(self, x: Tensor, state: FocusState | None, shared: Features | None) -> None:
@@ -475,6 +496,11 @@ class Focus(nn.Module):
         if state is not None and self.config.realisation == "circular":
             raise ValueError(
                 "state must be None for realisation='circular': a bin is filtered as a whole."
+            )
+        if state is not None and state.filter.shape[2] != self.config.filters:
+            raise ValueError(
+                f"state must come from a mixer with {self.config.filters} filters; got one of "
+                f"{state.filter.shape[2]}."
             )
         expects = self.config.hypernetwork.startswith("shared_")
         if expects != (shared is not None):

@@ -10,10 +10,11 @@ from typing import Any
 
 from polewise.models.backbone import Backbone, BackboneConfig, BackboneState
 from polewise.models.block import Block
-from polewise.models.generation import generate
+from polewise.models.generation import Generation, generate
 from polewise.models.presets import PRESETS
 
 _HUGGING_FACE = (
+    "PolewiseCache",
     "PolewiseConfig",
     "PolewiseForCausalLM",
     "PolewiseForSequenceClassification",
@@ -26,6 +27,7 @@ __all__ = [
     "BackboneConfig",
     "BackboneState",
     "Block",
+    "Generation",
     "generate",
     *_HUGGING_FACE,
 ]

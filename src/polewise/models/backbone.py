@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polewise.layers.padding import hide_padding
 from polewise.mixers import MIXERS
 from polewise.mixers.options import nearest
 from polewise.models.block import Block
+from polewise.ops.padding import hide_padding
+from polewise.ops.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +53,27 @@ class Backbone(nn.Module):
         self.norm = nn.RMSNorm(dim, eps=1e-5)
         self.causal = all(mixer.causal for mixer in mixers)
         self.checkpoint_activations = False
+        self.shards: Shards | None = None
 
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
         state: BackboneState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
+        *,
+        read: list[Tensor] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], BackboneState | None]:
-        """`y`, and the state for the next segment (None if a mixer cannot stream)."""
+        """`y`, and the state for the next segment (None if a mixer cannot stream).
+
+        A list given as `read` receives what each block reads. After `shard_sequence` each
+        process works on its piece of the whole `x` that all are given; all return the whole `y`,
+        and no state.
+        """
+        if state is not None and len(state.layers) != len(self.blocks):
+            raise ValueError(f"state must hold {len(self.blocks)} layers; got {len(state.layers)}.")
+        if self.shards is not None:
+            self.shards.require_whole(x, state, lengths)
+            x = self.shards.piece(x)
         x = hide_padding(x, lengths)
         given, shared_state = {}, None
         if self.shared is not None:
@@ -68,12 +82,16 @@ class Backbone(nn.Module):
         states = []
         for layer, block in enumerate(self.blocks):
             before = state.layers[layer] if state else None
+            if read is not None:
+                read.append(x if self.shards is None else self.shards.whole(x))
             if self.checkpoint_activations and self.training:
                 x, after = checkpoint(block, x, before, lengths, use_reentrant=False, **given)
             else:
                 x, after = block(x, before, lengths, **given)
             states.append(after)
         y = hide_padding(self.norm(x), lengths)
+        if self.shards is not None:
+            return self.shards.whole(y), None
         if any(after is None for after in states):
             return y, None
         return y, BackboneState(tuple(states), shared_state)

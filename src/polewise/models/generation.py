@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 
-@torch.no_grad()
 def generate(
     model: nn.Module,
     prompt: Int[Tensor, "1 length"],
@@ -18,7 +18,8 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
-) -> Iterator[int]:
+    state: Any = None,
+) -> Generation:
     """Yield new tokens as they are drawn.
 
     Args:
@@ -28,6 +29,12 @@ def generate(
         temperature: divides the logits; 0 takes the most likely token.
         top_k: draw among the k most likely only.
         generator: the source of randomness, on the model's device.
+        state: what the model has read before the prompt; None is nothing.
+
+    Returns:
+        An iterator of tokens. Its `state` has read everything but its `unread` tokens (the last
+        one yielded, or a prompt not begun), so a text goes on where it stopped with
+        `generate(model, torch.cat([unread, prompt], 1), n, state=state)`.
 
     Raises:
         ValueError: an empty prompt, a negative temperature, or `top_k` below 1.
@@ -41,21 +48,46 @@ def generate(
         raise ValueError(f"temperature must not be negative; got {temperature}.")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1; got {top_k}.")
-    return _draw(model, prompt, max_new_tokens, temperature, top_k, generator)
+    return Generation(model, prompt, max_new_tokens, temperature, top_k, generator, state)
 
 
-@torch.no_grad()
-def _draw(model, tokens, max_new_tokens, temperature, top_k, generator) -> Iterator[int]:
-    state = None
-    for _ in range(max_new_tokens):
-        logits, state = model.step(tokens, state)
-        logits = logits[:, -1].float()
-        if temperature == 0:
-            tokens = logits.argmax(-1, keepdim=True)
-        else:
-            logits = logits / temperature
-            if top_k is not None:
-                floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                logits = logits.masked_fill(logits < floor, -torch.inf)
-            tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        yield int(tokens)
+class Generation(Iterator[int]):
+    """Text under way; made by `generate`."""
+
+    state: Any
+    """Of everything but `unread`."""
+    unread: Int[Tensor, "1 length"]
+    """At least one token: what the next one follows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompt: Tensor,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        generator: torch.Generator | None,
+        state: Any,
+    ) -> None:
+        self.state, self.unread = state, prompt
+        self._step, self._left = model.step, max_new_tokens
+        self._temperature, self._top_k, self._generator = temperature, top_k, generator
+
+    @torch.no_grad()
+    def __next__(self) -> int:
+        if self._left < 1:
+            raise StopIteration
+        logits, state = self._step(self.unread, self.state)
+        token = self._draw(logits[:, -1].float())
+        self.state, self.unread = state, token  # together: Ctrl-C must not part them
+        self._left -= 1
+        return int(self.unread)
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        if self._temperature == 0:
+            return logits.argmax(-1, keepdim=True)
+        logits = logits / self._temperature
+        if self._top_k is not None:
+            floor = logits.topk(min(self._top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < floor, -torch.inf)
+        return torch.multinomial(logits.softmax(-1), 1, generator=self._generator)

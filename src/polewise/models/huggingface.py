@@ -1,6 +1,6 @@
 """The Hugging Face family: one configuration and three models for all mixers.
 
-The only file that imports transformers. Importing it registers the Auto classes.
+Importing it registers the Auto classes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -17,95 +16,21 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import (
-    BaseModelOutput,
-    CausalLMOutput,
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
     SequenceClassifierOutput,
 )
+from transformers.utils.generic import can_return_tuple
 
-from polewise import states
 from polewise.mixers.options import nearest
-from polewise.models.backbone import Backbone, BackboneConfig, BackboneState, mixer_options
-
-
-@strict
-class PolewiseConfig(PreTrainedConfig):
-    """A model of any mixer.
-
-    `PolewiseConfig(mixer="focus", mixer_options={"chunk_length": 64})`: comparing two systems
-    changes one word. The options of each mixer are the fields of its own configuration, for
-    example `polewise.FocusConfig`.
-
-    Raises:
-        ValueError: an unknown key, mixer or option; the nearest name is suggested.
-    """
-
-    model_type = "polewise"
-    keys_to_ignore_at_inference = ("past_key_values",)
-
-    mixer: str = "focus"
-    """Name in `polewise.mixers.MIXERS`."""
-    mixer_options: dict | None = None
-    """Options of the mixer, but for `dim`."""
-    hidden_size: int = 256
-    """Channels."""
-    num_hidden_layers: int = 4
-    """Blocks."""
-    intermediate_size: int = 512
-    """Width of the feed-forward; 0 leaves it out."""
-    dropout: float = 0.0
-    """Share of each half block that is dropped in training."""
-    vocab_size: int = 256
-    """Tokens; 256 for bytes."""
-    num_input_features: int = 0
-    """Numbers per step of `input_values`; 0 for models of tokens."""
-    max_position_embeddings: int = 1 << 20
-    """Advice to evaluation tools; nothing in the model depends on it."""
-    tie_word_embeddings: bool = True
-    """Use the embedding as output layer."""
-    use_cache: bool = False
-    """Kept False: streaming goes through `step` and its state."""
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        known = {*type(self).__dataclass_fields__, *_KEYS_OF_TRANSFORMERS}
-        for key in kwargs:
-            if key not in known and not key.startswith("_"):
-                raise ValueError(
-                    f"PolewiseConfig has no {key!r}.{nearest(key, sorted(known))} "
-                    "A mixer's own options go into mixer_options."
-                )
-        self.backbone()
-        super().__post_init__(**kwargs)
-
-    def backbone(self) -> BackboneConfig:
-        """The same choice in plain torch, checked."""
-        for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("intermediate_size", "num_input_features"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
-        return BackboneConfig(
-            mixer=mixer_options(self.mixer, self.hidden_size, self.mixer_options or {}),
-            num_layers=self.num_hidden_layers,
-            hidden_dim=self.intermediate_size,
-            dropout=self.dropout,
-        )
-
-
-_KEYS_OF_TRANSFORMERS = (
-    "architectures", "auto_map", "dtype", "id2label", "label2id", "model_type", "name_or_path",
-    "num_labels", "problem_type", "quantization_config", "torch_dtype", "transformers_version",
-    "attn_implementation", "finetuning_task", "task_specific_params",
-)  # fmt: skip
+from polewise.models.backbone import Backbone, BackboneState
+from polewise.models.cache import PolewiseCache
+from polewise.models.configuration import PolewiseConfig
+from polewise.models.rows import Rows, first_of_documents, real_tokens_first, separate_documents
+from polewise.states import num_bytes, require_like
 
 
 class PolewisePreTrainedModel(PreTrainedModel):
@@ -116,7 +41,12 @@ class PolewisePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+    _is_stateful = True
+    # What decides a pole stays float32 in a half-precision model: bfloat16 has no number
+    # between 1 - 2^-8 and 1.
+    _keep_in_fp32_modules_strict = ["base", "decay_bias", "logit"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -153,37 +83,110 @@ class PolewiseModel(PolewisePreTrainedModel):
         self.backbone = Backbone(config.backbone())
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        input_values: Tensor | None = None,
+        past_key_values: PolewiseCache | None = None,
         inputs_embeds: Tensor | None = None,
-        **_: Any,
-    ) -> BaseModelOutput:
-        """Run the whole sequence.
+        use_cache: bool | None = None,
+        input_values: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Read a segment.
 
         Args:
             input_ids: (batch, length) tokens.
             attention_mask: (batch, length), 0 where a token does not exist: it takes no time,
-                and bins and chunks do not count it. Left, right, or in between.
+                bins and chunks do not count it, and what stands there is not looked at. Left,
+                right, or in between. With a cache, columns that were read before may precede.
+            past_key_values: what was read before; brought up to date.
+            inputs_embeds: (batch, length, hidden_size), in place of tokens.
+            use_cache: return a cache to go on from. None: as configured, not in training.
             input_values: (batch, length, features), for models of numbers.
-            inputs_embeds: (batch, length, hidden_size), in place of either.
+            seq_idx: (batch, length) integers, for rows that hold several documents one after
+                another: a document ends where the number changes; below 0 is padding. Each
+                document gets what it would get alone.
+            output_hidden_states: return what each block reads, and the last hidden state.
+
+        Raises:
+            ValueError: shapes that do not fit, two ways to say one thing, a cache of another
+                model, or tokens out of range; the message names the argument.
+            TypeError: an unknown argument.
         """
-        x = self.embed(input_ids, input_values, inputs_embeds)
-        if attention_mask is None:
-            return BaseModelOutput(last_hidden_state=self.backbone(x)[0])
-        if attention_mask.shape != x.shape[:2]:
-            raise ValueError(
-                f"attention_mask must have shape (batch, length) = {tuple(x.shape[:2])}; "
-                f"got {tuple(attention_mask.shape)}."
+        _refuse_unknown(kwargs, said=seq_idx is not None or attention_mask is not None)
+        if past_key_values is not None and not isinstance(past_key_values, PolewiseCache):
+            raise TypeError(
+                f"past_key_values must be a PolewiseCache; got {type(past_key_values).__name__}. "
+                "Leave it out for a new one."
             )
-        real = attention_mask.bool()
-        # Real tokens to the front, in order; the mixers know only right padding.
-        order = (~real).to(torch.int8).argsort(dim=1, stable=True)
-        back = order.argsort(dim=1)
-        y, _state = self.backbone(_take(x, order), None, real.sum(1))
-        return BaseModelOutput(last_hidden_state=_take(y, back))
+        if seq_idx is not None and (attention_mask is not None or past_key_values is not None):
+            raise ValueError(
+                "seq_idx must stand alone: it says where padding is (numbers below 0), and packed "
+                "documents start from nothing. Leave out attention_mask and past_key_values."
+            )
+        cache = PolewiseCache() if past_key_values is None else past_key_values
+        given = _only((input_ids, input_values, inputs_embeds))
+        if seq_idx is not None:
+            _require_mask("seq_idx", seq_idx, given, 0)
+            real: Tensor | None = seq_idx >= 0
+        else:
+            real = _real_tokens(attention_mask, given, cache.length)
+        if real is not None and input_ids is not None:
+            # What stands under a mask is not a token, and need not be one.
+            input_ids = torch.where(real, input_ids, 0)
+        x = self.embed(input_ids, input_values, inputs_embeds)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if seq_idx is not None:
+            rows, use_cache = separate_documents(x, seq_idx), False
+        else:
+            rows = real_tokens_first(x, real)
+        read: list[Tensor] | None = [] if output_hidden_states else None
+        y, state = self._read(rows, cache.state, read)
+        output = BaseModelOutputWithPast(last_hidden_state=y)
+        if read is not None:
+            output.hidden_states = (*(rows.restore(part) for part in read), y)
+        if past_key_values is not None and state is None:
+            raise ValueError(
+                f"past_key_values must be None and use_cache False: mixer={self.config.mixer!r} "
+                "with these options cannot stream."
+            )
+        if past_key_values is not None or (use_cache and state is not None):
+            cache.state, cache.length = state, cache.length + x.shape[1]
+            output.past_key_values = cache
+        return output
+
+    def initial_state(self, batch_size: int = 1) -> BackboneState:
+        """The state before the first step.
+
+        Raises:
+            ValueError: this configuration cannot stream.
+        """
+        x = torch.zeros(
+            batch_size, 0, self.config.hidden_size, dtype=self.dtype, device=self.device
+        )
+        with torch.no_grad():
+            _, state = self.backbone(x)
+        if state is None:
+            raise ValueError(f"mixer={self.config.mixer!r} with these options has no state.")
+        return state
+
+    def _read(
+        self, rows: Rows, state: BackboneState | None, read: list[Tensor] | None = None
+    ) -> tuple[Tensor, BackboneState | None]:
+        try:
+            y, after = self.backbone(rows.x, state, rows.lengths, read=read)
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
+            if state is not None:  # the likely reason, in the caller's words
+                require_like("past_key_values", state, self.initial_state(len(rows.x)))
+            raise
+        return rows.restore(y), after
 
     def embed(
         self,
@@ -192,12 +195,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Exactly one kind of input to (batch, length, hidden_size)."""
-        given = [part for part in (input_ids, input_values, inputs_embeds) if part is not None]
-        if len(given) != 1:
-            raise ValueError(
-                "give exactly one of input_ids, input_values and inputs_embeds; "
-                f"got {len(given)} of them."
-            )
+        _only((input_ids, input_values, inputs_embeds))
         if inputs_embeds is not None:
             return inputs_embeds
         if self.config.num_input_features:
@@ -206,8 +204,19 @@ class PolewiseModel(PolewisePreTrainedModel):
             return self.embed_values(input_values)
         if input_ids is None:
             raise ValueError("this model reads input_ids (num_input_features = 0).")
+        if input_ids.ndim != 2:
+            raise ValueError(
+                f"input_ids must have shape (batch, length); got {tuple(input_ids.shape)}."
+            )
+        try:
+            embedded = self.embed_tokens(input_ids)
+        except IndexError:
+            raise ValueError(
+                f"input_ids must lie in [0, {self.config.vocab_size}); got values from "
+                f"{int(input_ids.min())} to {int(input_ids.max())}."
+            ) from None
         # Unit variance in, while the tied output layer stays small.
-        return self.embed_tokens(input_ids) * math.sqrt(self.config.hidden_size)
+        return embedded * math.sqrt(self.config.hidden_size)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_values if self.config.num_input_features else self.embed_tokens
@@ -224,11 +233,67 @@ class PolewiseModel(PolewisePreTrainedModel):
             batch, length, self.config.hidden_size, dtype=self.dtype, device=self.device
         )
         with torch.no_grad():
-            return states.num_bytes(self.backbone(x)[1])
+            return num_bytes(self.backbone(x)[1])
 
 
-def _take(x: Tensor, order: Tensor) -> Tensor:
-    return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
+def _only(given: tuple[Tensor | None, ...]) -> Tensor:
+    """The one kind of input that was given."""
+    parts = [part for part in given if part is not None]
+    if len(parts) != 1:
+        raise ValueError(
+            f"give exactly one of input_ids, input_values and inputs_embeds; got {len(parts)} of "
+            "them."
+        )
+    return parts[0]
+
+
+def _real_tokens(mask: Tensor | None, given: Tensor, seen: int) -> Tensor | None:
+    """Which tokens of the segment exist, (batch, length); None for all."""
+    if mask is None:
+        return None
+    _require_mask("attention_mask", mask, given, seen)
+    real = mask[:, mask.shape[1] - given.shape[1] :].bool()
+    may_look = real.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if may_look and bool(real.all()) else real  # a look stalls an accelerator
+
+
+def _require_mask(name: str, mask: Tensor, given: Tensor, seen: int) -> None:
+    batch, length = given.shape[:2]
+    shapes = dict.fromkeys(((batch, length), (batch, seen + length)))
+    got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    if got not in shapes:
+        wanted = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(f"{name} must have shape (batch, length) = {wanted}; got {got}.")
+
+
+def _refuse_unknown(arguments: dict[str, Any], *, said: bool) -> None:
+    """Nothing that was asked for is left out in silence.
+
+    `said`: seq_idx or a mask already says which tokens belong together.
+    """
+    positions = arguments.pop("position_ids", None)
+    if positions is not None and not said and bool((positions.diff(dim=-1) <= 0).any()):
+        raise ValueError(
+            "position_ids must rise in every row: they do not cut a row into documents. Say it "
+            "with seq_idx (DataCollatorWithFlattening(return_seq_idx=True) makes it)."
+        )
+    if arguments.pop("output_attentions", None):
+        raise ValueError("output_attentions must be False: no mixer keeps its weights.")
+    for name, value in arguments.items():
+        if value is not None and name not in _IGNORED:
+            raise TypeError(
+                f"unknown argument {name!r}.{nearest(name, _ARGUMENTS)} Packed documents are "
+                "given as seq_idx."
+            )
+
+
+_IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids")
+"""Arguments that tools pass to every model and that change nothing here."""
+
+_ARGUMENTS = (
+    "input_ids", "attention_mask", "past_key_values", "inputs_embeds", "labels", "use_cache",
+    "logits_to_keep", "input_values", "seq_idx", "output_hidden_states", "return_dict",
+)  # fmt: skip
 
 
 class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
@@ -249,42 +314,105 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        past_key_values: PolewiseCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        seq_idx: Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutput:
-        hidden = self.model(
-            input_ids, attention_mask, inputs_embeds=inputs_embeds
-        ).last_hidden_state
+    ) -> CausalLMOutputWithPast:
+        """Logits of a segment, (batch, length, vocab). Arguments as in `PolewiseModel.forward`.
+
+        `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
+        With `seq_idx`, no document is asked to predict the next one's first token.
+        """
+        loss_arguments = {
+            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
+        }
+        output = self.model(
+            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache,
+            seq_idx=seq_idx, **kwargs,
+        )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
+        logits = self.lm_head(output.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
+            if seq_idx is not None:
+                labels = labels.masked_fill(first_of_documents(seq_idx) | (seq_idx < 0), -100)
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_arguments
             )
-        return CausalLMOutput(loss=loss, logits=logits)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *_: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The whole sequence at every step: right, and slower than `polewise.generate`, which
-        streams with `step`."""
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError("generate continues input_ids; inputs_embeds are not supported.")
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+        )
 
     def step(
         self, input_ids: Tensor, state: BackboneState | None = None
     ) -> tuple[Tensor, BackboneState | None]:
-        """Logits of a segment, (batch, length, vocab), and the state for the next one."""
-        hidden, state = self.model.backbone(self.model.embed(input_ids), state)
+        """Logits of a segment, (batch, length, vocab), and the state for the next one.
+
+        Raises:
+            ValueError: the state of another model or batch, or tokens out of range.
+        """
+        rows = real_tokens_first(self.model.embed(input_ids), None)
+        hidden, state = self.model._read(rows, state)
         return self.lm_head(hidden), state
+
+    def initial_state(self, batch_size: int = 1) -> BackboneState:
+        """The state before the first step."""
+        return self.model.initial_state(batch_size)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Continue prompts: transformers' own `generate`, reading each token once.
+
+        Greedy, sampling, beams, streamers, stopping criteria, left padding, `inputs_embeds`, and
+        going on from a returned cache. A state cannot be rolled back, so assisted decoding is
+        refused.
+
+        Raises:
+            ValueError: an empty prompt or batch, or what such a model cannot do.
+        """
+        name, prompt = "inputs_embeds", kwargs.get("inputs_embeds")
+        if prompt is None:
+            name, prompt = "input_ids", kwargs.get("input_ids") if inputs is None else inputs
+        if prompt is not None and (prompt.ndim < 2 or 0 in prompt.shape[:2]):
+            raise ValueError(
+                f"{name} must hold at least one row of at least one token, (batch, length); "
+                f"got {tuple(prompt.shape)}."
+            )
+        return super().generate(inputs, *args, **kwargs)
+
+    def generate_batch(self, *_: Any, **__: Any) -> Any:
+        """Refused: continuous batching pages keys and values, and a recurrent state has none.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "continuous batching keeps pages of keys and values; this model keeps a state of "
+            "constant size instead. Use generate with a padded batch."
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
+    ) -> None:
+        form = generation_config.cache_implementation
+        if form not in (None, "dynamic", "static"):
+            raise ValueError(
+                f"cache_implementation must be left out: the state has one form, of constant "
+                f"size; got {form!r}."
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+            model_kwargs["past_key_values"] = PolewiseCache()
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""
@@ -300,6 +428,7 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         self.score = nn.Linear(config.hidden_size, int(config.num_labels or 1))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -309,9 +438,15 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        hidden = self.model(
-            input_ids, attention_mask, input_values, inputs_embeds
-        ).last_hidden_state
+        if kwargs.get("seq_idx") is not None:
+            raise ValueError("seq_idx must be None: a row has one label, so it is one document.")
+        loss_arguments = {
+            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
+        }
+        output = self.model(
+            input_ids, attention_mask, None, inputs_embeds, False, input_values, **kwargs
+        )
+        hidden = output.last_hidden_state
         if attention_mask is None:
             pooled = hidden.mean(1)
         else:
@@ -321,9 +456,11 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                labels=labels, pooled_logits=logits, config=self.config, **kwargs
+                labels=labels, pooled_logits=logits, config=self.config, **loss_arguments
             )
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states
+        )
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""

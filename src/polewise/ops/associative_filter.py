@@ -22,7 +22,8 @@ from polewise.ops._checks import (
     require_sequence,
     rows_of_lengths,
 )
-from polewise.ops._taint import clean_and_mark, put_back
+from polewise.ops.padding import hide_padding
+from polewise.ops.taint import clean_and_mark, put_back
 
 CHUNK = 32
 """Steps whose products are taken at once."""
@@ -99,20 +100,31 @@ def associative_filter(
         require_backend(backend, ("reference", "torch"), "torch")
     ]
 
+    if length == 1 and backend is None:
+        run = _step_by_step  # as in decoding: chunks would cost more than they save
+
     # Padding: no product, no decay.
-    real = torch.arange(length, device=q.device) < rows_of_lengths(lengths, q)[:, None]
-    decay = torch.where(real[..., None], decay, 1)
-    angle = None if angle is None else torch.where(real[..., None], angle, 0).to(dtype)
-    k, v = (torch.where(real[..., None, None], part, 0).to(dtype) for part in (k, v))
+    if lengths is not None:
+        lengths = rows_of_lengths(lengths, q)
+        real = torch.arange(length, device=q.device) < lengths[:, None]
+        decay = torch.where(real[..., None], decay, 1)
+    angle = None if angle is None else hide_padding(angle, lengths).to(dtype)
+    k, v = (hide_padding(part, lengths).to(dtype) for part in (k, v))
     with torch.autocast(q.device.type, enabled=False):
         y, last = run(q.to(dtype), k, v, decay.to(dtype), angle, state.to(dtype))
-    return torch.where(real[..., None, None], y, 0).to(q.dtype), last
+    return hide_padding(y, lengths).to(q.dtype), last
 
 
 def _definition(q, k, v, decay, angle, state):
-    """The recursion, step by step, in float64."""
-    dtype = state.dtype
-    q, k, v, decay, state = (part.double() for part in (q, k, v, decay, state))
+    """The recursion in float64."""
+    turn = None if angle is None else angle.double()
+    given = (part.double() for part in (q, k, v, decay))
+    y, last = _step_by_step(*given, turn, state.double())
+    return y.to(state.dtype), last.to(state.dtype)
+
+
+def _step_by_step(q, k, v, decay, angle, state):
+    """The recursion, one step at a time."""
     outputs = []
     for t in range(q.shape[1]):
         product = k[:, t, :, :, None] * v[:, t, :, None, :]
@@ -120,19 +132,14 @@ def _definition(q, k, v, decay, angle, state):
         if angle is None:
             state = (radius * state[:, :, 0] + product)[:, :, None]
         else:
-            cosine = angle[:, t, :, None, None].double().cos()
-            sine = angle[:, t, :, None, None].double().sin()
+            turn = angle[:, t, :, None, None]
+            cosine, sine = radius * turn.cos(), radius * turn.sin()
             real, imag = state.unbind(2)
             state = torch.stack(
-                [
-                    radius * (cosine * real - sine * imag) + product,
-                    radius * (sine * real + cosine * imag),
-                ],
-                2,
+                [cosine * real - sine * imag + product, sine * real + cosine * imag], 2
             )
-        outputs.append((q[:, t, :, :, None] * state[:, :, 0]).sum(-2))
-    y = torch.stack(outputs, 1) if outputs else torch.zeros_like(v)
-    return y.to(dtype), state.to(dtype)
+        outputs.append((q[:, t, :, None, :] @ state[:, :, 0])[:, :, 0])
+    return torch.stack(outputs, 1) if outputs else torch.zeros_like(v), state
 
 
 def _by_chunks(q, k, v, decay, angle, state):

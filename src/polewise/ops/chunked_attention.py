@@ -23,7 +23,8 @@ from polewise.ops._checks import (
     require_sequence,
     rows_of_lengths,
 )
-from polewise.ops._taint import clean_and_mark, put_back
+from polewise.ops.padding import hide_padding, newest, real_steps
+from polewise.ops.taint import clean_and_mark, put_back
 
 
 class AttentionState(NamedTuple):
@@ -99,21 +100,25 @@ def chunked_attention(
     run = {"reference": _definition, "torch": _by_chunks}[
         require_backend(backend, ("reference", "torch"), "torch")
     ]
-    steps = rows_of_lengths(lengths, q)
     if not causal:
-        y = run(q, k, v, chunk_length, bias, steps, None, sliding, False)
+        y = run(q, k, v, chunk_length, bias, rows_of_lengths(lengths, q), None, sliding, False)
         return y, None
 
     before = _empty_state(k, v, chunk_length) if state is None else state
     shape = (batch, chunk_length, heads)
     require_like("state.keys", before.keys, (*shape, head_dim), q, axes)
     require_like("state.values", before.values, (*shape, v.shape[-1]), q, axes)
+    lengths = None if lengths is None else rows_of_lengths(lengths, q)
+    steps = real_steps(q, lengths)
+    after = AttentionState(
+        newest(before.keys, k, lengths), newest(before.values, v, lengths), before.position + steps
+    )
+    if length == 1 and backend is None:
+        y = _one_step(q, after, chunk_length, bias, sliding)
+        return hide_padding(y, lengths).to(v.dtype), after
     # Nothing to look back at: own chunk only, half the work.
     looks_back = before if sliding or state is not None else None
-    y = run(q, k, v, chunk_length, bias, steps, looks_back, sliding, True)
-    return y, AttentionState(
-        _last(before.keys, k, steps), _last(before.values, v, steps), before.position + steps
-    )
+    return run(q, k, v, chunk_length, bias, steps, looks_back, sliding, True), after
 
 
 def _empty_state(k: Tensor, v: Tensor, chunk_length: int) -> AttentionState:
@@ -123,13 +128,6 @@ def _empty_state(k: Tensor, v: Tensor, chunk_length: int) -> AttentionState:
         v.new_zeros(batch, chunk_length, *v.shape[2:]),
         torch.zeros(batch, dtype=torch.int64, device=k.device),
     )
-
-
-def _last(before: Tensor, new: Tensor, steps: Tensor) -> Tensor:
-    """The newest entries of each row, as many as `before` has."""
-    index = steps[:, None] + torch.arange(before.shape[1], device=new.device)
-    together = torch.cat([before.to(new.dtype), new], 1)
-    return together.gather(1, index[..., None, None].expand(-1, -1, *new.shape[2:]))
 
 
 def _definition(q, k, v, chunk_length, bias, steps, before, sliding, causal):
@@ -157,6 +155,24 @@ def _definition(q, k, v, chunk_length, bias, steps, before, sliding, causal):
             outputs.append((weights[..., None] * values[row, visible]).sum(0))
         rows.append(torch.stack(outputs) if outputs else v[row].double())
     return (torch.stack(rows) if rows else v).to(v.dtype)
+
+
+def _one_step(q, after, chunk_length, bias, sliding):
+    """A single query, as in decoding, against the keys that are kept, its own among them."""
+    seen = after.position[:, None]
+    width = seen.clamp(1, chunk_length) if sliding else (seen - 1) % chunk_length + 1
+    distance = torch.arange(chunk_length - 1, -1, -1, device=q.device)
+    visible = distance < width
+    # What is hidden gets weight 0, and 0 * NaN is NaN.
+    k, v = (
+        torch.where(visible[..., None, None], kept, 0).transpose(1, 2)
+        for kept in (after.keys, after.values)
+    )
+    mask = visible[:, None, None]
+    if bias is not None:
+        mask = torch.where(mask, bias.to(q.dtype).flip(1)[:, None], -math.inf)
+    y = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    return y.transpose(1, 2)
 
 
 def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):

@@ -84,7 +84,6 @@ def direct_form_filter(
     require_like("a", a, (batch, a.shape[1], dim, 2), x, "(batch, bins, dim, 2)")
     offsets = rows_of_offsets(offset, bin_length, x)
     require_bins("a", a.shape[1], offset, length, bin_length)
-    steps = rows_of_lengths(lengths, x)
     dtype = accumulator_dtype(x)
     if state is None:
         state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
@@ -94,15 +93,19 @@ def direct_form_filter(
     if backend_name == "cpu":
         require_cpu(backend_name, x)
     run = {"reference": _definition, "torch": _blockwise, "cpu": _compiled}[backend_name]
+    if length == 1 and backend is None:
+        run = _one_step
     y, state = run(
-        x.to(dtype), a.to(dtype), offsets, steps, state.to(dtype), bin_length, bool(reset)
-    )
+        x.to(dtype), a.to(dtype), offsets, rows_of_lengths(lengths, x), state.to(dtype),
+        bin_length, bool(reset),
+    )  # fmt: skip
     return y.to(x.dtype), state
 
 
 def choose_backend(x: Tensor) -> str:
-    """The fastest backend for `x`: compiled on a CPU, tensor operations elsewhere."""
-    return "cpu" if x.device.type == "cpu" else "torch"
+    """The fastest backend for `x`: compiled on a CPU, tensor operations elsewhere, and in an
+    exported program, which must run where Polewise is not installed."""
+    return "cpu" if x.device.type == "cpu" and not torch.compiler.is_exporting() else "torch"
 
 
 def _definition(x, a, offsets, lengths, state, bin_length, reset):
@@ -126,6 +129,17 @@ def _definition(x, a, offsets, lengths, state, bin_length, reset):
     if not outputs:
         return x.clone(), state.clone()
     return torch.stack(outputs).to(x.dtype), torch.stack(states).to(state.dtype)
+
+
+def _one_step(x, a, offsets, lengths, state, bin_length, reset):
+    """A single step, as in decoding, is the equation itself: any other form costs more to call."""
+    before = state
+    if reset:
+        before = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
+    y = x - (a * before[:, None]).sum(-1)
+    after = torch.stack([y[:, 0], before[..., 0]], -1)
+    real = (lengths > 0)[:, None, None]
+    return torch.where(real, y, 0), torch.where(real, after, state)
 
 
 def _blockwise(x, a, offsets, lengths, state, bin_length, reset):
@@ -169,9 +183,9 @@ def _forward_op(
     bin_length: int,
     reset: bool,
 ) -> tuple[Tensor, Tensor]:
-    from polewise.ops import _direct_form_cpu  # numba takes half a second to import
+    from polewise.ops._direct_form_cpu import forward  # numba takes half a second to import
 
-    return _direct_form_cpu.forward(x, a, offsets, lengths, state, bin_length, reset)
+    return forward(x, a, offsets, lengths, state, bin_length, reset)
 
 
 @_forward_op.register_fake
@@ -200,11 +214,9 @@ def _backward_op(
     bin_length: int,
     reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from polewise.ops import _direct_form_cpu
+    from polewise.ops._direct_form_cpu import backward
 
-    return _direct_form_cpu.backward(
-        grad_y, grad_last, y, a, offsets, lengths, state, bin_length, reset
-    )
+    return backward(grad_y, grad_last, y, a, offsets, lengths, state, bin_length, reset)
 
 
 @_backward_op.register_fake

@@ -18,6 +18,7 @@ from polewise.ops._checks import (
     require_sequence,
     rows_of_lengths,
 )
+from polewise.ops.padding import hide_padding, newest
 
 
 def long_conv(
@@ -64,7 +65,7 @@ def long_conv(
         raise ValueError("kernel must have at least 1 tap; got 0.")
     require_like("kernel", kernel, (taps, dim), x, "(taps, dim)")
     history = taps - 1
-    steps = rows_of_lengths(lengths, x)
+    lengths = None if lengths is None else rows_of_lengths(lengths, x)
     if state is None:
         state = x.new_zeros(batch, history, dim)
     require_like("state", state, (batch, history, dim), x, "(batch, taps - 1, dim)")
@@ -72,14 +73,10 @@ def long_conv(
         require_backend(backend, ("reference", "torch"), "torch")
     ]
 
-    real = torch.arange(length, device=x.device) < steps[:, None]
-    x_real = torch.where(real[..., None], x, 0)
+    x_real = hide_padding(x, lengths)
     past = torch.cat([state.to(x.dtype), x_real], 1)
     y = run(past, kernel, length) if x.numel() else torch.empty_like(x)
-    # Row by row, the last inputs before its length ran out.
-    index = steps[:, None] + torch.arange(history, device=x.device)
-    last = past.gather(1, index[..., None].expand(-1, -1, dim))
-    return torch.where(real[..., None], y, 0), last
+    return hide_padding(y, lengths), newest(state, x_real, lengths)
 
 
 def good_fft_length(at_least: int) -> int:

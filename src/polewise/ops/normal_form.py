@@ -94,7 +94,6 @@ def normal_form_filter(
     require_like("angle", angle, (batch, bins, dim), x, "(batch, bins, dim)")
     offsets = rows_of_offsets(offset, bin_length, x)
     require_bins("decay", bins, offset, length, bin_length)
-    steps = rows_of_lengths(lengths, x)
     dtype = accumulator_dtype(x)
     if mix is None:
         mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device).expand(dim, 2)
@@ -110,9 +109,11 @@ def normal_form_filter(
     if backend_name == "cpu":
         require_cpu(backend_name, x)
     run = {"reference": _definition, "torch": _blockwise, "cpu": _compiled}[backend_name]
+    if length == 1 and backend is None:
+        run = _one_step
     y, state = run(
-        x.to(dtype), decay.to(dtype), angle.to(dtype), mix.to(dtype), offsets, steps,
-        state.to(dtype), bin_length, bool(reset),
+        x.to(dtype), decay.to(dtype), angle.to(dtype), mix.to(dtype), offsets,
+        rows_of_lengths(lengths, x), state.to(dtype), bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
@@ -143,6 +144,19 @@ def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset
     if not outputs:
         return x.clone(), state.clone()
     return torch.stack(outputs).to(x.dtype), torch.stack(states).to(state.dtype)
+
+
+def _one_step(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+    """A single step, as in decoding, is the equation itself: any other form costs more to call."""
+    before = state
+    if reset:
+        before = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
+    real, imag = before[:, None].unbind(-1)
+    cosine, sine = decay * angle.cos(), decay * angle.sin()
+    after = torch.stack([cosine * real - sine * imag + x, sine * real + cosine * imag], -1)
+    y = (mix * after).sum(-1)
+    real_step = (lengths > 0)[:, None, None]
+    return torch.where(real_step, y, 0), torch.where(real_step, after[:, 0], state)
 
 
 def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
@@ -191,9 +205,9 @@ def _forward_op(
     reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the states at every 128th step, which the gradient restarts from."""
-    from polewise.ops import _normal_form_cpu  # numba takes half a second to import
+    from polewise.ops._normal_form_cpu import forward  # numba takes half a second to import
 
-    return _normal_form_cpu.forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
+    return forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
 
 
 @_forward_op.register_fake
@@ -226,11 +240,9 @@ def _backward_op(
     bin_length: int,
     reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from polewise.ops import _normal_form_cpu
+    from polewise.ops._normal_form_cpu import backward
 
-    return _normal_form_cpu.backward(
-        grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset
-    )
+    return backward(grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset)
 
 
 @_backward_op.register_fake

@@ -24,3 +24,19 @@ def real_steps(
     if lengths is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
     return lengths
+
+
+def newest(
+    before: Float[Tensor, "batch kept ..."],
+    new: Float[Tensor, "batch length ..."],
+    lengths: Int[Tensor, " batch"] | None,
+) -> Float[Tensor, "batch kept ..."]:
+    """The last entries of each row, as many as `before` holds: what a window must remember."""
+    kept, length = before.shape[1], new.shape[1]
+    if lengths is None and length >= kept:
+        return new[:, length - kept :].clone()  # a view would keep the whole segment in memory
+    if lengths is None:
+        return torch.cat([before[:, length:].to(new.dtype), new], 1)
+    index = lengths[:, None] + torch.arange(kept, device=new.device)
+    index = index.reshape(*index.shape, *[1] * (new.ndim - 2)).expand(-1, -1, *new.shape[2:])
+    return torch.cat([before.to(new.dtype), new], 1).gather(1, index)

@@ -1,0 +1,243 @@
+"""A whole block of Focus beside a Transformer block and a MEGA block of the same width.
+
+One block is a mixer and a feed-forward with norms and residuals, batch 1, float32. Measured for
+a training step (forward and backward) and for a forward pass without gradients, as the sequence
+grows: the time, in rounds that alternate between the systems in one process, and the peak memory
+of a training step, each in a process of its own: the largest resident size less that before the
+step. The Transformer's attention is `scaled_dot_product_attention(is_causal=True)`, once more with
+the matrix of weights written out ("materialised", memory only, as in the paper's Table 5).
+
+    python benchmarks/layers.py                            # the full size, half an hour or so
+    python benchmarks/layers.py --lengths 512 1024 --alone 4096 --rounds 2 --output try.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from filters import machine, versions
+from polewise import FocusConfig, MegaConfig
+from polewise.models import Block
+
+SLOW_SECONDS = 4.0
+"""A system slower than this takes part in two rounds only."""
+
+
+class PlainAttention(nn.Module):
+    """Causal multi-head attention and nothing else: no positions, no state, no checks."""
+
+    def __init__(self, dim: int, heads: int, *, materialised: bool = False) -> None:
+        super().__init__()
+        self.heads, self.materialised = heads, materialised
+        self.to_query_key_value = nn.Linear(dim, 3 * dim)
+        self.to_output = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, state: None = None, lengths: None = None) -> tuple[Tensor, None]:
+        parts = self.to_query_key_value(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
+        q, k, v = parts.unbind(2)
+        if self.materialised:
+            logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+            hidden = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+            y = logits.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+        else:
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.to_output(y.transpose(1, 2).flatten(2)), None
+
+
+def build(name: str, dim: int) -> nn.Module:
+    torch.manual_seed(0)
+    heads = max(dim // 64, 1)
+    mixer = {
+        "Focus": lambda: FocusConfig(dim=dim).build(),
+        "Transformer": lambda: PlainAttention(dim, heads),
+        "Transformer, materialised": lambda: PlainAttention(dim, heads, materialised=True),
+        "MEGA": lambda: MegaConfig(dim=dim).build(),
+    }[name]()
+    return Block(mixer, dim, 2 * dim)
+
+
+def step(block: nn.Module, x: Tensor, *, training: bool) -> None:
+    if not training:
+        with torch.no_grad():
+            block(x)
+        return
+    y, _ = block(x)
+    y.backward(torch.ones_like(y))
+    block.zero_grad()
+
+
+def measure(
+    blocks: dict[str, nn.Module], x: Tensor, rounds: int, *, training: bool
+) -> dict[str, list[float]]:
+    """Seconds of every system in every round, after one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in blocks}
+    slow = {name for name, block in blocks.items() if seconds(block, x, training) > SLOW_SECONDS}
+    names = list(blocks)
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            if name not in slow or number < 2:
+                times[name].append(seconds(blocks[name], x, training))
+        progress(f"length {x.shape[1]}: round {number + 1} of {rounds}")
+    progress("")
+    return times
+
+
+def seconds(block: nn.Module, x: Tensor, training: bool) -> float:
+    began = time.perf_counter()
+    step(block, x, training=training)
+    return time.perf_counter() - began
+
+
+def peak_bytes(name: str, dim: int, length: int, threads: int) -> int | None:
+    """Of a training step, in a process of its own; None where it did not fit."""
+    command = [
+        sys.executable, __file__, "--peak-of", name, "--dim", str(dim), "--lengths", str(length),
+        "--threads", str(threads),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def peak_here(name: str, dim: int, length: int) -> int:
+    block, x = build(name, dim), torch.randn(1, length, dim)
+    step(block, x[:, :256], training=True)  # compiles and fills the pools
+    Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is the present one
+    before = resident("VmRSS")
+    step(block, x, training=True)
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def exponent(lengths: list[int], values: list[float]) -> float:
+    """The slope of a straight line through the points on log-log axes."""
+    return statistics.linear_regression(
+        [math.log(length) for length in lengths], [math.log(value) for value in values]
+    ).slope
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:50}", end="" if text else "\r", file=sys.stderr, flush=True)
+
+
+def show(report: dict[str, Any]) -> None:
+    hardware = report["hardware"]
+    print(
+        f"{hardware['cpu']}, {hardware['cores']} cores, {report['threads']} threads; one block, "
+        f"width {report['dim']}, batch 1, float32\n"
+    )
+    names = list(report["parameters"])
+    for kind, title in (("training", "training step, ms"), ("inference", "forward pass, ms")):
+        print(f"{title}; in brackets times Focus\n")
+        print(f"| length | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+        for row in report["rows"]:
+            medians = {name: statistics.median(t) for name, t in row[kind].items() if t}
+            cells = [
+                f"{1e3 * medians[name]:.1f} ({medians[name] / medians['Focus']:.2f})"
+                if name in medians else ""
+                for name in names
+            ]  # fmt: skip
+            print(f"| {row['length']:,} | {' | '.join(cells)} |")
+        print()
+    print("peak memory of a training step, MiB\n")
+    names = [*names, "Transformer, materialised"]
+    print(f"| length | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for row in report["rows"]:
+        cells = [
+            f"{row['peak_bytes'][name] / 2**20:.0f}" if row["peak_bytes"].get(name) else ""
+            for name in names
+        ]
+        print(f"| {row['length']:,} | {' | '.join(cells)} |")
+    print(
+        f"\nFocus, training step, from {report['exponent_from']:,}: time grows as length to the "
+        f"power {report['exponent']:.3f}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dim", type=int, default=256, help="width (default 256)")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384, 32768],
+        help="lengths for all systems (default 512 to 32768)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--alone", type=int, nargs="*", default=[65536, 131072, 262144, 1048576],
+        help="lengths for Focus alone (default 65536 to 1048576)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="JSON (default results/layers-DATE.json)")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.peak_of:
+        print(peak_here(options.peak_of, options.dim, options.lengths[0]))
+        return 0
+
+    names = ["Focus", "Transformer", "MEGA"]
+    blocks = {name: build(name, options.dim) for name in names}
+    rows = []
+    for length in [*options.lengths, *options.alone]:
+        alone = length in options.alone
+        taking_part = {name: blocks[name] for name in (["Focus"] if alone else names)}
+        x = torch.randn(1, length, options.dim)
+        rounds = 2 if alone else options.rounds
+        row: dict[str, Any] = {"length": length}
+        for kind in ("training", "inference"):
+            row[kind] = measure(taking_part, x, rounds, training=kind == "training")
+        of_memory = [*taking_part, *(["Transformer, materialised"] if length <= 4096 else [])]
+        row["peak_bytes"] = {
+            name: peak_bytes(name, options.dim, length, options.threads) for name in of_memory
+        }
+        rows.append(row)
+    long = [row for row in rows if 4096 <= row["length"] <= 262144] or rows
+    report = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": machine(),
+        "threads": options.threads,
+        "versions": versions(),
+        "dim": options.dim,
+        "parameters": {
+            name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()
+        },
+        "rows": rows,
+        "exponent_from": long[0]["length"],
+        "exponent": exponent(
+            [row["length"] for row in long],
+            [statistics.median(row["training"]["Focus"]) for row in long],
+        )
+        if len(long) > 1
+        else math.nan,
+    }
+    show(report)
+    output = options.output or (
+        Path(__file__).parent / "results" / f"layers-{report['date'][:10]}.json"
+    )
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

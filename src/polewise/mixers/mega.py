@@ -1,0 +1,142 @@
+r"""MEGA: a damped moving average, attention in chunks, and gates.
+
+For a sequence x, in the order of the original:
+
+    v       = SiLU(W_v x)
+    m       = SiLU(EMA(x))
+    u, r    = sigmoid(W_u m),  SiLU(W_r m)                 update and reset gate
+    q, k    = g_0 * z + b_0,  g_1 * z + b_1,  z = SiLU(W_z m)
+    a       = Attention(q, k, v) inside chunks
+    h       = SiLU(W_h m + U_h (r * a))
+    output  = u * (h - x)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polewise.layers import DampedEma, PositionBias
+from polewise.mixers.options import require_at_least
+from polewise.ops import AttentionState, chunked_attention
+from polewise.ops.padding import hide_padding
+from polewise.ops.shards import Shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegaConfig:
+    """Options of `Mega`."""
+
+    dim: int
+    """Channels."""
+    chunk_length: int = 64
+    """Tokens that attention sees at once."""
+    key_dim: int | None = None
+    """Channels of queries and keys; None is a quarter of `dim`."""
+    value_dim: int | None = None
+    """Channels of values and reset gate; None is twice `dim`."""
+    memories: int = 16
+    """Moving averages in each channel."""
+    causal: bool = True
+    """Never look ahead."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "chunk_length", "memories"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("key_dim", "value_dim"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+
+    @property
+    def keys(self) -> int:
+        return self.key_dim or max(self.dim // 4, 1)
+
+    @property
+    def values(self) -> int:
+        return self.value_dim or 2 * self.dim
+
+    def build(self) -> Mega:
+        return Mega(self)
+
+
+class MegaState(NamedTuple):
+    """What a segment hands to the next one. Batch first, constant in length."""
+
+    ema: Float[Tensor, "batch memories dim"]
+    attention: AttentionState
+
+
+class Mega(nn.Module):
+    """The moving-average gated mixer.
+
+    Without causality a second moving average runs backwards. A block adds its own residual
+    around every mixer, so the last line mixes the normed input where the original mixes the
+    residual itself.
+
+    Source: Ma et al. 2023 (arXiv 2209.10655), the softmax form, with its published start.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = config.causal
+        self.shards: Shards | None = None
+        dim, keys, values = config.dim, config.keys, config.values
+        self.ema = DampedEma(dim, config.memories)
+        if not config.causal:
+            self.reverse_ema = DampedEma(dim, config.memories)
+        self.to_value = nn.Linear(dim, values)
+        self.from_average = nn.Linear(dim, 2 * dim + keys + values)
+        self.scale = nn.Parameter(torch.empty(2, keys))
+        self.shift = nn.Parameter(torch.empty(2, keys))
+        self.position_bias = PositionBias(1, config.chunk_length, causal=config.causal)
+        self.from_attention = nn.Linear(values, dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for linear in (self.to_value, self.from_average, self.from_attention):
+            nn.init.normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.scale, std=0.02)
+        nn.init.zeros_(self.shift)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: MegaState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], MegaState | None]:
+        config = self.config
+        if state is not None and not self.causal:
+            raise ValueError("state must be None without causal: both directions need it all.")
+        if self.shards is not None:
+            self.shards.require_whole(x, state, lengths, chunk_length=config.chunk_length)
+        x = hide_padding(x, lengths)
+        average, ema = self.ema(x, state.ema if state else None, lengths)
+        if not self.causal:
+            average = average + self.reverse_ema(x.flip(1))[0].flip(1)
+        v = functional.silu(self.to_value(x))
+        sizes = [config.dim, config.keys, config.values, config.dim]
+        update, z, reset, candidate = self.from_average(functional.silu(average)).split(sizes, -1)
+        z = functional.silu(z)
+        q, k = z * self.scale[0] + self.shift[0], z * self.scale[1] + self.shift[1]
+        attended, attention = chunked_attention(
+            q[:, :, None], k[:, :, None], v[:, :, None], config.chunk_length,
+            bias=self.position_bias().to(q.dtype), causal=config.causal, lengths=lengths,
+            state=state.attention if state else None,
+        )  # fmt: skip
+        gated = functional.silu(reset) * attended[:, :, 0]
+        candidate = functional.silu(candidate + self.from_attention(gated))
+        y = hide_padding(update.sigmoid() * (candidate - x), lengths)
+        if attention is None:
+            return y, None
+        if self.shards is not None:
+            position = attention.position + self.shards.rank * x.shape[1]
+            attention = attention._replace(position=position)
+        return y, MegaState(ema, attention)

@@ -1,0 +1,88 @@
+"""One configuration for models of all mixers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from polewise.mixers.options import nearest
+from polewise.models.backbone import BackboneConfig, mixer_options
+
+
+@strict
+class PolewiseConfig(PreTrainedConfig):
+    """A model of any mixer.
+
+    `PolewiseConfig(mixer="focus", mixer_options={"chunk_length": 64})`: comparing two systems
+    changes one word. The options of each mixer are the fields of its own configuration, for
+    example `polewise.FocusConfig`.
+
+    Raises:
+        ValueError: an unknown key, mixer or option; the nearest name is suggested.
+    """
+
+    model_type = "polewise"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    mixer: str = "focus"
+    """Name in `polewise.mixers.MIXERS`."""
+    mixer_options: dict | None = None
+    """Options of the mixer, but for `dim`."""
+    hidden_size: int = 256
+    """Channels."""
+    num_hidden_layers: int = 4
+    """Blocks."""
+    intermediate_size: int = 512
+    """Width of the feed-forward; 0 leaves it out."""
+    dropout: float = 0.0
+    """Share of each half block that is dropped in training."""
+    vocab_size: int = 256
+    """Tokens; 256 for bytes."""
+    num_input_features: int = 0
+    """Numbers per step of `input_values`; 0 for models of tokens."""
+    max_position_embeddings: int = 1 << 20
+    """Advice to evaluation tools; nothing in the model depends on it."""
+    tie_word_embeddings: bool = True
+    """Use the embedding as output layer."""
+    use_cache: bool = True
+    """Return what was read as `past_key_values`, but in training."""
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {*type(self).__dataclass_fields__, *_KEYS_OF_TRANSFORMERS}
+        for key in kwargs:
+            if key not in known and not key.startswith("_"):
+                raise ValueError(
+                    f"PolewiseConfig has no {key!r}.{nearest(key, sorted(known))} "
+                    "A mixer's own options go into mixer_options."
+                )
+        self.backbone()
+        super().__post_init__(**kwargs)
+
+    def backbone(self) -> BackboneConfig:
+        """The same choice in plain torch, checked."""
+        for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("intermediate_size", "num_input_features"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
+        return BackboneConfig(
+            mixer=mixer_options(self.mixer, self.hidden_size, self.mixer_options or {}),
+            num_layers=self.num_hidden_layers,
+            hidden_dim=self.intermediate_size,
+            dropout=self.dropout,
+        )
+
+
+_KEYS_OF_TRANSFORMERS = (
+    "architectures", "auto_map", "dtype", "id2label", "label2id", "model_type", "name_or_path",
+    "num_labels", "problem_type", "quantization_config", "torch_dtype", "transformers_version",
+    "attn_implementation", "finetuning_task", "task_specific_params",
+)  # fmt: skip

@@ -1,0 +1,173 @@
+"""A folder that loads where Polewise is not installed: weights, tokenizer and the code itself.
+
+The code is the package's own source, one flat file per module, with imports made relative: that
+is the form in which transformers copies and runs code from a model folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from transformers import PreTrainedModel
+
+from polewise.models.tokenizer import byte_tokenizer
+
+_PACKAGE = "polewise"
+_ENTRY = f"{_PACKAGE}.models.huggingface"
+_ENTRY_FILE = "modeling_polewise"
+_AUTO_CLASSES = {
+    "PolewiseModel": "AutoModel",
+    "PolewiseForCausalLM": "AutoModelForCausalLM",
+    "PolewiseForSequenceClassification": "AutoModelForSequenceClassification",
+}
+
+_CARD = """\
+---
+library_name: transformers
+tags: [polewise, iir-filters, streaming]
+---
+
+# A Polewise model
+
+Sequence mixer `{mixer}`, {parameters:,} parameters. It reads sequences of any length with a
+state of constant size.
+
+```bash
+pip install torch transformers safetensors numpy numba jaxtyping
+```
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/of/this/folder", trust_remote_code=True)
+```
+
+The Python files beside this one are the model's code. With `pip install polewise` and
+`import polewise` the same folder loads without `trust_remote_code`.
+"""
+
+
+def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write `model` so that `from_pretrained(folder, trust_remote_code=True)` needs no Polewise.
+
+    A byte model (`vocab_size=256`) gets its tokenizer. Files that are there are replaced.
+
+    Raises:
+        ValueError: not one of our three classes of models, or `folder` is a file.
+    """
+    folder = Path(folder)
+    name = type(model).__name__
+    if name not in _AUTO_CLASSES:
+        raise ValueError(f"model must be one of {', '.join(_AUTO_CLASSES)}; got {name}.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must not be a file; got {folder}.")
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": f"{_ENTRY_FILE}.PolewiseConfig",
+        **{auto: f"{_ENTRY_FILE}.{ours}" for ours, auto in _AUTO_CLASSES.items()},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if model.config.vocab_size == 256 and not model.config.num_input_features:
+        byte_tokenizer().save_pretrained(folder)
+    for file, source in flat_sources().items():
+        (folder / f"{file}.py").write_text(source)
+    card = _CARD.format(
+        mixer=model.config.mixer,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        auto_class=_AUTO_CLASSES[name],
+    )
+    (folder / "README.md").write_text(card)
+
+
+def flat_sources() -> dict[str, str]:
+    """The source of every module that the models need, by the name of its flat file."""
+    sources: dict[str, str] = {}
+    waiting = [_ENTRY]
+    while waiting:
+        module = waiting.pop()
+        if _flat_name(module) in sources:
+            continue
+        source = _read(module)
+        sources[_flat_name(module)] = _rewritten(module, source)
+        waiting += [node.module for node in _own_imports(ast.parse(source)) if node.module]
+    return sources
+
+
+def _read(module: str) -> str:
+    spec = find_spec(module)
+    assert spec is not None  # an import that works
+    assert spec.origin is not None
+    return Path(spec.origin).read_text()
+
+
+def _flat_name(module: str) -> str:
+    """`polewise.ops.direct_form` as `ops_direct_form`."""
+    if module == _ENTRY:
+        return _ENTRY_FILE
+    return module.removeprefix(f"{_PACKAGE}.").replace(".", "_")
+
+
+def _own_imports(tree: ast.AST) -> list[ast.ImportFrom]:
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == _PACKAGE
+    ]
+
+
+def _rewritten(module: str, source: str) -> str:
+    """Relative imports, operator names of its own, and no registration with transformers.
+
+    Transformers may load the same code under several names, beside an installed Polewise: each
+    copy registers its operators under its own module's name.
+    """
+    tree = ast.parse(source)
+    lines = source.splitlines(keepends=True)
+    changes: list[tuple[ast.AST, str, str]] = []
+    for node in _own_imports(tree):
+        assert node.module is not None
+        if _imports_a_module(node):
+            raise ValueError(
+                f"{module} must import names from modules, not modules from packages, to be "
+                f"exported; got line {node.lineno}."
+            )
+        changes.append((node, f"from {node.module} ", f"from .{_flat_name(node.module)} "))
+    for node in ast.walk(tree):
+        operator = isinstance(node, ast.Constant) and str(node.value).startswith(f"{_PACKAGE}::")
+        if operator:
+            name = str(node.value).removeprefix(f"{_PACKAGE}::")  # type: ignore[attr-defined]
+            own = f'"{_PACKAGE}_" + __name__.replace(".", "_") + "::{name}"'
+            changes.append((node, f'"{_PACKAGE}::{name}"', own))
+    for node, old, new in changes:
+        row = node.lineno - 1  # type: ignore[attr-defined]
+        assert old in lines[row], f"{module}, line {row + 1}: {old!r} not found"
+        lines[row] = lines[row].replace(old, new, 1)
+    for node in tree.body:
+        if _registers(node):
+            for row in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[row] = ""
+    return "".join(lines)
+
+
+def _imports_a_module(node: ast.ImportFrom) -> bool:
+    """`from package import module`, which a flat folder cannot say."""
+    package = import_module(node.module or "")
+    return any(isinstance(getattr(package, name.name, None), ModuleType) for name in node.names)
+
+
+def _registers(node: ast.stmt) -> bool:
+    """`AutoConfig.register(...)` and the like."""
+    call = node.value if isinstance(node, ast.Expr) else None
+    return (
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "register"
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id.startswith("Auto")
+    )

@@ -1,0 +1,58 @@
+"""Facts about MEGA: it is the published recursion."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from polewise.layers import DampedEma
+from polewise.mixers import MegaConfig
+
+
+def drawn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def average_by_definition(ema, x):
+    """The published equations, number by number."""
+    p, a = ema.step.sigmoid(), ema.damping.sigmoid()
+    h = torch.zeros(x.shape[0], *p.shape, dtype=x.dtype)
+    outputs = []
+    for x_t in x.unbind(1):
+        h = (1 - p * a) * h + p * ema.into * x_t[:, None]
+        outputs.append((ema.out * h).sum(1) / math.sqrt(len(p)) + ema.skip * x_t)
+    return torch.stack(outputs, 1)
+
+
+def test_the_moving_average_is_the_published_one():
+    torch.manual_seed(0)
+    ema, x = DampedEma(5, 4).double(), drawn(2, 30, 5)
+    torch.testing.assert_close(ema(x)[0], average_by_definition(ema, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_mixer_is_the_published_one(causal):
+    torch.manual_seed(0)
+    mega = MegaConfig(dim=8, chunk_length=6, memories=3, causal=causal).build().double()
+    x = drawn(2, 17, 8)
+    average = average_by_definition(mega.ema, x)
+    if not causal:
+        average = average + average_by_definition(mega.reverse_ema, x.flip(1)).flip(1)
+    u, z, r, c = mega.from_average(functional.silu(average)).split([8, 2, 16, 8], -1)
+    z = functional.silu(z)
+    q, k = (z * mega.scale[i] + mega.shift[i] for i in (0, 1))
+    v = functional.silu(mega.to_value(x))
+    distance = torch.arange(17)[:, None] - torch.arange(17)
+    same = torch.arange(17)[:, None] // 6 == torch.arange(17) // 6
+    visible = same & (distance >= 0) if causal else same
+    bias = mega.position_bias()[0][
+        (distance if causal else distance + 5).clamp(0, 5 if causal else 10)
+    ]
+    logits = (q @ k.transpose(1, 2) / math.sqrt(2) + bias).masked_fill(~visible, -math.inf)
+    attended = logits.softmax(-1) @ v
+    h = functional.silu(c + mega.from_attention(functional.silu(r) * attended))
+    torch.testing.assert_close(mega(x)[0], u.sigmoid() * (h - x), rtol=1e-10, atol=1e-10)

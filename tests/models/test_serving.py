@@ -1,0 +1,75 @@
+"""Facts about the server: it answers on this machine, as clients expect it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.request
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from polewise.models.serving import start
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def address(model_folder):
+    port = free_port()
+    server = start(model_folder, host="127.0.0.1", port=port, in_background=True)
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).read()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.1)
+    yield address
+    server.kill_server()
+
+
+def asked(address, path, **request):
+    data = json.dumps(request | {"model": "it", "max_tokens": 5, "temperature": 0}).encode()
+    call = urllib.request.Request(
+        f"{address}{path}", data, headers={"Content-Type": "application/json"}
+    )
+    return urllib.request.urlopen(call, timeout=60).read().decode()
+
+
+def test_completions_and_chats_are_answered_whole_and_streamed(address):
+    whole = json.loads(asked(address, "/v1/completions", prompt="It was"))
+    assert len(whole["choices"]) == 1
+    assert whole["usage"]["completion_tokens"] == 5
+    pieces = asked(address, "/v1/completions", prompt="It was", stream=True)
+    texts = [
+        choice["text"]
+        for line in pieces.splitlines()
+        if line.startswith("data: {")
+        for choice in json.loads(line.removeprefix("data: "))["choices"]
+    ]
+    assert "".join(texts) == whole["choices"][0]["text"]
+    messages = [{"role": "user", "content": "Hello"}]
+    chat = json.loads(asked(address, "/v1/chat/completions", messages=messages, stream=False))
+    assert chat["choices"][0]["message"]["role"] == "assistant"
+    streamed = asked(address, "/v1/chat/completions", messages=messages, stream=True)
+    assert streamed.count("data: ") > 1
+
+
+def test_a_folder_that_cannot_be_served_is_refused(model_folder):
+    (model_folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="model_folder must hold a tokenizer"):
+        start(model_folder, host="127.0.0.1", port=1, in_background=True)
+    config = json.loads((model_folder / "config.json").read_text())
+    config["architectures"] = ["PolewiseModel"]
+    (model_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="model_folder must hold a PolewiseForCausalLM"):
+        start(model_folder, host="127.0.0.1", port=1, in_background=True)

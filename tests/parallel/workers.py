@@ -1,0 +1,123 @@
+"""What each process of the tests does; in a file of its own because new processes import it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from polewise import MIXERS, states
+from polewise.layers.sharding import shard_sequence, whole_sequence
+from polewise.models import Backbone, BackboneConfig
+
+FOCUS = {"chunk_length": 8, "bin_length": 4, "windows": 2}
+FORMS = {
+    "focus": ("focus", FOCUS),
+    "sliding, two filters": ("focus", FOCUS | {"sliding": True, "filters": 2, "heads": 2}),
+    "direct form": ("focus", FOCUS | {"realisation": "direct", "hypernetwork": "none"}),
+    "direct form, reset": ("focus", FOCUS | {"realisation": "direct", "reset": True}),
+    "turning memory": ("focus", FOCUS | {"associative_turning": True, "reset": True}),
+    "long convolution": ("focus", FOCUS | {"hypernetwork": "long_conv", "taps": 7}),
+    "shared hypernetwork": ("focus", FOCUS | {"hypernetwork": "shared_recurrent"}),
+    "associative": ("associative", {"turning": True}),
+    "attention": ("attention", {"heads": 2}),
+    "mega": ("mega", {"chunk_length": 8, "memories": 2}),
+}
+
+
+def run(rank: int, size: int, folder: str) -> None:
+    """Compare every way to use the processes with one process, and write what differs."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    differences = {}
+    groups = {2: dist.new_group([0, 1]), size: dist.group.WORLD}
+    for name, (mixer, options) in FORMS.items():
+        for processes, group in groups.items():
+            if rank < processes:
+                differences[f"{name}, split over {processes}"] = split(mixer, options, group)
+        dist.barrier()
+    for name in ("focus", "attention"):
+        differences[f"{name}, data parallel"] = data_parallel(*FORMS[name], rank, size)
+        differences[f"{name}, fully sharded"] = fully_sharded(*FORMS[name], rank, size)
+    torch.save(differences, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def built(mixer: str, options: dict) -> nn.Module:
+    torch.manual_seed(0)
+    config = MIXERS[mixer](dim=8, **options)
+    return Backbone(BackboneConfig(mixer=config, num_layers=2, hidden_dim=12)).double()
+
+
+def drawn() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 4, 64, 8, generator=generator, dtype=torch.float64).unbind()
+
+
+def gradients(model: nn.Module, x: torch.Tensor, weight: torch.Tensor):
+    x = x.clone().requires_grad_()
+    y, state = model(x)
+    (y * weight).sum().backward()
+    return y.detach(), x.grad, {n: p.grad for n, p in model.named_parameters()}, state
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, relative to the largest entry."""
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
+
+
+def split(mixer: str, options: dict, group) -> dict[str, float]:
+    model, (x, weight) = built(mixer, options), drawn()
+    y, grad_x, grads, _ = gradients(model, x, weight)
+    pieces = copy.deepcopy(model)
+    pieces.zero_grad()
+    shards = shard_sequence(pieces, group)
+    our_y, our_grad_x, our_grads, _ = gradients(pieces, x, weight)
+    differences = {"y": far(our_y, y)}
+    for name, grad, one in [("x", our_grad_x, grad_x)] + [
+        (name, grad, grads[name]) for name, grad in our_grads.items()
+    ]:
+        dist.all_reduce(grad, group=group)
+        differences[name] = far(grad / shards.size, one)
+
+    first = pieces.blocks[0].mixer
+    given = {} if pieces.shared is None else {"shared": pieces.shared(shards.piece(x))[0]}
+    _, our_state = first(shards.piece(x), **given)
+    if shards.rank == shards.size - 1:
+        given = {} if model.shared is None else {"shared": model.shared(x)[0]}
+        _, state = model.blocks[0].mixer(x, **given)
+        pairs = zip(states.tensors(our_state), states.tensors(state), strict=True)
+        differences["state"] = max(far(ours.double(), one.double()) for ours, one in pairs)
+    whole_sequence(pieces)
+    differences["undone"] = far(pieces(x)[0].detach(), y)
+    return differences
+
+
+def data_parallel(mixer: str, options: dict, rank: int, size: int) -> dict[str, float]:
+    model, (x, weight) = built(mixer, options), drawn()
+    _, _, grads, _ = gradients(model, x, weight)
+    parallel = DistributedDataParallel(copy.deepcopy(model))
+    parallel.zero_grad()
+    rows = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
+    _, _, ours, _ = gradients(parallel, x[rows], weight[rows])
+    return {n: far(size * ours[f"module.{n}"], grad) for n, grad in grads.items()}
+
+
+def fully_sharded(mixer: str, options: dict, rank: int, size: int) -> dict[str, float]:
+    model, (x, weight) = built(mixer, options), drawn()
+    _, _, grads, _ = gradients(model, x, weight)
+    parallel = copy.deepcopy(model)
+    parallel.zero_grad()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (size,))
+    for block in parallel.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(parallel, mesh=mesh)
+    rows = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
+    _, _, ours, _ = gradients(parallel, x[rows], weight[rows])
+    return {n: far(size * ours[n].full_tensor(), grad) for n, grad in grads.items()}
