@@ -24,7 +24,6 @@ def differences(tmp_path_factory):
 def test_a_sequence_split_over_processes_gives_the_gradients_of_one(differences, form, processes):
     for rank in range(processes):
         found = differences[rank][f"{form}, split over {processes}"]
-        # An FFT mixes all times to rounding.
         assert max(found.values()) < 1e-10, {n: d for n, d in found.items() if d >= 1e-10}
     assert "state" in differences[processes - 1][f"{form}, split over {processes}"]
 

@@ -67,9 +67,14 @@ def gradients(model: nn.Module, x: torch.Tensor, weight: torch.Tensor):
     return y.detach(), x.grad, {n: p.grad for n, p in model.named_parameters()}, state
 
 
-def far(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference, relative to the largest entry."""
-    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
+def far(a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> float:
+    """The largest difference, relative to `scale` or the largest entry."""
+    return float((a - b).detach().abs().max()) / max(float(b.detach().abs().max()), scale)
+
+
+def largest(grads: dict[str, torch.Tensor]) -> float:
+    """Of all parameters: the gradient of a key's bias is nothing but rounding."""
+    return max(float(grad.abs().max()) for grad in grads.values())
 
 
 def split(mixer: str, options: dict, group) -> dict[str, float]:
@@ -84,7 +89,7 @@ def split(mixer: str, options: dict, group) -> dict[str, float]:
         (name, grad, grads[name]) for name, grad in our_grads.items()
     ]:
         dist.all_reduce(grad, group=group)
-        differences[name] = far(grad / shards.size, one)
+        differences[name] = far(grad / shards.size, one, largest(grads))
 
     first = pieces.blocks[0].mixer
     given = {} if pieces.shared is None else {"shared": pieces.shared(shards.piece(x))[0]}
@@ -106,7 +111,8 @@ def data_parallel(mixer: str, options: dict, rank: int, size: int) -> dict[str, 
     parallel.zero_grad()
     rows = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
     _, _, ours, _ = gradients(parallel, x[rows], weight[rows])
-    return {n: far(size * ours[f"module.{n}"], grad) for n, grad in grads.items()}
+    scale = largest(grads)
+    return {n: far(size * ours[f"module.{n}"], grad, scale) for n, grad in grads.items()}
 
 
 def fully_sharded(mixer: str, options: dict, rank: int, size: int) -> dict[str, float]:
@@ -120,4 +126,5 @@ def fully_sharded(mixer: str, options: dict, rank: int, size: int) -> dict[str, 
     fully_shard(parallel, mesh=mesh)
     rows = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
     _, _, ours, _ = gradients(parallel, x[rows], weight[rows])
-    return {n: far(size * ours[n].full_tensor(), grad) for n, grad in grads.items()}
+    scale = largest(grads)
+    return {n: far(size * ours[n].full_tensor(), grad, scale) for n, grad in grads.items()}
