@@ -22,20 +22,22 @@ if sys.argv[2] == "without":
             if name.split(".")[0] == "polewise":
                 raise ModuleNotFoundError("No module named 'polewise'", name="polewise")
     sys.meta_path.insert(0, Blocked())
-elif sys.argv[2] == "beside":
-    import polewise.models.huggingface
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 logits = []
 for folder in json.loads(sys.argv[1]):
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
     ids = tokenizer("It was the best of times", return_tensors="pt").input_ids
     model(ids, labels=ids).loss.backward()
     written = model.generate(ids, max_new_tokens=4, do_sample=False)
     assert written.shape[1] == ids.shape[1] + 4
     logits.append(model(ids).logits.tolist())
+if sys.argv[2] == "beside":
+    import polewise
+    ours = polewise.PolewiseForCausalLM.from_pretrained(folder).eval()
+    logits.append(ours(ids).logits.tolist())
 print(json.dumps(logits))
 """
 

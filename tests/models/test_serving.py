@@ -21,9 +21,9 @@ def free_port():
 
 
 @pytest.fixture
-def address(model_folder):
+def server(model_folder):
     port = free_port()
-    server = start(model_folder, host="127.0.0.1", port=port, in_background=True)
+    running = start(model_folder, host="127.0.0.1", port=port, in_background=True)
     address = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 60
     while True:
@@ -33,23 +33,24 @@ def address(model_folder):
         except OSError:
             assert time.monotonic() < deadline, "the server did not come up"
             time.sleep(0.1)
-    yield address
-    server.kill_server()
+    yield address, str(model_folder)
+    running.kill_server()
 
 
-def asked(address, path, **request):
-    data = json.dumps(request | {"model": "it", "max_tokens": 5, "temperature": 0}).encode()
+def asked(server, path, **request):
+    address, model = server
+    data = json.dumps(request | {"model": model, "max_tokens": 5, "temperature": 0}).encode()
     call = urllib.request.Request(
         f"{address}{path}", data, headers={"Content-Type": "application/json"}
     )
     return urllib.request.urlopen(call, timeout=60).read().decode()
 
 
-def test_completions_and_chats_are_answered_whole_and_streamed(address):
-    whole = json.loads(asked(address, "/v1/completions", prompt="It was"))
+def test_completions_and_chats_are_answered_whole_and_streamed(server):
+    whole = json.loads(asked(server, "/v1/completions", prompt="It was"))
     assert len(whole["choices"]) == 1
     assert whole["usage"]["completion_tokens"] == 5
-    pieces = asked(address, "/v1/completions", prompt="It was", stream=True)
+    pieces = asked(server, "/v1/completions", prompt="It was", stream=True)
     texts = [
         choice["text"]
         for line in pieces.splitlines()
@@ -58,9 +59,9 @@ def test_completions_and_chats_are_answered_whole_and_streamed(address):
     ]
     assert "".join(texts) == whole["choices"][0]["text"]
     messages = [{"role": "user", "content": "Hello"}]
-    chat = json.loads(asked(address, "/v1/chat/completions", messages=messages, stream=False))
+    chat = json.loads(asked(server, "/v1/chat/completions", messages=messages, stream=False))
     assert chat["choices"][0]["message"]["role"] == "assistant"
-    streamed = asked(address, "/v1/chat/completions", messages=messages, stream=True)
+    streamed = asked(server, "/v1/chat/completions", messages=messages, stream=True)
     assert streamed.count("data: ") > 1
 
 

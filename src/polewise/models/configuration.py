@@ -24,7 +24,7 @@ class PolewiseConfig(PreTrainedConfig):
     """
 
     model_type = "polewise"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     mixer: str = "focus"
     """Name in `polewise.mixers.MIXERS`."""

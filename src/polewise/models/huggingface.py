@@ -287,7 +287,7 @@ def _refuse_unknown(arguments: dict[str, Any], *, said: bool) -> None:
             )
 
 
-_IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids")
+_IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids", "tokenizer")
 """Arguments that tools pass to every model and that change nothing here."""
 
 _ARGUMENTS = (

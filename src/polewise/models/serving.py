@@ -17,7 +17,8 @@ def serve(model_folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000
     """Answer OpenAI-style requests until Ctrl-C: /v1/completions, /v1/chat/completions, streamed.
 
     Args:
-        model_folder: a saved language model with its tokenizer, such as a run's `model`.
+        model_folder: a saved language model with its tokenizer, such as a run's `model`. Requests
+            name it as it is given here.
         host: the address to listen at; the default answers this machine alone.
         port: the port to listen at.
 
@@ -30,7 +31,7 @@ def serve(model_folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000
 
 def start(model_folder: str | Path, *, host: str, port: int, in_background: bool) -> Any:
     """As `serve`; with `in_background` return the server, which `kill_server()` ends."""
-    folder = Path(model_folder).absolute()
+    folder = Path(model_folder)
     if not is_serve_available():
         raise ImportError('serve needs more packages: pip install "polewise[serve]".')
     config, _ = PreTrainedConfig.get_config_dict(folder)
