@@ -102,7 +102,12 @@ def test_impossible_options_of_the_guards_are_explained(options, message):
     [
         ({}, {"hidden_size": 2**40}, "hidden_size, .* must fit into memory; they need at least"),
         ({}, {"hidden_size": 2**17, "intermediate_size": 0}, "must fit into memory"),
-        ({"batch_size": 2**50}, {}, "batch_size, length and the model's widths must fit"),
+        ({"batch_size": 2**50}, {}, "batch_size, length and vocab_size must fit into memory"),
+        (
+            {},
+            {"mixer": "focus", "mixer_options": {"bin_length": 2**40}},
+            "the mixer's lengths must fit into memory",
+        ),
         ({}, {"mixer_options": {"heads": 3}}, "heads"),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_manifest_that_points_elsewhere_is_refused(name, run_copy):
     described.pop("sha256")
     described["files"][name] = {"size": 0, "sha256": ""}
     described["sha256"] = manifest._hash_of(described)
-    (checkpoint / MANIFEST).write_text(json.dumps(described))
+    (checkpoint / MANIFEST).write_text(manifest._rendered(described))
     with pytest.raises(ValueError, match="which is no file of this folder"):
         verify_checkpoint(checkpoint)
 

@@ -195,7 +195,7 @@ def test_an_idx_file_that_is_none_is_explained(images, labels, message, tmp_path
         good = gzip.compress(idx(shape))
         (tmp_path / f"{name}.gz").write_bytes(good if content is None else content)
     with pytest.raises(ValueError, match=message):
-        read_mnist(tmp_path / "images.gz", tmp_path / "labels.gz", slice(None))
+        read_mnist([tmp_path / "images.gz", tmp_path / "labels.gz"], slice(None))
 
 
 def test_other_images_than_a_run_began_with_are_noticed(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from polewise.tasks import ImagesTask, RecallTask
+from polewise.tasks import ImagesTask, RecallTask, TextTask
 from polewise.training import NonFiniteError, Run, RunFolder, evaluate, resume, train
 from polewise.training.display import Display, format_seconds
 
@@ -261,3 +261,14 @@ def test_config_is_json_that_names_the_task(tmp_path, small_run):
     RunFolder.create(tmp_path / "run", small_run())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"]["name"] == "recall"
     assert isinstance(RunFolder.open(tmp_path / "run").read_run(), Run)
+
+
+def test_the_model_of_a_text_is_saved_with_the_tokenizer_of_bytes(tmp_path, small_run):
+    from transformers import pipeline
+
+    task = TextTask(length=8, batch_size=2, eval_bytes=16)
+    train(small_run(task, max_steps=2), tmp_path / "run", console=quiet())
+    for name in ("model", "model-last"):
+        write = pipeline("text-generation", model=str(tmp_path / "run" / name))
+        text = write("It was ", max_new_tokens=3)[0]["generated_text"]
+        assert text.startswith("It was ")

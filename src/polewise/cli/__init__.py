@@ -8,7 +8,8 @@
     output.py     exit codes, and values on one line
 
 Exit codes: 0 success, 1 the work failed (training met NaN, the demo did not reach 100 %), 2 a
-mistake in the command (one line on stderr, nothing created), 130 Ctrl-C (the run is saved).
+mistake in the command (one line on stderr, nothing created), 130 Ctrl-C and 143 SIGTERM (the run
+is saved).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _overview() -> str:
             "",
             "Begin with `polewise demo`. Each command explains itself: polewise train text --help",
             "An error is one line; with --traceback, anywhere, Python's whole account of it.",
-            "Exit codes: 0 success, 1 failed, 2 a mistake in the command, 130 Ctrl-C (run saved).",
+            "Exit codes: 0 success, 1 failed, 2 a mistake in the command, 130 Ctrl-C (run saved),",
+            "143 SIGTERM (run saved).",
         ]
     )
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from polewise.cli.output import EXIT_INTERRUPTED, pairs
+from polewise.cli.output import pairs
 from polewise.cli.parsing import RunPath
 from polewise.recipes import CHUNK_LENGTH, demo_text, digits, focus_recall
 from polewise.tasks import ImagesTask, RecallTask, TextTask
@@ -169,7 +169,7 @@ def _finish(outcome: Outcome) -> int:
         return 0
     if outcome.status == "interrupted":
         print(f"stopped after {outcome.step} steps; go on with: polewise resume {folder.path}")
-        return EXIT_INTERRUPTED
+        return outcome.exit_code
     from polewise.analysis import write_figures
 
     write_figures(folder)

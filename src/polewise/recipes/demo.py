@@ -22,7 +22,6 @@ PROMPT_BYTES = 64
 SAMPLE_BYTES = 400
 _BAR = " ==> "
 EXIT_RECALL_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def run_demo(
     """Train on recall, then on text; write a sample; say how it went and where everything lies.
 
     `draw` writes the figures of a run folder. Returns the exit code: 0, 1 when held-out recall is
-    not 100 %, 130 after Ctrl-C.
+    not 100 %, 130 after Ctrl-C, 143 after SIGTERM.
     """
     console = console or Console()
     recall, text = demo_runs(options)
@@ -137,4 +136,4 @@ def _versus(bits: float, compressor: float) -> str:
 
 def _interrupted(outcome: Outcome, say: Callable[[str], None]) -> int:
     say(f"Stopped after {outcome.step} steps. Go on with: polewise resume {outcome.folder.path}")
-    return EXIT_INTERRUPTED
+    return outcome.exit_code

@@ -130,7 +130,7 @@ def _unzip(path: Path) -> bytes:
             return _read_all(file)
 
 
-def _read_all(file: IO[bytes]) -> bytes:
+def _read_all(file: IO[bytes] | gzip.GzipFile) -> bytes:
     content = file.read(MOST_UNPACKED_BYTES + 1)
     if len(content) > MOST_UNPACKED_BYTES:
         raise ValueError(
@@ -144,6 +144,6 @@ def _read_all(file: IO[bytes]) -> bytes:
 def _fingerprint(source: ByteSource) -> str:
     size = len(source)
     digest = hashlib.sha256(str(size).encode())
-    digest.update(source.read(0, min(size, _END)))
-    digest.update(source.read(max(size - _END, 0), size))
+    digest.update(source.read(0, min(size, _END)).tobytes())
+    digest.update(source.read(max(size - _END, 0), size).tobytes())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -96,8 +96,8 @@ class ImagesTask:
         """Return the SHA-256 of the images and labels that training and evaluation read."""
         digest = hashlib.sha256()
         for images in (self._train, self._held_out):
-            digest.update(np.ascontiguousarray(images.pixels))
-            digest.update(np.ascontiguousarray(images.labels))
+            digest.update(images.pixels.tobytes())
+            digest.update(images.labels.tobytes())
         return digest.hexdigest()
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
@@ -155,7 +155,7 @@ class ImagesTask:
     def _train(self) -> _Images:
         if self.source == "digits":
             return _digits("train")
-        return read_mnist(*self._mnist_paths[:2], slice(0, 55_000))
+        return read_mnist(self._mnist_paths[:2], slice(0, 55_000))
 
     @cached_property
     def _held_out(self) -> _Images:
@@ -163,7 +163,7 @@ class ImagesTask:
             return _digits(self.part)
         paths = self._mnist_paths[2:] if self.part == "test" else self._mnist_paths[:2]
         first = 55_000 if self.part == "valid" else 0
-        return read_mnist(*paths, slice(first, None))
+        return read_mnist(paths, slice(first, None))
 
     @cached_property
     def _mnist_paths(self) -> list[Path]:
@@ -186,12 +186,13 @@ def _digits(part: Literal["train", "valid", "test"]) -> _Images:
     return _Images(pixels[rows].astype(np.uint8), labels[rows].astype(np.int64))
 
 
-def read_mnist(images_path: Path, labels_path: Path, rows: slice) -> _Images:
-    """Return some rows of a pair of idx files.
+def read_mnist(paths: Sequence[Path], rows: slice) -> _Images:
+    """Return some rows of a pair of idx files, the images' and the labels'.
 
     Raises:
         ValueError: a file is not a complete idx file of MNIST's shape, or the two do not match.
     """
+    images_path, labels_path = paths
     images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
     if images.shape[1:] != (28, 28):
         raise ValueError(f"source must have images of 28 x 28; {images_path}: {images.shape[1:]}.")

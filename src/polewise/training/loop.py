@@ -37,8 +37,12 @@ class Outcome:
     is_main_process: bool
     """Whether this process is the one that writes and speaks."""
     signal: int | None = None
-    """The signal that asked it to stop: 2 for Ctrl-C, 15 for SIGTERM. The command's exit code is
-    128 more: 130, 143."""
+    """The signal that asked it to stop: 2 for Ctrl-C, 15 for SIGTERM."""
+
+    @property
+    def exit_code(self) -> int:
+        """What a command that trains ends with: 0; 130 after Ctrl-C, 143 after SIGTERM."""
+        return 0 if self.signal is None else 128 + self.signal
 
 
 def train(
@@ -52,8 +56,8 @@ def train(
         SaveError: the run folder cannot be written. What was saved before is kept.
         StalledError: the data source gave no batch in time. The run was saved.
     """
-    require_buildable(run)
     run.task.prepare()
+    require_buildable(run)
     accelerator = _accelerator(run.training)
     if accelerator.is_main_process:
         RunFolder.create(out, run)
@@ -88,9 +92,9 @@ def resume(
     if max_steps is not None or max_seconds is not None:
         budget = replace(run.training, max_steps=max_steps, max_seconds=max_seconds)
         run = replace(run, training=budget)
-    limit = limit_for(require_buildable(run))
     run.task.prepare()
     folder.require_same_data(run)
+    limit = limit_for(require_buildable(run))
     accelerator = _accelerator(run.training)
     display = _display(title or run.task_name, console, accelerator)
     with folder.in_use() if accelerator.is_main_process else nullcontext():

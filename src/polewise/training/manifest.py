@@ -25,9 +25,9 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
-    described = {"format": _FORMAT, "files": files}
+    described: dict[str, Any] = {"format": _FORMAT, "files": files}
     described["sha256"] = _hash_of(described)
-    (folder / MANIFEST).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_rendered(described), encoding="utf-8")
 
 
 def verify_folder(folder: Path, *, names: Iterable[str] = (), max_bytes: int | None = None) -> None:
@@ -82,8 +82,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{MANIFEST} must have format {_FORMAT}; got {described.get('format')!r}: "
             "it is from another version of Polewise"
         )
+    is_as_rendered = path.read_bytes() == _rendered(described).encode()
     told = described.pop("sha256", None)
-    if told != _hash_of(described):
+    if told != _hash_of(described) or not is_as_rendered:
         raise ValueError(f"{MANIFEST} is not what was written: its SHA-256 differs")
     files = described.get("files")
     if not isinstance(files, dict):
@@ -94,6 +95,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
             raise ValueError(f"{MANIFEST} does not say the size of {name}")
     return files
+
+
+def _rendered(described: dict[str, Any]) -> str:
+    return json.dumps(described, indent=2) + "\n"
 
 
 def _hash_of(described: dict[str, Any]) -> str:

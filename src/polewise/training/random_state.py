@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ def seed_everything(seed: int) -> None:
 def random_state() -> dict[str, Tensor]:
     """Return where every generator stands."""
     _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    numpy: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = numpy
     state = {
         "torch.cpu": torch.get_rng_state(),
         "python.words": torch.tensor(words, dtype=torch.int64),

@@ -266,9 +266,12 @@ def require_buildable(run: Run) -> int:
         ) from error
     numbers = sum(parameter.numel() for parameter in model.parameters())
     require_memory("the model's options", 16 * numbers)
-    positions = run.task.batch_size * spec.length
-    widest = max(hidden, inner, spec.vocab_size or 0)
-    require_memory("batch_size, length and the model's widths", 4 * positions * widest)
+    # Mixers pad a sequence to whole bins and chunks, and a block keeps at least 16 bytes a channel
+    # and position for the way back; the output has a number per token.
+    pieces = (v for name, v in run.model.mixer_options.items() if name.endswith("_length"))
+    positions = run.task.batch_size * max(spec.length, *pieces, 1)
+    kept = positions * max(16 * hidden * run.model.num_layers, 4 * (spec.vocab_size or 0))
+    require_memory("batch_size, length, hidden_size and the mixer's lengths", kept)
     return sum(part.numel() * part.element_size() for part in model.state_dict().values())
 
 

@@ -245,7 +245,12 @@ class RunFolder:
             if (path / MANIFEST).exists():
                 verify_folder(path)
             with _without_progress_bars():
-                return kind.from_pretrained(path, use_safetensors=True).eval()
+                model, loading = kind.from_pretrained(
+                    path, use_safetensors=True, output_loading_info=True
+                )
+            if loading["missing_keys"]:
+                raise ValueError(f"{sorted(loading['missing_keys'])[0]} is missing")
+            return model.eval()
         except Exception as error:  # transformers meets a bad config.json with anything
             raise ValueError(f"run must hold a complete model; {path}: {error}.") from error
 
