@@ -59,10 +59,10 @@ class AssociativeMemory(nn.Module):
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         self.turning, self.causal = turning, causal
         self.shards: Shards | None = None
-        self.to_query = nn.Linear(dim, heads * key_dim, bias=False)
-        self.to_key_value = nn.Linear(dim, heads * (key_dim + value_dim), bias=False)
+        # W_q, W_k, W_v and the poles' projection side by side.
+        self.parts = [heads * key_dim, heads * (key_dim + value_dim), heads * (1 + turning)]
+        self.projection = nn.Linear(dim, sum(self.parts), bias=False)
         self.short_conv = ShortConv(heads * (key_dim + value_dim))
-        self.to_pole = nn.Linear(dim, heads * (2 if turning else 1), bias=False)
         self.decay_bias = nn.Parameter(torch.empty(heads))
         self.norm = nn.RMSNorm(value_dim, eps=1e-5)
         self.reset_parameters()
@@ -83,14 +83,13 @@ class AssociativeMemory(nn.Module):
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
         per_head = (self.heads, -1)
-        q = self.to_query(x).unflatten(-1, per_head)
-        mixed, neighbours = self.short_conv(
-            self.to_key_value(x), state.neighbours if state else None, lengths
-        )
+        q, key_value, pole = self.projection(x).split(self.parts, -1)
+        q = q.unflatten(-1, per_head)
+        mixed, neighbours = self.short_conv(key_value, state.neighbours if state else None, lengths)
         k, v = mixed.split([self.heads * self.key_dim, self.heads * self.value_dim], -1)
         k, v = k.unflatten(-1, per_head), v.unflatten(-1, per_head)
         q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
-        decay, angle = self.poles(x)
+        decay, angle = self._poles(pole)
         before = state.products if state else None
         if self.shards is not None:
             before = associative_state_before(k, v, decay, angle, self.shards)
@@ -102,10 +101,8 @@ class AssociativeMemory(nn.Module):
         y = self.norm(y).flatten(2)
         return y, AssociativeMemoryState(neighbours, products) if self.causal else None
 
-    def poles(
-        self, x: Float[Tensor, "batch length dim"]
-    ) -> tuple[Float[Tensor, "batch length heads"], Float[Tensor, "batch length heads"] | None]:
-        """Decay in (0, 1) and, if the poles turn, angle in (-pi, pi), at every step."""
-        chosen = self.to_pole(x).to(torch.promote_types(x.dtype, torch.float32))
-        decay = (chosen[..., : self.heads] + self.decay_bias).sigmoid()
-        return decay, torch.pi * chosen[..., self.heads :].tanh() if self.turning else None
+    def _poles(self, pole: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Decay in (0, 1) and, if the poles turn, angle in (-pi, pi), at every step and head."""
+        pole = pole.to(torch.promote_types(pole.dtype, torch.float32))
+        decay = (pole[..., : self.heads] + self.decay_bias).sigmoid()
+        return decay, torch.pi * pole[..., self.heads :].tanh() if self.turning else None

@@ -236,8 +236,6 @@ class Focus(nn.Module):
             self.query_shift = nn.Parameter(torch.empty(2, dim))
         else:
             self.to_query = nn.Linear(dim, dim)
-            self.to_key = nn.Linear(dim, dim)
-        self.to_value = nn.Linear(dim, values)
         self.position_bias = PositionBias(config.heads, config.chunk_length, causal=config.causal)
         if config.associative_heads:
             self.memory = AssociativeMemory(
@@ -251,9 +249,9 @@ class Focus(nn.Module):
             channels = config.associative_heads * config.associative_value_dim
             self.from_memory = nn.Linear(channels, values, bias=False)
 
-        self.reset_gate = nn.Linear(dim, values)
-        self.update_gate = nn.Linear(dim, dim)
-        self.candidate = nn.Linear(dim, dim)
+        # W_gamma, W_phi, W_h, W_V, W_K side by side: one product reads the filtered sequence.
+        self.parts = [values, dim, dim, values, *([] if config.shared_query_key else [dim])]
+        self.from_filtered = nn.Linear(dim, sum(self.parts))
         self.from_attention = nn.Linear(values, dim, bias=False)
         self.reset_parameters()
 
@@ -341,20 +339,19 @@ class Focus(nn.Module):
         filtered, filter_state = self._filter(
             x, coefficients, offset, lengths, state.filter if state else None
         )
+        reset, update, candidate, value, *key = self.from_filtered(filtered).split(self.parts, -1)
+        q, k = self._query_key(x, filtered, *key)
         attended, attention_state = self._attend(
-            x, filtered, position, lengths, state.attention if state else None
+            q, k, value, position, lengths, state.attention if state else None
         )
         memory_state = None
         if self.config.associative_heads:
             recalled, memory_state = self.memory(x, state.memory if state else None, lengths)
             attended = attended + self.from_memory(recalled)
 
-        reset = functional.silu(self.reset_gate(filtered))
-        update = self.update_gate(filtered).sigmoid()
-        candidate = functional.silu(
-            self.candidate(filtered) + self.from_attention(reset * attended)
-        )
-        y = hide_padding(update * candidate + (1 - update) * x, lengths)
+        gated = functional.silu(reset) * attended
+        candidate = functional.silu(candidate + self.from_attention(gated))
+        y = hide_padding(x + update.sigmoid() * (candidate - x), lengths)
         if filter_state is None or attention_state is None:
             return y, None
         return y, FocusState(
@@ -458,22 +455,26 @@ class Focus(nn.Module):
             ends.append(end)
         return y, torch.stack(ends, 2)
 
+    def _query_key(
+        self, x: Tensor, filtered: Tensor, key: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Eq. 9: queries from the raw sequence, keys from the filtered one."""
+        if key is not None:
+            return self.to_query(x), key
+        q = self.to_query_key(x) * self.query_scale[0] + self.query_shift[0]
+        return q, self.to_query_key(filtered) * self.query_scale[1] + self.query_shift[1]
+
     def _attend(
         self,
-        x: Tensor,
-        filtered: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         position: Tensor,
         lengths: Tensor | None,
         state: AttentionState | None,
     ) -> tuple[Tensor, AttentionState | None]:
-        """Eq. 9-10: queries from the raw sequence, keys and values from the filtered one."""
+        """Eq. 10: inside chunks, or over the last tokens."""
         config = self.config
-        if config.shared_query_key:
-            q = self.to_query_key(x) * self.query_scale[0] + self.query_shift[0]
-            k = self.to_query_key(filtered) * self.query_scale[1] + self.query_shift[1]
-        else:
-            q, k = self.to_query(x), self.to_key(filtered)
-        v = self.to_value(filtered)
         q, k, v = (part.unflatten(-1, (config.heads, -1)) for part in (q, k, v))
         if self.shards is not None and config.sliding:
             before = (self.shards.window_before(part, config.chunk_length) for part in (k, v))
@@ -483,7 +484,7 @@ class Focus(nn.Module):
             causal=config.causal, sliding=config.sliding, lengths=lengths, state=state,
         )  # fmt: skip
         if state is not None and self.shards is not None:
-            state = state._replace(position=position + x.shape[1])
+            state = state._replace(position=position + q.shape[1])
         return y.flatten(2), state
 
     def _require_usable(self, x: Tensor, state: FocusState | None, shared: Features | None) -> None:

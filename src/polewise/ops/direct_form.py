@@ -93,7 +93,7 @@ def direct_form_filter(
     if backend_name == "cpu":
         require_cpu(backend_name, x)
     run = {"reference": _definition, "torch": _blockwise, "cpu": _compiled}[backend_name]
-    if length == 1 and backend is None:
+    if length == 1 and lengths is None and backend is None:
         run = _one_step
     y, state = run(
         x.to(dtype), a.to(dtype), offsets, rows_of_lengths(lengths, x), state.to(dtype),
@@ -133,13 +133,10 @@ def _definition(x, a, offsets, lengths, state, bin_length, reset):
 
 def _one_step(x, a, offsets, lengths, state, bin_length, reset):
     """A single step, as in decoding, is the equation itself: any other form costs more to call."""
-    before = state
     if reset:
-        before = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
-    y = x - (a * before[:, None]).sum(-1)
-    after = torch.stack([y[:, 0], before[..., 0]], -1)
-    real = (lengths > 0)[:, None, None]
-    return torch.where(real, y, 0), torch.where(real, after, state)
+        state = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
+    y = x - (a * state[:, None]).sum(-1)
+    return y, torch.stack([y[:, 0], state[..., 0]], -1)
 
 
 def _blockwise(x, a, offsets, lengths, state, bin_length, reset):

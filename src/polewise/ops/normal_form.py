@@ -109,7 +109,7 @@ def normal_form_filter(
     if backend_name == "cpu":
         require_cpu(backend_name, x)
     run = {"reference": _definition, "torch": _blockwise, "cpu": _compiled}[backend_name]
-    if length == 1 and backend is None:
+    if length == 1 and lengths is None and backend is None:
         run = _one_step
     y, state = run(
         x.to(dtype), decay.to(dtype), angle.to(dtype), mix.to(dtype), offsets,
@@ -148,15 +148,12 @@ def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset
 
 def _one_step(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     """A single step, as in decoding, is the equation itself: any other form costs more to call."""
-    before = state
     if reset:
-        before = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
-    real, imag = before[:, None].unbind(-1)
+        state = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
+    real, imag = state[:, None].unbind(-1)
     cosine, sine = decay * angle.cos(), decay * angle.sin()
     after = torch.stack([cosine * real - sine * imag + x, sine * real + cosine * imag], -1)
-    y = (mix * after).sum(-1)
-    real_step = (lengths > 0)[:, None, None]
-    return torch.where(real_step, y, 0), torch.where(real_step, after[:, 0], state)
+    return (mix * after).sum(-1), after[:, 0]
 
 
 def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
