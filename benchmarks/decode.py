@@ -2,10 +2,11 @@
 
 Three parts, all at batch 1, in float32, with random weights and random tokens:
 
-    contexts   Tokens per second after contexts of 1K to 64K, of a Focus language model and of a
-               GPT-2-shaped one with as many parameters (its table of positions not counted) and
-               transformers' DynamicCache. Each both by its own forward pass and by
-               transformers' `generate`. The caches are filled by reading the context.
+    contexts   Tokens per second after contexts of 1K to 64K, of a Focus language model, of the
+               same with its single step compiled, and of a GPT-2-shaped one with as many
+               parameters (its table of positions not counted) and transformers' DynamicCache.
+               Each both by its own forward pass and by transformers' `generate`. The caches are
+               filled by reading the context.
     positions  One stream of 1M tokens, read in segments, with single steps at 1K, 10K, 100K and
                1M: time per token, size of the state, memory of the process, and how far the
                logits are from those of the same model in float64. Errors that add up would show.
@@ -167,7 +168,13 @@ def measure_contexts(focus: PolewiseForCausalLM, options: argparse.Namespace) ->
     gpt2 = make_gpt2(
         options.width, options.layers, contexts[-1] + tokens + 1, count_parameters(focus)
     )
-    decoders = {"Focus": FocusDecoder(focus), "GPT-2": GPT2Decoder(gpt2)}
+    compiled = copy.deepcopy(focus)
+    compiled.compile_step(**({"backend": "eager"} if options.small else {}))
+    decoders = {
+        "Focus": FocusDecoder(focus),
+        "Focus, compiled": FocusDecoder(compiled),
+        "GPT-2": GPT2Decoder(gpt2),
+    }
     ids = random_ids(contexts[-1] + 1, options.seed)
     rows, done = [], 0
     for context in contexts:
@@ -189,8 +196,9 @@ def measure_contexts(focus: PolewiseForCausalLM, options: argparse.Namespace) ->
         row["tokens_per_second"] = {
             name: spread([tokens / each for each in seconds]) for name, seconds in times.items()
         }
-        row["focus_over_gpt2"] = {
-            way: spread(ratios(times[f"GPT-2, {way}"], times[f"Focus, {way}"]))
+        row["over_gpt2"] = {
+            f"{name}, {way}": spread(ratios(times[f"GPT-2, {way}"], times[f"{name}, {way}"]))
+            for name in ("Focus", "Focus, compiled")
             for way in ("forward", "generate")
         }
         rows.append(row)
@@ -355,16 +363,15 @@ def show_contexts(found: dict[str, Any]) -> None:
         f"\nTokens per second; Focus {counts['Focus']:,} parameters, "
         f"GPT-2 {counts['GPT-2']:,} without positions\n"
     )
-    print(
-        f"| context | {' | '.join(names)} | Focus over GPT-2, forward | "
-        "Focus over GPT-2, generate | cache, bytes: Focus | GPT-2 |"
-    )
-    print("|---" * (len(names) + 5) + "|")
+    over = list(found["rows"][0]["over_gpt2"])
+    heads = [*names, *(f"{name}, over GPT-2" for name in over)]
+    print(f"| context | {' | '.join(heads)} | cache, bytes: Focus | GPT-2 |")
+    print("|---" * (len(heads) + 3) + "|")
     for row in found["rows"]:
         rates = [brief(row["tokens_per_second"][name], ".0f") for name in names]
-        over = [brief(row["focus_over_gpt2"][way], ".2f") for way in ("forward", "generate")]
+        rates += [brief(row["over_gpt2"][name], ".2f") for name in over]
         sizes = [f"{row['cache_bytes'][name]:,}" for name in ("Focus", "GPT-2")]
-        print(f"| {row['context']:,} | {' | '.join(rates + over + sizes)} |")
+        print(f"| {row['context']:,} | {' | '.join(rates + sizes)} |")
 
 
 def show_positions(rows: list[dict[str, Any]]) -> None:

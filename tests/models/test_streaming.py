@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -167,6 +168,21 @@ def test_our_own_generate_goes_on_from_its_state(model):
     unread = torch.cat([first.unread, torch.empty(1, 0, dtype=torch.long)], 1)
     rest = list(generate(model, unread, 11, temperature=0, state=first.state))
     assert begun + rest == once
+
+
+def test_a_compiled_step_writes_the_same_and_is_not_saved_twice():
+    model, ids = language_model(), tokens(1, 9)
+    wanted, names = written(model, ids), set(model.state_dict())
+    model.compile_step(backend="eager")
+    assert torch.equal(written(model, ids), wanted)
+    assert list(generate(model, ids, 12, temperature=0)) == wanted[0].tolist()
+    assert set(model.state_dict()) == names
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert written(other, ids).unique().numel() == 1
+    assert torch.equal(written(model, ids), wanted)
 
 
 def test_a_snapshot_is_a_way_back(model):
