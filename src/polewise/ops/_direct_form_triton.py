@@ -288,7 +288,8 @@ def _outputs(
             x_here += x_time
             y_here += dim
         time += count
-    write_pair(last + (row * dim + channels) * 2, y1, y2, inside & (segment == segments - 1))
+    if segment == segments - 1:
+        write_pair(last + (row * dim + channels) * 2, y1, y2, inside)
 
 
 @triton.jit
@@ -370,7 +371,7 @@ def _futures(
 @triton.jit
 def _past(y_row, time, dim, floor, state1, state2, inside):
     """y at `time`: an output, the state before the first one, or rest before `floor`."""
-    value = tl.load(y_row + time * dim, mask=inside & (time >= 0), other=0).to(state1.dtype)
+    value = tl.load(y_row + tl.maximum(time, 0) * dim, mask=inside, other=0).to(state1.dtype)
     value = tl.where(time >= 0, value, tl.where(time == -1, state1, state2))
     return tl.where(time < floor, 0, value)
 
@@ -432,4 +433,5 @@ def _input_gradients(
         if RESET:
             g1 = tl.where(begin == time, 0, g1)
             g2 = tl.where(begin == time, 0, g2)
-    write_pair(grad_state + (row * dim + channels) * 2, g1, g2, inside & (segment == 0))
+    if segment == 0:
+        write_pair(grad_state + (row * dim + channels) * 2, g1, g2, inside)

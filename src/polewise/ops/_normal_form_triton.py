@@ -308,7 +308,8 @@ def _outputs(
             x_here += x_time
             y_here += dim
         time += count
-    write_pair(last + (row * dim + channels) * 2, real, imag, inside & (segment == segments - 1))
+    if segment == segments - 1:
+        write_pair(last + (row * dim + channels) * 2, real, imag, inside)
 
 
 @triton.jit
@@ -516,4 +517,5 @@ def _input_gradients(
         if RESET:
             real = tl.where(begin == time, 0, real)
             imag = tl.where(begin == time, 0, imag)
-    write_pair(grad_state + (row * dim + channels) * 2, real, imag, inside & (segment == 0))
+    if segment == 0:
+        write_pair(grad_state + (row * dim + channels) * 2, real, imag, inside)
