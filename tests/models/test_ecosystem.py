@@ -149,6 +149,27 @@ def test_the_evaluation_harness_reads_and_writes_with_the_model(byte_model, mode
         assert written == byte_tokenizer().decode(alone, skip_special_tokens=True)
 
 
+def test_the_evaluation_harness_runs_a_task_of_ones_own(model_folder, tmp_path, monkeypatch):
+    evaluator = pytest.importorskip("lm_eval.evaluator")
+    models = pytest.importorskip("lm_eval.models.huggingface")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"text": "It was the", "ends": [" best", " xqzj"], "right": 0}] * 3
+    (tmp_path / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "endings",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(tmp_path / "rows.json")},
+        "test_split": "train",
+        "output_type": "multiple_choice",
+        "doc_to_text": "text",
+        "doc_to_choice": "ends",
+        "doc_to_target": "right",
+    }
+    judge = models.HFLM(pretrained=str(model_folder), device="cpu", batch_size=2)
+    found = evaluator.simple_evaluate(model=judge, tasks=[task], bootstrap_iters=0)
+    assert found["results"]["endings"]["acc,none"] in (0.0, 1.0)
+
+
 # The ideas of transformers' own common tests.
 
 
