@@ -189,8 +189,8 @@ def _write_summary(place, dim, p11, p12, p21, p22, first, second, inside):
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _summaries(
-    x, a, offsets, lengths, summary, length, dim, bins, bin_length, steps, segments,
-    x_row, x_time, RESET: tl.constexpr, BLOCK: tl.constexpr,
+    x, a, offsets, lengths, summary, length, dim: tl.constexpr, bins, bin_length, steps, segments,
+    x_row, x_time: tl.constexpr, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of every segment: the product of its companion matrices, and where it ends from rest."""
     row, segment, channels, inside = locate(dim, segments, BLOCK)
@@ -227,8 +227,8 @@ def _summaries(
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _starts(
-    summary, state, offsets, lengths, starts, length, dim, bins, bin_length, steps, segments,
-    RESET: tl.constexpr, BLOCK: tl.constexpr,
+    summary, state, offsets, lengths, starts, length, dim: tl.constexpr, bins, bin_length, steps,
+    segments, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The state before every segment."""
     row, _, channels, inside = locate(dim, 1, BLOCK)
@@ -236,7 +236,7 @@ def _starts(
     y1, y2 = read_pair(state + (row * dim + channels) * 2, inside)
     place = summary + row * segments * 6 * dim + channels
     out = starts + (row * segments * dim + channels) * 2
-    for segment in range(segments):
+    for segment in tl.range(segments, num_stages=4):
         write_pair(out, y1, y2, inside)
         p11, p12, p21, p22 = _read_matrix(place, dim, inside)
         y1, y2 = p11 * y1 + p12 * y2, p21 * y1 + p22 * y2
@@ -254,8 +254,8 @@ def _starts(
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _outputs(
-    x, a, offsets, lengths, starts, y, last, length, dim, bins, bin_length, steps, segments,
-    x_row, x_time, RESET: tl.constexpr, BLOCK: tl.constexpr,
+    x, a, offsets, lengths, starts, y, last, length, dim: tl.constexpr, bins, bin_length, steps,
+    segments, x_row, x_time: tl.constexpr, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, segment, channels, inside = locate(dim, segments, BLOCK)
     offset, row_end = extent(offsets, lengths, row, bins, bin_length)
@@ -302,8 +302,8 @@ def _retreat(g1, g2, a1, a2, grad):
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _gradient_summaries(
-    grad_y, a, offsets, lengths, summary, length, dim, bins, bin_length, steps, segments,
-    grad_row, grad_time, RESET: tl.constexpr, BLOCK: tl.constexpr,
+    grad_y, a, offsets, lengths, summary, length, dim: tl.constexpr, bins, bin_length, steps,
+    segments, grad_row, grad_time: tl.constexpr, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of every segment: the product of its companion matrices, and what its own outputs say
     about the state before it."""
@@ -343,8 +343,8 @@ def _gradient_summaries(
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _futures(
-    summary, grad_last, offsets, lengths, futures, length, dim, bins, bin_length, steps, segments,
-    RESET: tl.constexpr, BLOCK: tl.constexpr,
+    summary, grad_last, offsets, lengths, futures, length, dim: tl.constexpr, bins, bin_length,
+    steps, segments, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What all later segments say about the state at the end of every segment."""
     row, _, channels, inside = locate(dim, 1, BLOCK)
@@ -353,7 +353,7 @@ def _futures(
     place = summary + (row * segments + segments - 1) * 6 * dim + channels
     out = futures + ((row * segments + segments - 1) * dim + channels) * 2
     first = tl.cast(segments - 1, tl.int64) * steps
-    for _ in range(segments):
+    for _ in tl.range(segments, num_stages=4):
         write_pair(out, g1, g2, inside)
         p11, p12, p21, p22 = _read_matrix(place, dim, inside)
         g1, g2 = p11 * g1 + p21 * g2, p12 * g1 + p22 * g2
@@ -379,8 +379,9 @@ def _past(y_row, time, dim, floor, state1, state2, inside):
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _input_gradients(
-    grad_y, y, a, offsets, lengths, state, futures, grad_x, parts, grad_state, length, dim, bins,
-    bin_length, steps, segments, grad_row, grad_time, RESET: tl.constexpr, BLOCK: tl.constexpr,
+    grad_y, y, a, offsets, lengths, state, futures, grad_x, parts, grad_state, length,
+    dim: tl.constexpr, bins, bin_length, steps, segments, grad_row, grad_time: tl.constexpr,
+    RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, segment, channels, inside = locate(dim, segments, BLOCK)
     offset, row_end = extent(offsets, lengths, row, bins, bin_length)

@@ -198,8 +198,8 @@ def _advance(real, imag, pole_real, pole_imag, x):
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _summaries(
-    x, pole, offsets, lengths, summary, length, dim, bins, bin_length, steps, segments,
-    x_row, x_time, RESET: tl.constexpr, BLOCK: tl.constexpr,
+    x, pole, offsets, lengths, summary, length, dim: tl.constexpr, bins, bin_length, steps,
+    segments, x_row, x_time: tl.constexpr, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of every segment: where it ends from rest, and the product of its poles."""
     row, segment, channels, inside = locate(dim, segments, BLOCK)
@@ -240,8 +240,8 @@ def _summaries(
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _starts(
-    summary, state, offsets, lengths, starts, length, dim, bins, bin_length, steps, segments,
-    RESET: tl.constexpr, BLOCK: tl.constexpr,
+    summary, state, offsets, lengths, starts, length, dim: tl.constexpr, bins, bin_length, steps,
+    segments, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The state before every segment."""
     row, _, channels, inside = locate(dim, 1, BLOCK)
@@ -249,7 +249,7 @@ def _starts(
     real, imag = read_pair(state + (row * dim + channels) * 2, inside)
     place = summary + row * segments * 4 * dim + channels
     out = starts + (row * segments * dim + channels) * 2
-    for segment in range(segments):
+    for segment in tl.range(segments, num_stages=4):
         write_pair(out, real, imag, inside)
         end_real = tl.load(place, mask=inside, other=0)
         end_imag = tl.load(place + dim, mask=inside, other=0)
@@ -270,8 +270,8 @@ def _starts(
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _outputs(
-    x, pole, mix, offsets, lengths, starts, y, last, length, dim, bins, bin_length, steps, segments,
-    x_row, x_time, mix_row, mix_bin, mix_channel, mix_part,
+    x, pole, mix, offsets, lengths, starts, y, last, length, dim: tl.constexpr, bins, bin_length,
+    steps, segments, x_row, x_time: tl.constexpr, mix_row, mix_bin, mix_channel, mix_part,
     RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, segment, channels, inside = locate(dim, segments, BLOCK)
@@ -339,9 +339,9 @@ def _sense(
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _sensitivities(
-    x, grad_y, pole, mix, offsets, lengths, starts, summary, sums, length, dim, bins, bin_length,
-    steps, segments, x_row, x_time, grad_row, grad_time, mix_row, mix_bin, mix_channel, mix_part,
-    RESET: tl.constexpr, BLOCK: tl.constexpr,
+    x, grad_y, pole, mix, offsets, lengths, starts, summary, sums, length, dim: tl.constexpr, bins,
+    bin_length, steps, segments, x_row, x_time: tl.constexpr, grad_row, grad_time: tl.constexpr,
+    mix_row, mix_bin, mix_channel, mix_part, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of every run: the mix's gradient, the pole's so far, and d at the run's end. Of every
     segment: what its outputs say about the state before it, and what its end passes on."""
@@ -425,8 +425,8 @@ def _sensitivities(
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _futures(
-    summary, grad_last, offsets, lengths, futures, length, dim, bins, bin_length, steps, segments,
-    RESET: tl.constexpr, BLOCK: tl.constexpr,
+    summary, grad_last, offsets, lengths, futures, length, dim: tl.constexpr, bins, bin_length,
+    steps, segments, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What all later segments say about the state at the end of every segment."""
     row, _, channels, inside = locate(dim, 1, BLOCK)
@@ -435,7 +435,7 @@ def _futures(
     place = summary + (row * segments + segments - 1) * 4 * dim + channels
     out = futures + ((row * segments + segments - 1) * dim + channels) * 2
     first = tl.cast(segments - 1, tl.int64) * steps
-    for _ in range(segments):
+    for _ in tl.range(segments, num_stages=4):
         write_pair(out, real, imag, inside)
         before_real = tl.load(place, mask=inside, other=0)
         before_imag = tl.load(place + dim, mask=inside, other=0)
@@ -466,9 +466,9 @@ def _retreat(real, imag, pole_real, pole_imag, mix_real, mix_imag, grad):
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _input_gradients(
-    grad_y, pole, mix, offsets, lengths, futures, sums, grad_x, pole_parts, grad_state, length, dim,
-    bins, bin_length, steps, segments, grad_row, grad_time, mix_row, mix_bin, mix_channel, mix_part,
-    RESET: tl.constexpr, BLOCK: tl.constexpr,
+    grad_y, pole, mix, offsets, lengths, futures, sums, grad_x, pole_parts, grad_state, length,
+    dim: tl.constexpr, bins, bin_length, steps, segments, grad_row, grad_time: tl.constexpr,
+    mix_row, mix_bin, mix_channel, mix_part, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, segment, channels, inside = locate(dim, segments, BLOCK)
     offset, row_end = extent(offsets, lengths, row, bins, bin_length)

@@ -30,7 +30,7 @@ AHEAD = tl.constexpr(8)
 """Steps read before the first of them is used: a memory access lasts hundreds of cycles."""
 
 CONFIGURATIONS = [
-    triton.Config({"BLOCK": block}, num_warps=warps)
+    triton.Config({"BLOCK": block, "enable_fp_fusion": True}, num_warps=warps)
     for block, warps in ((64, 1), (32, 1), (128, 2), (128, 1))
 ]
 if triton.knobs.runtime.interpret:  # nothing to time
@@ -131,8 +131,8 @@ def write_zeros(rows, first, stop, stride, inside):
 @triton.autotune(configs=CONFIGURATIONS, key=["dim"])
 @triton.jit(do_not_specialize=DYNAMIC)
 def _sum_runs(
-    parts, offsets, lengths, total, dim, bins, bin_length, steps, segments,
-    parts_row, parts_run, BLOCK: tl.constexpr,
+    parts, offsets, lengths, total, dim: tl.constexpr, bins, bin_length, steps, segments, parts_row,
+    parts_run, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, index, channels, inside = locate(dim, bins, BLOCK)
     offset, real = extent(offsets, lengths, row, bins, bin_length)
