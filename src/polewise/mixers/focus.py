@@ -477,8 +477,8 @@ class Focus(nn.Module):
         config = self.config
         q, k, v = (part.unflatten(-1, (config.heads, -1)) for part in (q, k, v))
         if self.shards is not None and config.sliding:
-            before = (self.shards.window_before(part, config.chunk_length) for part in (k, v))
-            state = AttentionState(*before, position)
+            keys, values = (self.shards.window_before(p, config.chunk_length) for p in (k, v))
+            state = AttentionState(keys, values, position)
         y, state = chunked_attention(
             q, k, v, config.chunk_length, bias=self.position_bias().to(q.dtype),
             causal=config.causal, sliding=config.sliding, lengths=lengths, state=state,

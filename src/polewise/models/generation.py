@@ -70,7 +70,8 @@ class Generation(Iterator[int]):
         state: Any,
     ) -> None:
         self.state, self.unread = state, prompt
-        self._step, self._left = model.step, max_new_tokens
+        self._step: Any = model.step
+        self._left = max_new_tokens
         self._temperature, self._top_k, self._generator = temperature, top_k, generator
 
     @torch.no_grad()

@@ -129,28 +129,27 @@ def _rewritten(module: str, source: str) -> str:
     """
     tree = ast.parse(source)
     lines = source.splitlines(keepends=True)
-    changes: list[tuple[ast.AST, str, str]] = []
-    for node in _own_imports(tree):
-        assert node.module is not None
-        if _imports_a_module(node):
+    changes: list[tuple[int, str, str]] = []
+    for imported in _own_imports(tree):
+        assert imported.module is not None
+        if _imports_a_module(imported):
             raise ValueError(
                 f"{module} must import names from modules, not modules from packages, to be "
-                f"exported; got line {node.lineno}."
+                f"exported; got line {imported.lineno}."
             )
-        changes.append((node, f"from {node.module} ", f"from .{_flat_name(node.module)} "))
+        flat = _flat_name(imported.module)
+        changes.append((imported.lineno, f"from {imported.module} ", f"from .{flat} "))
     for node in ast.walk(tree):
-        operator = isinstance(node, ast.Constant) and str(node.value).startswith(f"{_PACKAGE}::")
-        if operator:
-            name = str(node.value).removeprefix(f"{_PACKAGE}::")  # type: ignore[attr-defined]
+        if isinstance(node, ast.Constant) and str(node.value).startswith(f"{_PACKAGE}::"):
+            name = str(node.value).removeprefix(f"{_PACKAGE}::")
             own = f'"{_PACKAGE}_" + __name__.replace(".", "_") + "::{name}"'
-            changes.append((node, f'"{_PACKAGE}::{name}"', own))
-    for node, old, new in changes:
-        row = node.lineno - 1  # type: ignore[attr-defined]
-        assert old in lines[row], f"{module}, line {row + 1}: {old!r} not found"
-        lines[row] = lines[row].replace(old, new, 1)
-    for node in tree.body:
-        if _registers(node):
-            for row in range(node.lineno - 1, node.end_lineno or node.lineno):
+            changes.append((node.lineno, f'"{_PACKAGE}::{name}"', own))
+    for number, old, new in changes:
+        assert old in lines[number - 1], f"{module}, line {number}: {old!r} not found"
+        lines[number - 1] = lines[number - 1].replace(old, new, 1)
+    for statement in tree.body:
+        if _registers(statement):
+            for row in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
                 lines[row] = ""
     return "".join(lines)
 

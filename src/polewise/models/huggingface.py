@@ -410,7 +410,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 f"{name} must hold at least one row of at least one token, (batch, length); "
                 f"got {tuple(prompt.shape)}."
             )
-        return super().generate(inputs, *args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *_: Any, **__: Any) -> Any:
         """Refused: continuous batching pages keys and values, and a recurrent state has none.
@@ -423,7 +423,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             "constant size instead. Use generate with a padded batch."
         )
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
     ) -> None:
         form = generation_config.cache_implementation

@@ -118,8 +118,9 @@ def associative_filter(
 def _definition(q, k, v, decay, angle, state):
     """The recursion in float64."""
     turn = None if angle is None else angle.double()
-    given = (part.double() for part in (q, k, v, decay))
-    y, last = _step_by_step(*given, turn, state.double())
+    y, last = _step_by_step(
+        q.double(), k.double(), v.double(), decay.double(), turn, state.double()
+    )
     return y.to(state.dtype), last.to(state.dtype)
 
 
