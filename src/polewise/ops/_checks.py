@@ -6,11 +6,15 @@ would stall an accelerator at every call.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import torch
 from torch import Tensor
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLOATING = (torch.float32, torch.float64, *LOW_PRECISION)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def accumulator_dtype(x: Tensor) -> torch.dtype:
@@ -107,6 +111,19 @@ def require_cpu(backend: str, x: Tensor) -> None:
         raise ValueError(
             f"backend {backend!r} runs on the CPU; got a tensor on {x.device}. "
             "Use backend='torch', or None to let the device decide."
+        )
+
+
+def require_triton(backend: str, x: Tensor) -> None:
+    if not HAS_TRITON:
+        raise ValueError(
+            f"backend {backend!r} needs the package triton, which is not installed here. "
+            "Use None to let the device decide."
+        )
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend {backend!r} runs on a GPU; got a tensor on {x.device}. Use None to let the "
+            "device decide, or start Python with TRITON_INTERPRET=1 to step through the kernels."
         )
 
 

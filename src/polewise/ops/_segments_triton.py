@@ -103,7 +103,7 @@ def read_ahead(here, stride, inside, AHEAD: tl.constexpr):
     """The values of the next `AHEAD` steps; a negative stride goes back in time."""
     values = ()
     for i in tl.static_range(AHEAD):
-        values = values + (tl.load(here + i * stride, mask=inside, other=0),)  # noqa: RUF005
+        values = values + (tl.load(here + i * stride, mask=inside, other=0),)  # type: ignore[assignment]  # noqa: RUF005
     return values
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
+    HAS_TRITON,
     accumulator_dtype,
     require_backend,
     require_bins,
@@ -22,6 +23,7 @@ from polewise.ops._checks import (
     require_like,
     require_positive,
     require_sequence,
+    require_triton,
     rows_of_lengths,
     rows_of_offsets,
 )
@@ -36,7 +38,7 @@ def direct_form_filter(
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch dim 2"] | None = None,
     reset: bool = False,
-    backend: Literal["reference", "torch", "cpu"] | None = None,
+    backend: Literal["reference", "torch", "cpu", "triton"] | None = None,
 ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch dim 2"]]:
     r"""Filter `x` with a second-order all-pole section that changes from bin to bin.
 
@@ -59,7 +61,8 @@ def direct_form_filter(
         state: $(y_{-1}, y_{-2})$; None is rest.
         reset: clear the state where a bin starts.
         backend: "reference" is the recursion in float64, step by step; "torch" runs on any
-            device by plain tensor operations; "cpu" is compiled. None takes the fastest.
+            device by plain tensor operations; "cpu" is compiled; "triton" is compiled for a
+            GPU. None takes the fastest.
 
     Returns:
         y: like `x`, in its dtype.
@@ -67,7 +70,7 @@ def direct_form_filter(
             outputs are those of one pass. An empty `x` returns the state it was given.
 
     Every floating argument has a gradient. Values are not checked (NaN comes out as
-    NaN), except that the compiled backend refuses an offset tensor outside [0, `bin_length`).
+    NaN), except that "cpu" refuses an offset tensor outside [0, `bin_length`).
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -89,23 +92,30 @@ def direct_form_filter(
         state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
     require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
 
-    backend_name = require_backend(backend, ("reference", "torch", "cpu"), choose_backend(x))
+    backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(x))
     if backend_name == "cpu":
         require_cpu(backend_name, x)
-    run = {"reference": _definition, "torch": _blockwise, "cpu": _compiled}[backend_name]
+    if backend_name == "triton":
+        require_triton(backend_name, x)
+    run = _BACKENDS[backend_name]
     if length == 1 and lengths is None and backend is None:
         run = _one_step
     y, state = run(
-        x.to(dtype), a.to(dtype), offsets, rows_of_lengths(lengths, x), state.to(dtype),
-        bin_length, bool(reset),
+        x if run is _triton else x.to(dtype), a.to(dtype), offsets,
+        rows_of_lengths(lengths, x), state.to(dtype), bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
 
 def choose_backend(x: Tensor) -> str:
-    """The fastest backend for `x`: compiled on a CPU, tensor operations elsewhere, and in an
-    exported program, which must run where Polewise is not installed."""
-    return "cpu" if x.device.type == "cpu" and not torch.compiler.is_exporting() else "torch"
+    """The fastest backend for `x`: compiled on a CPU and on a GPU that Triton knows, tensor
+    operations elsewhere, and in an exported program, which must run where Polewise is not
+    installed."""
+    if torch.compiler.is_exporting():
+        return "torch"
+    if x.device.type == "cuda" and HAS_TRITON:
+        return "triton"
+    return "cpu" if x.device.type == "cpu" else "torch"
 
 
 def _definition(x, a, offsets, lengths, state, bin_length, reset):
@@ -159,8 +169,19 @@ def _blockwise(x, a, offsets, lengths, state, bin_length, reset):
     return y, states[:, -1].clone()
 
 
+def _triton(x, a, offsets, lengths, state, bin_length, reset):
+    from polewise.ops._direct_form_triton import forward  # Triton is not everywhere
+
+    return forward(x, a, offsets, lengths, state, bin_length, reset)
+
+
 def _compiled(x, a, offsets, lengths, state, bin_length, reset):
     return _forward_op(x, a, offsets, lengths, state, bin_length, reset)
+
+
+_BACKENDS = {
+    "reference": _definition, "torch": _blockwise, "cpu": _compiled, "triton": _triton,
+}  # fmt: skip
 
 
 @torch.library.custom_op(

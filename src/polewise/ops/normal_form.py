@@ -23,6 +23,7 @@ from polewise.ops._checks import (
     require_like,
     require_positive,
     require_sequence,
+    require_triton,
     rows_of_lengths,
     rows_of_offsets,
 )
@@ -40,7 +41,7 @@ def normal_form_filter(
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch dim 2"] | None = None,
     reset: bool = False,
-    backend: Literal["reference", "torch", "cpu"] | None = None,
+    backend: Literal["reference", "torch", "cpu", "triton"] | None = None,
 ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch dim 2"]]:
     r"""Filter `x` with a conjugate pair of poles that moves from bin to bin.
 
@@ -68,7 +69,8 @@ def normal_form_filter(
         state: $(\operatorname{Re} s_{-1}, \operatorname{Im} s_{-1})$; None is rest.
         reset: clear the state where a bin starts.
         backend: "reference" is the recursion in float64, step by step; "torch" runs on any
-            device by plain tensor operations; "cpu" is compiled. None takes the fastest.
+            device by plain tensor operations; "cpu" is compiled; "triton" is compiled for a
+            GPU. None takes the fastest.
 
     Returns:
         y: like `x`, in its dtype.
@@ -76,7 +78,7 @@ def normal_form_filter(
             and the outputs are those of one pass. An empty `x` returns the state it was given.
 
     Every floating argument has a gradient. Values are not checked (NaN comes out as NaN),
-    except that the compiled backend refuses an offset tensor outside [0, `bin_length`).
+    except that "cpu" refuses an offset tensor outside [0, `bin_length`).
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -105,15 +107,17 @@ def normal_form_filter(
         state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
     require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
 
-    backend_name = require_backend(backend, ("reference", "torch", "cpu"), choose_backend(x))
+    backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(x))
     if backend_name == "cpu":
         require_cpu(backend_name, x)
-    run = {"reference": _definition, "torch": _blockwise, "cpu": _compiled}[backend_name]
+    if backend_name == "triton":
+        require_triton(backend_name, x)
+    run = _BACKENDS[backend_name]
     if length == 1 and lengths is None and backend is None:
         run = _one_step
     y, state = run(
-        x.to(dtype), decay.to(dtype), angle.to(dtype), mix.to(dtype), offsets,
-        rows_of_lengths(lengths, x), state.to(dtype), bin_length, bool(reset),
+        x if run is _triton else x.to(dtype), decay.to(dtype), angle.to(dtype), mix.to(dtype),
+        offsets, rows_of_lengths(lengths, x), state.to(dtype), bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
@@ -177,10 +181,23 @@ def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
     return torch.where(real_step[..., None], y, 0), states[:, -1].clone()
 
 
+def _triton(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+    from polewise.ops._normal_form_triton import forward  # Triton is not everywhere
+
+    pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
+    y, last, _ = forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
+    return y, last
+
+
 def _compiled(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
     y, last, _ = _forward_op(x, pole, mix, offsets, lengths, state, bin_length, reset)
     return y, last
+
+
+_BACKENDS = {
+    "reference": _definition, "torch": _blockwise, "cpu": _compiled, "triton": _triton,
+}  # fmt: skip
 
 
 @torch.library.custom_op(
