@@ -16,7 +16,12 @@ from polewise.training.checkpoint import find_checkpoint, limit_for, read_progre
 from polewise.training.display import Display
 from polewise.training.errors import explained_saving
 from polewise.training.optimizer import learning_rate_share
-from polewise.training.run import Run, TrainingOptions, require_buildable
+from polewise.training.run import (
+    Run,
+    TrainingOptions,
+    require_buildable,
+    require_splittable,
+)
 from polewise.training.run_folder import RunFolder
 from polewise.training.session import Session, spent_share
 from polewise.training.stopping import StopRequest, stop_requests
@@ -59,6 +64,8 @@ def train(
     run.task.prepare()
     require_buildable(run)
     accelerator = _accelerator(run.training)
+    if run.training.split_sequence:
+        require_splittable(run, accelerator.num_processes)
     if accelerator.is_main_process:
         RunFolder.create(out, run)
     accelerator.wait_for_everyone()
@@ -96,8 +103,11 @@ def resume(
     folder.require_same_data(run)
     limit = limit_for(require_buildable(run))
     accelerator = _accelerator(run.training)
+    if run.training.split_sequence:
+        require_splittable(run, accelerator.num_processes)
     display = _display(title or run.task_name, console, accelerator)
     with folder.in_use() if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()  # until the main process has cleared up
         checkpoint = find_checkpoint(folder.checkpoints_path, max_bytes=limit, note=display.note)
         if checkpoint is not None:
             done = read_progress(checkpoint)
@@ -154,7 +164,8 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
             continue
         if counted:
             progress.seconds += (seconds := perf_counter() - begin)
-            progress.window.add_time(seconds, batches, session.accelerator.num_processes)
+            streams = 1 if session.splits else session.accelerator.num_processes
+            progress.window.add_time(seconds, batches, streams)
         counted = True
         if is_due:
             session.log_window(rate)

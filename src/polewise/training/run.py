@@ -96,6 +96,9 @@ class TrainingOptions:
     """Gradients are shortened to this norm."""
     accumulate: int = 1
     """Batches whose gradients are averaged in one step: a larger batch than memory holds."""
+    split_sequence: bool = False
+    """With several processes: each works on its piece of every sequence, instead of on batches of
+    its own. Memory for activations shrinks by their number."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; parameters and optimiser are float32 either way."""
     seed: int = 0
@@ -241,6 +244,24 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
         **shape,
     )
     return model_class(spec)(config)
+
+
+def require_splittable(run: Run, processes: int) -> None:
+    """Check that the run's sequences can be cut into one piece for each process.
+
+    Raises:
+        ValueError: a piece would not hold whole bins and chunks, or the mixer looks ahead.
+    """
+    config = MIXERS[run.model.mixer](dim=run.model.hidden_size, **run.model.mixer_options)
+    if not config.causal:
+        raise ValueError("split_sequence must be False for a mixer with causal=False.")
+    for name in ("chunk_length", "bin_length"):
+        unit = processes * getattr(config, name, 1)
+        if run.task.spec.length % unit:
+            raise ValueError(
+                f"split_sequence needs a length that is a multiple of processes x {name} = {unit}; "
+                f"got {run.task.spec.length}."
+            )
 
 
 def require_buildable(run: Run) -> int:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.tasks import Batch, TextTask
 from polewise.training.checkpoint import (
     checkpoint_limit,
@@ -32,7 +33,7 @@ from polewise.training.run import Run, TrainingOptions, build_model
 from polewise.training.run_folder import RunFolder
 from polewise.training.stopping import StopRequest
 
-# Every process draws its own batches: seeds a large prime apart.
+# Every process draws its own batches, unless all work on the same: seeds a large prime apart.
 _SEED_STRIDE = 1_000_003
 _MOST_ROLLBACKS = 3
 
@@ -52,6 +53,9 @@ class Session:
         self.folder, self.accelerator, self.display = folder, accelerator, display
         seed_everything(self.options.seed)
         model = build_model(self.task.spec, run.model)
+        self.splits = self.options.split_sequence and accelerator.num_processes > 1
+        if self.splits:
+            shard_sequence(model)
         optimizer = build_optimizer(model, self.options)
         self.progress = Progress()
         if checkpoint is not None:
@@ -65,8 +69,9 @@ class Session:
         """Let the log and the data go on from the run's progress."""
         self.evaluated_at = self.saved_at = -1
         self.log = MetricsLog(self.folder, self.progress, self.accelerator)
+        stream = 0 if self.splits else self.accelerator.process_index
         batches = self.task.train_batches(
-            self.options.seed + _SEED_STRIDE * self.accelerator.process_index,
+            self.options.seed + _SEED_STRIDE * stream,
             first_step=self.progress.data_step * self.options.accumulate,
         )
         self.source = DataSource(batches, self.options.data_timeout)
@@ -169,7 +174,11 @@ class Session:
     def measure(self) -> None:
         """Evaluate, and keep the model if it is the best so far."""
         task, progress = self.task, self.progress
+        if self.splits:
+            whole_sequence(self.bare_model)
         self.metrics = evaluate(self.model, task, self.accelerator)
+        if self.splits:
+            shard_sequence(self.bare_model)
         self.evaluated_at = progress.step
         progress.owes_evaluation = False
         self.write("eval", {k: v for k, v in self.metrics.items() if isfinite(v)})
