@@ -83,7 +83,8 @@ class Work:
         self.grad = random(torch.randn, batch, length, dim, of=dtype)
         low, high = radius
         decay = low + (high - low) * random(torch.rand, batch, bins, dim)
-        angle = torch.pi * random(torch.rand, batch, bins, dim)
+        # The direct form amplifies rounding by 1 / sin(angle): keep that below 10.
+        angle = 0.1 + (torch.pi - 0.2) * random(torch.rand, batch, bins, dim)
         x, state = (
             random(torch.randn, batch, length, dim, of=dtype),
             random(torch.randn, batch, dim, 2),

@@ -1,8 +1,9 @@
 """The direct-form filter on a GPU, gradient included; see `_segments_triton` for the scheme.
 
-A segment's transition is a 2 x 2 matrix, the product of its bins' companion matrices, each raised
-to the number of its steps by squaring. The states are the outputs, so the gradient reads them from
-`y` (in `y`'s precision) and nothing else is kept.
+A segment's transition is a 2 x 2 matrix, the product of powers of its bins' companion matrices.
+They are formed in float64, a few operations a bin: squared in float32 the matrix of poles near
+1 loses half its digits (radius 0.99999, angle 0.03, 512 steps: 1 % wrong). The states are the
+outputs, so the gradient reads them from `y` (in `y`'s precision) and nothing else is kept.
 """
 
 from __future__ import annotations
@@ -154,9 +155,11 @@ def _times(l11, l12, l21, l22, r11, r12, r21, r22):
 
 
 @triton.jit
-def _advanced(a1, a2, exponent, p11, p12, p21, p22):
-    """The companion matrix of (a1, a2) to the power `exponent`, by squaring, times `p`."""
-    m11, m12, m21, m22 = -a1, -a2, tl.full(a1.shape, 1, a1.dtype), tl.zeros(a1.shape, a1.dtype)
+def _power(a1, a2, exponent):
+    """The companion matrix of (a1, a2) to a power, in float64."""
+    m11, m12 = -a1.to(tl.float64), -a2.to(tl.float64)
+    m21, m22 = tl.full(a1.shape, 1, tl.float64), tl.zeros(a1.shape, tl.float64)
+    p11, p12, p21, p22 = m21, m22, m22, m21
     while exponent > 0:
         n11, n12, n21, n22 = _times(m11, m12, m21, m22, p11, p12, p21, p22)
         odd = exponent % 2 == 1
@@ -197,7 +200,8 @@ def _summaries(
     offset, row_end = extent(offsets, lengths, row, bins, bin_length)
     zero = tl.zeros([BLOCK], summary.dtype.element_ty)
     y1, y2 = zero, zero
-    p11, p12, p21, p22 = zero + 1, zero, zero, zero + 1
+    p12 = tl.zeros([BLOCK], tl.float64)
+    p11, p21, p22 = p12 + 1, p12, p12 + 1
     time = segment * steps
     stop = tl.minimum(time + steps, row_end)
     while time < stop:
@@ -218,7 +222,8 @@ def _summaries(
             x_now = tl.load(x_here, mask=inside, other=0).to(y1.dtype)
             y1, y2 = x_now - a1 * y1 - a2 * y2, y1
             x_here += x_time
-        p11, p12, p21, p22 = _advanced(a1, a2, count, p11, p12, p21, p22)
+        m11, m12, m21, m22 = _power(a1, a2, count)
+        p11, p12, p21, p22 = _times(m11, m12, m21, m22, p11, p12, p21, p22)
         time += count
     place = summary + (row * segments + segment) * 6 * dim + channels
     _write_summary(place, dim, p11, p12, p21, p22, y1, y2, inside)
@@ -312,7 +317,8 @@ def _gradient_summaries(
     zero = tl.zeros([BLOCK], summary.dtype.element_ty)
     g1, g2 = zero, zero
     # The steps met so far are later ones: their product stays on the left.
-    p11, p12, p21, p22 = zero + 1, zero, zero, zero + 1
+    p12 = tl.zeros([BLOCK], tl.float64)
+    p11, p21, p22 = p12 + 1, p12, p12 + 1
     first = segment * steps
     time = tl.minimum(first + steps, row_end)
     while time > first:
@@ -330,7 +336,7 @@ def _gradient_summaries(
             grad = tl.load(grad_here, mask=inside, other=0)
             _, g1, g2 = _retreat(g1, g2, a1, a2, grad)
             grad_here -= grad_time
-        m11, m12, m21, m22 = _advanced(a1, a2, count, zero + 1, zero, zero, zero + 1)
+        m11, m12, m21, m22 = _power(a1, a2, count)
         p11, p12, p21, p22 = _times(p11, p12, p21, p22, m11, m12, m21, m22)
         time -= count
         if RESET:
