@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -136,26 +137,27 @@ def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path, finished_run,
     assert have_equal_parameters(tmp_path / "run", finished_run)
 
 
-def test_ctrl_c_in_the_middle_of_a_swap_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+@pytest.mark.parametrize("operation", ["fsync", "rename"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_ctrl_c_in_the_middle_of_a_swap_leaves_the_old_or_the_new(
+    operation, number, tmp_path, monkeypatch
+):
     target = tmp_path / "model"
     replace_folder(target, lambda path: (path / "weights").write_text("old"))
-    for number in range(1, 12):
-        left = [number]
+    left, do = [number], getattr(os, operation)
 
-        def interrupt(path, left=left, flush=os.fsync):
-            left[0] -= 1
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            flush(path)
+    def interrupt(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        do(*arguments)
 
-        monkeypatch.setattr("os.fsync", interrupt)
-        try:
-            replace_folder(target, lambda path: (path / "weights").write_text("new"))
-        except KeyboardInterrupt:
-            assert (target / "weights").read_text() in ("old", "new")
-            assert [path.name for path in tmp_path.iterdir()] == ["model"]
-        monkeypatch.undo()
-    assert (target / "weights").read_text() == "new"
+    monkeypatch.setattr(os, operation, interrupt)
+    with suppress(KeyboardInterrupt):
+        replace_folder(target, lambda path: (path / "weights").write_text("new"))
+    monkeypatch.undo()
+    assert (target / "weights").read_text() == ("new" if left[0] > 0 or number == 4 else "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path, finished_run):
