@@ -11,6 +11,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from transformers.dynamic_module_utils import get_imports  # noqa: E402
+
 from polewise import PolewiseConfig, PolewiseForSequenceClassification  # noqa: E402
 from polewise.models.hub import export_for_hub, flat_sources  # noqa: E402
 
@@ -80,6 +82,16 @@ def test_the_code_is_the_packages_own_with_nothing_else(tmp_path):
         compile(source, name, "exec")
         assert "from polewise" not in source
         assert '"polewise::' not in source
+
+
+def test_no_file_asks_for_more_than_the_card_says(byte_model, tmp_path):
+    export_for_hub(byte_model, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    named = set(card.split("pip install ")[1].splitlines()[0].split())
+    # What transformers insists on, file by file, when the folder comes from the Hub.
+    wanted = {package for file in tmp_path.glob("*.py") for package in get_imports(file)}
+    assert wanted - set(sys.stdlib_module_names) <= named
+    assert "import triton" in (tmp_path / "ops__normal_form_triton.py").read_text()
 
 
 def test_what_cannot_be_exported_is_refused(byte_model, tmp_path):
