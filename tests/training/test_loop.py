@@ -161,7 +161,7 @@ def test_training_stops_when_the_target_is_reached(tmp_path, small_run):
 
 
 def test_a_budget_in_seconds_ends_the_run_and_moves_the_learning_rate(tmp_path, small_run):
-    run = small_run(max_steps=None, max_seconds=0.3, evaluate_every=1000)
+    run = small_run(max_steps=None, max_seconds=1.0, evaluate_every=1000)
     outcome = train(run, tmp_path / "run", console=quiet())
     rates = [r["learning_rate"] for r in outcome.folder.read_metrics() if r["kind"] == "train"]
     assert outcome.step > 3
