@@ -1,0 +1,99 @@
+"""The filters' GPU kernels, checked without a GPU.
+
+Their numbers by Triton's interpreter, in a process of its own; that they compile, by compiling
+them for a GPU that need not be there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from polewise.ops import direct_form, direct_form_filter, normal_form_filter
+
+triton = pytest.importorskip("triton", reason="Triton is not installed (it runs on Linux)")
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+def test_the_interpreted_kernels_compute_the_filters():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", "-x", "tests/ops/interpreted_triton.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+ELEMENTS = {"x", "y", "grad_x", "grad_y"}
+ROWS = {"offsets", "lengths"}
+NUMBERS = {
+    "length", "bins", "bin_length", "steps", "segments", "x_row", "grad_row", "parts_row",
+    "parts_run", "mix_row", "mix_bin", "mix_channel", "mix_part",
+}  # fmt: skip
+CONSTANTS = {"dim": 96, "x_time": 96, "grad_time": 96, "RESET": True, "BLOCK": 64}
+
+
+def kernels():
+    from polewise.ops import _direct_form_triton, _normal_form_triton, _segments_triton
+
+    for module in (_segments_triton, _direct_form_triton, _normal_form_triton):
+        for name, value in vars(module).items():
+            if isinstance(value, triton.runtime.Autotuner):
+                yield pytest.param(value.fn, id=f"{module.__name__.split('.')[-1]}.{name}")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize("kernel", list(kernels()))
+def test_every_kernel_compiles_for_a_hopper_gpu_and_spills_nothing(
+    kernel, element, tmp_path, monkeypatch
+):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {
+        name: "constexpr" if name in CONSTANTS
+        else f"*{element}" if name in ELEMENTS
+        else "*i64" if name in ROWS
+        else "i32" if name in NUMBERS
+        else "*fp32"
+        for name in kernel.arg_names
+    }  # fmt: skip
+    constants = {name: CONSTANTS[name] for name in types if name in CONSTANTS}
+    program = triton.compile(
+        ASTSource(kernel, types, constants),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": 1, "enable_fp_fusion": True},
+    )
+    assert program.asm["cubin"]
+    assert ".local" not in program.asm["ptx"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs on a CPU")
+@pytest.mark.parametrize("form", ["direct", "normal"])
+def test_a_cpu_without_the_interpreter_is_refused(form):
+    x, a = torch.zeros(1, 4, 2), torch.zeros(1, 1, 2, 2)
+    run, coefficients = {
+        "direct": (direct_form_filter, [a]),
+        "normal": (normal_form_filter, [a[..., 0], a[..., 1]]),
+    }[form]
+    with pytest.raises(ValueError, match=r"backend 'triton' runs on a GPU; got a tensor on cpu"):
+        run(x, *coefficients, 4, backend="triton")
+
+
+def test_the_device_chooses_the_backend(monkeypatch):
+    on_cuda, on_xpu = (SimpleNamespace(device=torch.device(name)) for name in ("cuda", "xpu"))
+    assert direct_form.choose_backend(on_cuda) == "triton"
+    assert direct_form.choose_backend(on_xpu) == "torch"
+    monkeypatch.setattr(direct_form, "HAS_TRITON", False)
+    assert direct_form.choose_backend(on_cuda) == "torch"
+    assert direct_form.choose_backend(torch.zeros(1)) == "cpu"
