@@ -164,8 +164,8 @@ def test_a_budget_in_seconds_ends_the_run_and_moves_the_learning_rate(tmp_path, 
     run = small_run(max_steps=None, max_seconds=1.0, evaluate_every=1000)
     outcome = train(run, tmp_path / "run", console=quiet())
     rates = [r["learning_rate"] for r in outcome.folder.read_metrics() if r["kind"] == "train"]
-    assert outcome.step > 3
-    assert max(rates) > 2 * rates[-1]
+    assert outcome.folder.read_metrics()[-1]["seconds"] >= 1.0
+    assert rates[-1] < max(rates)
 
 
 def test_the_best_model_is_kept_beside_the_last(tmp_path, small_run):
