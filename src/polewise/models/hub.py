@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,16 +88,35 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
 
 def flat_sources() -> dict[str, str]:
     """The source of every module that the models need, by the name of its flat file."""
-    sources: dict[str, str] = {}
+    at_once = _reached(lambda tree: tree.body)
+    required = {package for tree in at_once.values() for package in _packages(tree.body)}
+    return {
+        _flat_name(module): _rewritten(module, _read(module), required)
+        for module in _reached(ast.walk)
+    }
+
+
+def _reached(nodes: Callable[[ast.Module], Iterable[ast.AST]]) -> dict[str, ast.Module]:
+    """The modules that the models lead to, following the imports among these nodes of each."""
+    trees: dict[str, ast.Module] = {}
     waiting = [_ENTRY]
     while waiting:
         module = waiting.pop()
-        if _flat_name(module) in sources:
-            continue
-        source = _read(module)
-        sources[_flat_name(module)] = _rewritten(module, source)
-        waiting += [node.module for node in _own_imports(ast.parse(source)) if node.module]
-    return sources
+        if module not in trees:
+            trees[module] = ast.parse(_read(module))
+            waiting += [node.module for node in _own_imports(nodes(trees[module])) if node.module]
+    return trees
+
+
+def _packages(nodes: Iterable[ast.AST]) -> set[str]:
+    """The packages that the imports among these nodes name."""
+    names: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [imported.name for imported in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return {name.split(".")[0] for name in names}
 
 
 def _read(module: str) -> str:
@@ -113,24 +133,25 @@ def _flat_name(module: str) -> str:
     return module.removeprefix(f"{_PACKAGE}.").replace(".", "_")
 
 
-def _own_imports(tree: ast.AST) -> list[ast.ImportFrom]:
+def _own_imports(nodes: Iterable[ast.AST]) -> list[ast.ImportFrom]:
     return [
         node
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == _PACKAGE
     ]
 
 
-def _rewritten(module: str, source: str) -> str:
+def _rewritten(module: str, source: str, required: set[str]) -> str:
     """Relative imports, operator names of its own, and no registration with transformers.
 
     Transformers may load the same code under several names, beside an installed Polewise: each
-    copy registers its operators under its own module's name.
+    copy registers its operators under its own module's name. Packages that are not `required` are
+    imported inside `try`: loading from the Hub asks for every other one, a GPU's compiler included.
     """
     tree = ast.parse(source)
     lines = source.splitlines(keepends=True)
     changes: list[tuple[int, str, str]] = []
-    for imported in _own_imports(tree):
+    for imported in _own_imports(ast.walk(tree)):
         assert imported.module is not None
         if _imports_a_module(imported):
             raise ValueError(
@@ -147,6 +168,13 @@ def _rewritten(module: str, source: str) -> str:
     for number, old, new in changes:
         assert old in lines[number - 1], f"{module}, line {number}: {old!r} not found"
         lines[number - 1] = lines[number - 1].replace(old, new, 1)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and (
+            _packages([node]) - required - {_PACKAGE}
+        ):
+            indent, last = " " * node.col_offset, node.end_lineno or node.lineno
+            lines[node.lineno - 1] = f"{indent}try:\n    {lines[node.lineno - 1]}"
+            lines[last - 1] += f"{indent}except ImportError:\n{indent}    raise\n"
     for statement in tree.body:
         if _registers(statement):
             for row in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
