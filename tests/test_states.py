@@ -28,7 +28,9 @@ def test_a_state_of_another_model_is_refused(mixer, tmp_path):
     _, state = mixer(torch.randn(1, 30, 8))
     states.save(state, tmp_path / "state.pt")
     _, other = mixer(torch.randn(2, 3, 8))
-    with pytest.raises(ValueError, match=r"another model or batch: state.position must have shape \(2\)"):
+    with pytest.raises(
+        ValueError, match=r"another model or batch: state.position must have shape \(2\)"
+    ):
         states.load(tmp_path / "state.pt", other)
 
 
