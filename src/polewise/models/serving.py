@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_serve_available
 
@@ -46,12 +45,13 @@ def start(model_folder: str | Path, *, host: str, port: int, in_background: bool
             "polewise.models.tokenizer.byte_tokenizer().save_pretrained(folder)."
         )
     from transformers.cli.serve import Serve
+    from transformers.cli.serving import model_manager
 
-    # The server looks classes up on the module `transformers`. Importing the command line has
-    # put a new module there, so this must come after it.
+    # The server looks classes up on the module `transformers` that it imported. Importing parts of
+    # the library, pipelines among them, puts a new module into its place: ours may be another.
     for name, value in vars(huggingface).items():
         if isinstance(value, type) and issubclass(value, PreTrainedModel):
-            setattr(transformers, name, value)
+            setattr(model_manager.transformers, name, value)
     return Serve(
         force_model=str(folder), device="auto" if torch.accelerator.is_available() else "cpu",
         host=host, port=port, log_level="warning", non_blocking=in_background,
