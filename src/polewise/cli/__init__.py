@@ -4,6 +4,7 @@
     train.py      train recall, text, images; resume
     runs.py       what a finished run is good for: eval, info, export, serve
     streams.py    a byte model over texts without end: generate, stream
+    studies.py    questions: study, report
     listings.py   what there is to choose from: mixers, data; the demo
     output.py     exit codes, and values on one line
 
@@ -19,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from polewise.cli import listings, runs, streams, train
+from polewise.cli import listings, runs, streams, studies, train
 from polewise.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
 from polewise.cli.parsing import Command, choose_command, parse
 from polewise.training import TrainingError
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "info": runs.info,
     "export": runs.export,
     "serve": runs.serve,
+    "study": studies.study,
     "mixers": listings.mixers,
     "data": listings.data,
 }

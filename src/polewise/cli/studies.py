@@ -1,0 +1,100 @@
+"""The commands for questions: run a study, and report what came out."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from polewise.cli.output import EXIT_FAILED
+from polewise.recipes.studies import (
+    STUDIES,
+    Results,
+    Size,
+    Study,
+    build_study,
+    question,
+    run_study,
+)
+
+_RESULTS = Path("benchmarks/results")
+
+
+def study(
+    name: Annotated[Positional[str], arg(metavar="NAME")] = "",
+    size: Size = "cpu",
+    only: str = "*",
+    max_hours: float | None = None,
+    jobs: int = 1,
+    out: Path | None = None,
+    list: bool = False,  # noqa: A002
+) -> int:
+    """Run what is missing of a study; without NAME, list the studies.
+
+    A study trains several systems on equal terms: first each at every rate of one grid, then at
+    its best rate with further seeds. Ctrl-C saves; the same command goes on. The results file is
+    rewritten after every run. `accelerate launch -m polewise.cli study NAME` trains each run on
+    all GPUs; --jobs trains several runs side by side, each on a GPU or a core of its own.
+
+    For example:
+      polewise study
+      polewise study mqar --jobs 2 --max-hours 1
+      polewise study table1 --size gpu --jobs 8
+      polewise study mqar --only "*/focus/*" --list
+
+    Args:
+        name: A study.
+        size: cpu takes at most three hours on two cores, gpu as much as a GPU is worth.
+        only: Runs whose name matches this pattern. A whole name runs that one run, whether or not
+            its rate is the best.
+        max_hours: Stop after so many hours, saving the run in progress.
+        jobs: Runs side by side, one thread each. Budgets in steps do not mind a busy machine;
+            budgets in seconds need a core for every job, and nothing else running.
+        out: Folder for runs and results; None keeps runs in runs/studies and results in
+            benchmarks/results.
+        list: Say what there is and what is done, and run nothing.
+    """
+    if not name:
+        for each in STUDIES:
+            print(f"{each:12} {question(each)}")
+        return 0
+    chosen = build_study(name, size)
+    called = f"{name}-{size}"
+    runs = (out or Path("runs/studies")) / called
+    results = (out or _RESULTS) / f"study-{called}.json"
+    if list:
+        return _list(chosen, only, Results(chosen, results))
+    outcome = run_study(
+        chosen,
+        out=runs,
+        results=results,
+        only=only,
+        max_hours=max_hours,
+        jobs=jobs,
+        console=Console(),
+    )
+    print(f"{outcome.status}: {outcome.num_done} runs done, {outcome.num_left} left")
+    print(f"results are in {outcome.results}")
+    for failed in outcome.failed:
+        print(f"its process died, try again: {failed}")
+    if outcome.signal is not None:
+        return 128 + outcome.signal
+    return EXIT_FAILED if outcome.failed else 0
+
+
+def _list(study: Study, only: str, results: Results) -> int:
+    """Print every run whose rate is known, and what it measured."""
+    print(study.question)
+    measured = results.measured()
+    done = [trial for trial in study.trials() if trial.name in measured]
+    for trial in [*done, *study.open_trials(measured)]:
+        if fnmatchcase(trial.name, only):
+            value = f"{measured[trial.name]:.4g}" if trial.name in measured else "to do"
+            print(f"  {trial.name:64} {value}")
+    print(f"{len(done)} of {study.num_trials} runs are done", end="")
+    hours = study.total_seconds
+    print("" if hours is None else f"; all take about {hours / 3600:.1f} core hours")
+    return 0

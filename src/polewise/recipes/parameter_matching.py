@@ -1,0 +1,37 @@
+"""Models of the same number of parameters, whatever their mixers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from polewise.tasks import TaskSpec
+from polewise.training import ModelOptions, build_model
+
+
+def count_parameters(spec: TaskSpec, options: ModelOptions) -> int:
+    """Return the number of parameters of a model, which is not built."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(spec, options).parameters())
+
+
+def match_parameters(spec: TaskSpec, options: ModelOptions, parameters: int) -> ModelOptions:
+    """Return the options with the feed-forward width that comes nearest to `parameters`.
+
+    Parameters grow with `intermediate_size` in a straight line, so two models show where it must
+    lie.
+
+    Raises:
+        ValueError: the mixer alone has more parameters than that.
+    """
+    one, two = (
+        count_parameters(spec, replace(options, intermediate_size=width)) for width in (1, 2)
+    )
+    width = 1 + round((parameters - one) / (two - one))
+    if width < 1:
+        raise ValueError(
+            f"parameters must be at least {one:,} for {options.mixer} at width "
+            f"{options.hidden_size}; got {parameters:,}."
+        )
+    return replace(options, intermediate_size=width)

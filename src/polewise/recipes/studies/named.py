@@ -1,0 +1,329 @@
+"""The studies by name.
+
+The `cpu` size of each takes at most three hours on two cores, that is six core hours, or 21,600
+seconds of one core, grid and seeds included: `Study.total_seconds` adds up `expected_seconds` of
+every run, and a test holds it to that. Measured with Focus, one core, forward and backward with
+AdamW, torch 2.13 on a 2-core x86-64 machine, positions per second:
+
+    width 64, 2 layers: 24,000 at lengths 32 to 1056, vocabulary 30; 22,500 with vocabulary 512
+    width 128, 2 layers, vocabulary 512: 13,000
+    width 128, 4 layers, bytes: 7,400
+
+A budget in seconds is meant for two cores and an otherwise idle machine, so it counts twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from polewise.recipes.studies.study import Comparison, Size, Study
+from polewise.recipes.studies.systems import Mixers, equal_systems, mixers
+from polewise.tasks import ImagesTask, RecallTask, TextTask
+from polewise.tasks.options import require_choice
+from polewise.training import TrainingOptions
+
+_PEERS = ("focus", "attention", "mega", "associative")
+
+
+def table1(size: Size) -> Study:
+    """Does a causal Focus recall at any length, and do its peers? (paper, Table 1)
+
+    Vocabulary 30, as published: keys come back every 28 tokens, so a window reaches far. With
+    `unique` keys the answer may lie anywhere. The published C = 32 is read both ways, as chunks of
+    32 (`focus`) and as 32 chunks (`focus-32-chunks`); at 1024 they are the same.
+    """
+    if size == "cpu":
+        return _study(
+            size,
+            table1,
+            _recall(30, batch_size=64, max_steps=1000, seconds=90, num_seeds=3),
+            _recall(1024, batch_size=8, max_steps=800, seconds=280, num_seeds=2),
+            _recall(
+                1024, batch_size=8, max_steps=800, seconds=280, num_train=2000,
+                names=("focus", "attention"), rates=(2e-3,),
+            ),
+            _recall(
+                128, batch_size=32, max_steps=1000, seconds=180, unique=True, rates=(1e-3, 3e-3),
+                num_seeds=2,
+            ),
+            _recall(
+                8192, batch_size=2, max_steps=800, seconds=550, rates=(2e-3,), names=("focus",)
+            ),
+            *(
+                _recall(
+                    length, batch_size=1, max_steps=3, seconds=300, rates=(2e-3,),
+                    names=("focus",), num_eval=1,
+                )
+                for length in (32768, 65536)
+            ),
+        )  # fmt: skip
+    return _study(
+        size,
+        table1,
+        *(
+            _recall(length, batch_size=batch, max_steps=steps, num_seeds=3)
+            for length, batch, steps in (
+                (30, 64, 5000), (1024, 32, 5000), (8192, 16, 5000), (32768, 8, 5000),
+                (65536, 8, 5000),
+            )
+        ),
+        _recall(1024, batch_size=32, max_steps=5000, num_train=2000, num_seeds=3),
+        _recall(1024, batch_size=32, max_steps=5000, unique=True, num_seeds=3),
+    )  # fmt: skip
+
+
+def _recall(
+    length: int,
+    *,
+    batch_size: int,
+    max_steps: int,
+    seconds: float | None = None,
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2),
+    num_seeds: int = 1,
+    num_train: int | None = None,
+    num_eval: int = 500,
+    unique: bool = False,
+    names: tuple[str, ...] = _PEERS,
+) -> Comparison:
+    chosen = mixers(*names, chunk_length=32)
+    chunk_length = -(-length // 32)
+    if chunk_length != 32:
+        chosen["focus-32-chunks"] = ("focus", {"chunk_length": chunk_length})
+    task = RecallTask(
+        length=length,
+        vocab_size=length + 2 if unique else 30,
+        num_train=num_train,
+        num_eval=num_eval,
+        batch_size=batch_size,
+        unique_keys=unique,
+        align_to=max(32, chunk_length),
+    )
+    extra = "-unique" if unique else "" if num_train is None else f"-of-{num_train}"
+    window = task.window_ceiling(32)
+    return Comparison(
+        name=f"{length}{extra}",
+        task=task,
+        systems=equal_systems(task.spec, chosen, dim=64, num_layers=2),
+        training=_steps(max_steps, stop_at=1.0),
+        learning_rates=rates,
+        num_seeds=num_seeds,
+        expected_seconds=seconds,
+        note=f"A window of 32 tokens can reach {window:.0%}.",
+    )
+
+
+def table2(size: Size) -> Study:
+    """Whose bits per byte are fewest, at equal parameters, in equal time and in equal steps?
+
+    The cpu size has about a million parameters; dickens, windows of 512. The gpu size is the
+    paper's: 22 million, enwik8.
+    """
+    if size == "cpu":
+        task = TextTask(source="dickens", length=512, batch_size=8, eval_bytes=50_000)
+        systems = equal_systems(task.spec, mixers(*_PEERS, chunk_length=64), dim=128, num_layers=4)
+        return _study(
+            size,
+            table2,
+            Comparison(
+                name="equal-time",
+                task=task,
+                systems=systems,
+                training=_seconds(900),
+                learning_rates=(1e-3, 3e-3, 1e-2),
+                grid_share=0.1,
+                expected_seconds=2 * 900,
+            ),
+            Comparison(
+                name="equal-steps",
+                task=task,
+                systems=systems,
+                training=_steps(600),
+                learning_rates=(3e-3,),
+                expected_seconds=350,
+            ),
+        )
+    task = TextTask(source="enwik8", length=2048, batch_size=16)
+    return _study(
+        size,
+        table2,
+        Comparison(
+            name="equal-steps",
+            task=task,
+            systems=equal_systems(
+                task.spec, mixers(*_PEERS, chunk_length=128), dim=512, num_layers=8
+            ),
+            training=_steps(50_000, evaluate_every=2000),
+            learning_rates=(3e-4, 1e-3, 3e-3),
+            grid_share=0.1,
+        ),
+    )
+
+
+def table4(size: Size) -> Study:
+    """Who names a digit best from its pixels, one after another, in order and permuted?"""
+    cpu = size == "cpu"
+    comparisons = []
+    for permuted in (False, True):
+        task = ImagesTask(
+            source="mnist", permuted=permuted, num_eval=1000 if cpu else None,
+            batch_size=32 if cpu else 50,
+        )  # fmt: skip
+        comparisons.append(
+            Comparison(
+                name="permuted" if permuted else "in-order",
+                task=task,
+                systems=equal_systems(
+                    task.spec,
+                    mixers("focus", "attention", "mega", chunk_length=32),
+                    dim=64 if cpu else 512,
+                    num_layers=2 if cpu else 6,
+                ),
+                training=_seconds(900) if cpu else _steps(110_000, evaluate_every=1100),
+                learning_rates=(1e-3, 3e-3, 1e-2) if cpu else (3e-4, 1e-3, 3e-3),
+                grid_share=0.1,
+                expected_seconds=2 * 900 if cpu else None,
+                num_seeds=1 if cpu else 3,
+            )
+        )
+    return _study(size, table4, *comparisons)
+
+
+def ablations(size: Size) -> Study:
+    """What does each part of Focus bring, and each of its choices?
+
+    Every system is Focus with one thing changed, at equal parameters.
+    """
+    parts: dict[str, dict[str, Any]] = {
+        "focus": {},
+        "fixed-poles": {"hypernetwork": "none"},
+        "embedder-long-conv": {"hypernetwork": "long_conv", "taps": 64},
+        "embedder-shared": {"hypernetwork": "shared_recurrent"},
+        "direct-form": {"realisation": "direct"},
+        "direct-form-reset": {"realisation": "direct", "reset": True},
+        "reset": {"reset": True},
+        "no-memory": {"associative_heads": 0},
+        "memory-turning": {"associative_turning": True},
+        "no-attention": {"chunk_length": 1},
+        "filter-alone": {"chunk_length": 1, "associative_heads": 0},
+        "sliding": {"sliding": True},
+        "shared-query-key": {"shared_query_key": True},
+        "short-memories": {"max_decay": 0.9},
+        **{f"filters-{n}": {"filters": n} for n in (2, 4)},
+        **{f"bins-of-{n}": {"bin_length": n} for n in (8, 128)},
+        **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 128)},
+        **{f"windows-{n}": {"windows": n} for n in (1, 16)},
+    }
+    changes: Mixers = {name: ("focus", options) for name, options in parts.items()}
+    cpu = size == "cpu"
+    text = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)
+    recall = RecallTask(length=256, batch_size=16, align_to=128)
+    dim, num_layers = (64, 2) if cpu else (256, 6)
+    return _study(
+        size,
+        ablations,
+        Comparison(
+            name="text",
+            task=text,
+            systems=equal_systems(text.spec, changes, dim=dim, num_layers=num_layers),
+            training=_steps(500 if cpu else 10_000),
+            learning_rates=(2e-3, 6e-3),
+            num_seeds=2 if cpu else 3,
+            expected_seconds=110 if cpu else None,
+        ),
+        Comparison(
+            name="recall",
+            task=recall,
+            systems=equal_systems(recall.spec, changes, dim=dim, num_layers=num_layers),
+            training=_steps(600 if cpu else 5000, stop_at=1.0),
+            learning_rates=(2e-3, 6e-3),
+            num_seeds=2 if cpu else 3,
+            expected_seconds=170 if cpu else None,
+        ),
+    )
+
+
+def leak(size: Size) -> Study:
+    """How far below the honest bits per byte does the literal formula of the paper go?
+
+    `literal` is the paper's filter as printed, circular and conjugate, which shows every output
+    the rest of its bin; the others differ from it in the filter alone. Its figure is not a result.
+    """
+    paper = {"hypernetwork": "long_conv", "taps": 64, "associative_heads": 0, "windows": 1}
+    paper |= {"bin_length": 64, "chunk_length": 64}
+    cpu = size == "cpu"
+    task = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)
+    chosen: Mixers = {
+        "focus": ("focus", {}),
+        "literal": ("focus", {**paper, "realisation": "circular", "leak": True}),
+        "causal-direct": ("focus", {**paper, "realisation": "direct", "reset": True}),
+        "causal-normal": ("focus", {**paper, "realisation": "normal"}),
+    }
+    return _study(
+        size,
+        leak,
+        Comparison(
+            name="text",
+            task=task,
+            systems=equal_systems(
+                task.spec, chosen, dim=64 if cpu else 512, num_layers=2 if cpu else 8
+            ),
+            training=_steps(1000 if cpu else 20_000),
+            learning_rates=(1e-3, 3e-3, 1e-2) if cpu else (3e-4, 1e-3, 3e-3),
+            num_seeds=3,
+            expected_seconds=300 if cpu else None,
+        ),
+    )
+
+
+STUDIES: dict[str, Callable[[Size], Study]] = {
+    "table1": table1,
+    "table2": table2,
+    "table4": table4,
+    "ablations": ablations,
+    "leak": leak,
+}
+"""Every study by name. A new one is a function and a line here."""
+
+
+def build_study(name: str, size: Size) -> Study:
+    """Return a study, with all its runs checked.
+
+    Raises:
+        ValueError: no study of that name; the nearest is suggested.
+    """
+    require_choice("study", name, STUDIES)
+    return STUDIES[name](size)
+
+
+def question(name: str) -> str:
+    """Return what a study asks: the first line of its function."""
+    return (inspect.getdoc(STUDIES[name]) or "").splitlines()[0]
+
+
+def _study(size: Size, build: Callable[[Size], Study], *comparisons: Comparison) -> Study:
+    name = build.__name__
+    return Study(name=name, size=size, question=question(name), comparisons=comparisons)
+
+
+def _steps(
+    max_steps: int, *, evaluate_every: int | None = None, stop_at: float | None = None
+) -> TrainingOptions:
+    """A budget in steps, evaluated ten times unless said otherwise."""
+    every = evaluate_every or max(max_steps // 10, 1)
+    return TrainingOptions(
+        max_steps=max_steps,
+        evaluate_every=every,
+        checkpoint_every=every,
+        log_every=min(10, every),
+        keep_checkpoints=1,
+        stop_at=stop_at,
+    )
+
+
+def _seconds(max_seconds: float) -> TrainingOptions:
+    """A budget in seconds of training, evaluations not counted."""
+    return TrainingOptions(
+        max_seconds=max_seconds, evaluate_every=400, checkpoint_every=400, keep_checkpoints=1
+    )

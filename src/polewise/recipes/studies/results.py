@@ -1,0 +1,117 @@
+"""The results file of a study: one JSON, rewritten whole after every run.
+
+    study, size, question
+    comparisons     name, headline, systems, learning rates, seeds, budget, note
+    environments    versions and machines, each once
+    rows            one per run that is done: options, cost, metrics, curve, command
+
+What is missing follows from `comparisons` and `rows`. A row counts as long as its options are still
+those of the study; so a study goes on from its results file alone, on another machine too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polewise.recipes.studies.study import Comparison, Study
+from polewise.recipes.studies.trial_run import configuration
+from polewise.training.durable import replace_file
+
+FORMAT = 1
+
+
+class Results:
+    """The rows of a study, and the file they are in."""
+
+    def __init__(self, study: Study, path: Path) -> None:
+        self.study, self.path = study, path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            trials = {trial.name: trial for trial in study.trials()}
+            for row in read_results(path)["rows"]:
+                trial = trials.get(row["run"])
+                if trial is not None and _agrees(row["configuration"], configuration(trial.run)):
+                    self.rows[row["run"]] = row
+
+    def measured(self) -> dict[str, float]:
+        """Return the headline metric of every run that is done; NaN where it diverged."""
+        headlines = {each.name: each.task.headline for each in self.study.comparisons}
+        return {
+            name: row["metrics"][headlines[row["comparison"]]]
+            if row["status"] == "done"
+            else float("nan")
+            for name, row in self.rows.items()
+        }
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take in a run that is done."""
+        self.rows[row["run"]] = row
+
+    def write(self) -> None:
+        """Replace the file, whole or not at all."""
+        order = [trial.name for trial in self.study.trials() if trial.name in self.rows]
+        environments: list[Any] = []
+        rows = []
+        for name in order:
+            row = dict(self.rows[name])
+            environment = row.pop("environment")
+            if environment not in environments:
+                environments.append(environment)
+            rows.append({**row, "environment": environments.index(environment)})
+        description = {
+            "format": FORMAT,
+            "study": self.study.name,
+            "size": self.study.size,
+            "question": self.study.question,
+            "comparisons": [_describe(each) for each in self.study.comparisons],
+            "environments": environments,
+            "rows": rows,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path, json.dumps(description, indent=1) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return a results file, every row with its own environment.
+
+    Raises:
+        ValueError: it is not the results file of a study.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']} is not {FORMAT}")
+        for row in values["rows"]:
+            row["environment"] = values["environments"][row["environment"]]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"results must be the results file of a study; {path}: {error!r}."
+        ) from error
+    return values
+
+
+def _describe(comparison: Comparison) -> dict[str, Any]:
+    training = comparison.training
+    return {
+        "name": comparison.name,
+        "note": comparison.note,
+        "headline": comparison.task.headline,
+        "higher_is_better": comparison.task.higher_is_better,
+        "systems": [system.name for system in comparison.systems],
+        "learning_rates": list(comparison.learning_rates),
+        "num_seeds": comparison.num_seeds,
+        "grid_share": comparison.grid_share,
+        "max_steps": training.max_steps,
+        "max_seconds": training.max_seconds,
+        "stop_at": training.stop_at,
+    }
+
+
+def _agrees(row: Any, now: Any) -> bool:
+    """Whether a row's options are those of today; one that is new since then has its default."""
+    if isinstance(row, Mapping) and isinstance(now, Mapping):
+        return all(name in now and _agrees(value, now[name]) for name, value in row.items())
+    return row == now

@@ -1,0 +1,237 @@
+"""A study: a question, and every run that answers it.
+
+    study        a question
+    comparison   one task, one budget, the systems that learn it
+    system       a name and a model
+    trial        one run: system, learning rate, seed
+
+Every system of a comparison gets the same data, budget and learning rates. Phase 1 trains each at
+every rate of the grid with seed 0; phase 2 trains it at its best rate with the other seeds. The
+best rate is that of the best headline metric on validation data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import isnan
+from typing import Any, Literal
+
+from polewise.training import ModelOptions, Run, TrainingOptions
+
+Size = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What learns: a name, unique in its comparison, and a model."""
+
+    name: str
+    """Name in tables and folders."""
+    model: ModelOptions
+    """The model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One task that several systems learn on equal terms."""
+
+    name: str
+    """Name in tables and folders, unique in its study."""
+    task: Any
+    """The task: one of `polewise.tasks.TASKS`."""
+    systems: tuple[System, ...]
+    """Who takes part."""
+    training: TrainingOptions
+    """The budget and everything else but learning rate and seed, the same for all."""
+    learning_rates: tuple[float, ...]
+    """The grid, the same for all."""
+    num_seeds: int = 1
+    """Runs at the best rate, seeds 0, 1, ..."""
+    grid_share: float = 1.0
+    """Budget of a run of the grid, as a share of the whole. At 1 the grid's run at the best rate
+    is also the run of seed 0."""
+    expected_seconds: float | None = None
+    """Seconds of one core for a whole run, to plan by; None where nobody has measured them."""
+    note: str = ""
+    """What a reader of the table must know."""
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *(system.name for system in self.systems)):
+            if not name or set(name) & set("/*?[]") or name != name.strip("."):
+                raise ValueError(f"name must be a plain folder name; got {name!r}.")
+        _require_distinct("systems", [system.name for system in self.systems])
+        _require_distinct("learning_rates", [f"{rate:g}" for rate in self.learning_rates])
+        if self.num_seeds < 1:
+            raise ValueError(f"num_seeds must be at least 1; got {self.num_seeds}.")
+        if not 0 < self.grid_share <= 1:
+            raise ValueError(f"grid_share must lie in (0, 1]; got {self.grid_share}.")
+
+    @property
+    def num_trials(self) -> int:
+        """Runs of both phases, of all systems."""
+        seeds = self.num_seeds - 1 if self.grid_share == 1 else self.num_seeds
+        return len(self.systems) * (len(self.learning_rates) + seeds)
+
+    @property
+    def total_seconds(self) -> float | None:
+        """What both phases of all systems take, by `expected_seconds`."""
+        if self.expected_seconds is None:
+            return None
+        grid = len(self.systems) * len(self.learning_rates)
+        share = grid * self.grid_share + self.num_trials - grid
+        return share * self.expected_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run of a study."""
+
+    comparison: Comparison
+    """What it is part of."""
+    system: System
+    """Who learns."""
+    learning_rate: float
+    """At which rate."""
+    seed: int
+    """With which seed."""
+    share: float
+    """Share of the comparison's budget."""
+
+    @property
+    def name(self) -> str:
+        """The run's name in its study, a path: COMPARISON/SYSTEM/rate-R-seed-S."""
+        short = "-short" if self.share < 1 else ""
+        run = f"rate-{self.learning_rate:g}-seed-{self.seed}{short}"
+        return f"{self.comparison.name}/{self.system.name}/{run}"
+
+    @property
+    def run(self) -> Run:
+        """The run, complete."""
+        training, share = self.comparison.training, self.share
+        steps, seconds = training.max_steps, training.max_seconds
+        return Run(
+            task=self.comparison.task,
+            model=self.system.model,
+            training=replace(
+                training,
+                learning_rate=self.learning_rate,
+                seed=self.seed,
+                max_steps=None if steps is None else max(round(share * steps), 1),
+                max_seconds=None if seconds is None else share * seconds,
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question and the comparisons that answer it, at one size."""
+
+    name: str
+    """Its name on the command line."""
+    size: Size
+    """cpu: at most three hours on two cores in all. gpu: as large as a GPU allows."""
+    question: str
+    """What it asks, in a sentence."""
+    comparisons: tuple[Comparison, ...]
+    """In the order in which they are run."""
+
+    def __post_init__(self) -> None:
+        _require_distinct("comparisons", [each.name for each in self.comparisons])
+
+    @property
+    def num_trials(self) -> int:
+        """Runs in all."""
+        return sum(each.num_trials for each in self.comparisons)
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Seconds of one core for all runs, by `expected_seconds`; None where one is not known."""
+        seconds = [each.total_seconds for each in self.comparisons]
+        known = [each for each in seconds if each is not None]
+        return sum(known) if len(known) == len(seconds) else None
+
+    def trials(self) -> Iterator[Trial]:
+        """Yield every run that may ever be needed: the grid, and all seeds at every rate."""
+        for comparison in self.comparisons:
+            yield from grid_trials(comparison)
+            for rate in comparison.learning_rates:
+                for system in comparison.systems:
+                    yield from seed_trials(comparison, system, rate)
+
+    def open_trials(self, measured: Mapping[str, float]) -> list[Trial]:
+        """Return the runs that are missing and whose rate is known by now, in their order.
+
+        Args:
+            measured: the headline metric of the runs that are done, by name; NaN for one that
+                diverged.
+        """
+        trials: list[Trial] = []
+        for comparison in self.comparisons:
+            trials.extend(grid_trials(comparison))
+            further = []
+            for system in comparison.systems:
+                rate = best_rate(comparison, system, measured)
+                if rate is not None:
+                    further.extend(seed_trials(comparison, system, rate))
+            trials.extend(sorted(further, key=lambda trial: trial.seed))
+        return [trial for trial in trials if trial.name not in measured]
+
+    def trials_to_come(self, measured: Mapping[str, float]) -> list[Trial]:
+        """Return a stand-in, at the first rate, for every run whose rate is not known yet."""
+        return [
+            trial
+            for comparison in self.comparisons
+            for system in comparison.systems
+            if any(
+                trial.name not in measured
+                for trial in grid_trials(comparison)
+                if trial.system.name == system.name
+            )
+            for trial in seed_trials(comparison, system, comparison.learning_rates[0])
+        ]
+
+
+def grid_trials(comparison: Comparison) -> list[Trial]:
+    """Return the runs of phase 1: every system at every rate."""
+    return [
+        Trial(
+            comparison=comparison,
+            system=system,
+            learning_rate=rate,
+            seed=0,
+            share=comparison.grid_share,
+        )
+        for rate in comparison.learning_rates
+        for system in comparison.systems
+    ]
+
+
+def seed_trials(comparison: Comparison, system: System, rate: float) -> list[Trial]:
+    """Return the runs of phase 2 for a system, if `rate` is its best."""
+    first = 1 if comparison.grid_share == 1 else 0
+    return [
+        Trial(comparison=comparison, system=system, learning_rate=rate, seed=seed, share=1.0)
+        for seed in range(first, comparison.num_seeds)
+    ]
+
+
+def best_rate(
+    comparison: Comparison, system: System, measured: Mapping[str, float]
+) -> float | None:
+    """Return the rate of the best run of the grid; None while one is missing or if all diverged."""
+    grid = [trial for trial in grid_trials(comparison) if trial.system.name == system.name]
+    if any(trial.name not in measured for trial in grid):
+        return None
+    values = {trial.learning_rate: measured[trial.name] for trial in grid}
+    finite = {rate: value for rate, value in values.items() if not isnan(value)}
+    if not finite:
+        return None
+    choose = max if comparison.task.higher_is_better else min
+    return choose(finite, key=lambda rate: finite[rate])
+
+
+def _require_distinct(name: str, values: list[str]) -> None:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if not values or twice:
+        raise ValueError(f"{name} must be distinct, at least one; got {twice or 'none'}.")

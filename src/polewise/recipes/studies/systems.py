@@ -1,0 +1,48 @@
+"""The systems of a comparison: any mixers, one width, one number of layers, equal parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polewise.recipes.parameter_matching import count_parameters, match_parameters
+from polewise.recipes.studies.study import System
+from polewise.tasks import TaskSpec
+from polewise.training import ModelOptions
+
+Mixers = dict[str, tuple[str, dict[str, Any]]]
+"""Name of a system to the name and the options of its mixer."""
+
+_LOCAL = ("focus", "mega", "chunk_attention", "sliding_attention")
+
+
+def mixers(*names: str, chunk_length: int) -> Mixers:
+    """Return mixers with their default options; those that look nearby see `chunk_length`."""
+    return {
+        name: (name, {"chunk_length": chunk_length} if name in _LOCAL else {}) for name in names
+    }
+
+
+def equal_systems(
+    spec: TaskSpec, chosen: Mapping[str, tuple[str, dict[str, Any]]], *, dim: int, num_layers: int
+) -> tuple[System, ...]:
+    """Return systems with as many parameters as the first, whose feed-forward is twice `dim`.
+
+    Raises:
+        ValueError: a mixer does not exist, or has more parameters by itself.
+    """
+    models = {
+        name: ModelOptions(
+            mixer=mixer,
+            mixer_options=options,
+            hidden_size=dim,
+            num_layers=num_layers,
+            intermediate_size=2 * dim,
+        )
+        for name, (mixer, options) in chosen.items()
+    }
+    parameters = count_parameters(spec, next(iter(models.values())))
+    return tuple(
+        System(name=name, model=match_parameters(spec, model, parameters))
+        for name, model in models.items()
+    )

@@ -1,0 +1,209 @@
+"""One run of a study: train it or go on with it, and put down what came out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+
+from polewise.mixers import MIXERS
+from polewise.recipes.studies.study import Study, Trial
+from polewise.training import (
+    NonFiniteError,
+    Outcome,
+    Run,
+    RunFolder,
+    evaluate,
+    resume,
+    run_to_json,
+    train,
+)
+from polewise.training.checkpoint import find_checkpoint, read_progress
+from polewise.training.durable import replace_file
+from polewise.training.json_files import read_json_object
+from polewise.training.session import spent_share
+
+OUTCOME = "outcome.json"
+"""The file that a run folder has once its run is done."""
+
+
+def processes() -> PartialState:
+    """Return the processes that train together: one, but for `accelerate launch`."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
+    """Train the run, or go on with it; leave its outcome in the folder.
+
+    A run that is done is left alone. One whose loss became NaN is done too: it diverged. Processes
+    that train together all call this, and the main one writes.
+
+    Returns:
+        None when the run is done; the signal that asked it to stop, when it can be resumed.
+
+    Raises:
+        ValueError: the folder holds another run, or one that is in use.
+        SaveError, StalledError: as for `train`.
+    """
+    run, fresh, done = trial.run, not path.exists(), (path / OUTCOME).exists()
+    processes().wait_for_everyone()  # before the main one makes the folder
+    if done:
+        return None
+    _reset_peak_memory()
+    began, began_cpu = time.monotonic(), time.process_time()
+    outcome: Outcome | None = None
+    diverged = None
+    try:
+        if fresh:
+            outcome = train(run, path, title=trial.name, console=console)
+        else:
+            _require_same_run(RunFolder.open(path), run)
+            if not _is_over(RunFolder.open(path), run):
+                outcome = resume(path, title=trial.name, console=console)
+        if outcome is not None and outcome.signal is not None:
+            return outcome.signal
+    except NonFiniteError as error:
+        diverged = str(error)
+    if processes().is_main_process:
+        values = {
+            "status": "done" if diverged is None else "diverged",
+            **({} if diverged is None else {"diagnosis": diverged}),
+            **_measure(RunFolder.open(path), diverged is not None),
+            # Of a run that was interrupted only the last part is known.
+            "wall_seconds": round(time.monotonic() - began, 3) if fresh else None,
+            "cpu_seconds": round(time.process_time() - began_cpu, 3) if fresh else None,
+            "peak_memory_bytes": _peak_memory(),
+            "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        }
+        replace_file(path / OUTCOME, json.dumps(values, indent=1) + "\n")
+    processes().wait_for_everyone()
+    return None
+
+
+def read_row(study: Study, trial: Trial, path: Path) -> dict[str, Any]:
+    """Return what the results file says of a run that is done."""
+    folder = RunFolder.open(path)
+    config = folder.read_config()
+    return {
+        "run": trial.name,
+        "comparison": trial.comparison.name,
+        "system": trial.system.name,
+        "learning_rate": trial.learning_rate,
+        "seed": trial.seed,
+        "share": trial.share,
+        **read_json_object(path / OUTCOME),
+        "curve": [
+            {name: value for name, value in record.items() if name != "kind"}
+            for record in folder.read_metrics()
+            if record["kind"] == "eval"
+        ],
+        "configuration": configuration(trial.run),
+        "data": config.get("data"),
+        "environment": config["environment"],
+        "command": rerun_command(study, trial),
+    }
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """Return all options of a run, the mixer's defaults included: they may change one day."""
+    values = run_to_json(run)
+    options = asdict(MIXERS[run.model.mixer](dim=run.model.hidden_size, **run.model.mixer_options))
+    values["model"]["mixer_options"] = {k: v for k, v in options.items() if k != "dim"}
+    return json.loads(json.dumps(values))
+
+
+def rerun_command(study: Study, trial: Trial) -> str:
+    """Return the command that makes this one run anew, beside what is there already."""
+    words = ["polewise", "study", study.name, "--size", study.size]
+    return shlex.join([*words, "--only", trial.name, "--out", "again"])
+
+
+def _require_same_run(folder: RunFolder, run: Run) -> None:
+    if folder.read_run() != run:
+        raise ValueError(
+            f"out must hold runs of the study as it is now; {folder.path} has other options. "
+            "Delete that folder, or choose another."
+        )
+
+
+def _is_over(folder: RunFolder, run: Run) -> bool:
+    """Whether a run without outcome had come to its end when its process died."""
+    checkpoint = find_checkpoint(folder.checkpoints_path, max_bytes=None, note=lambda _: None)
+    if checkpoint is None:
+        return False
+    progress = read_progress(checkpoint)
+    if spent_share(progress, run.training) >= 1:
+        return True
+    last = _evaluations(folder)[-1:]
+    if run.training.stop_at is None or not last or last[0]["step"] != progress.step:
+        return False
+    value, target = last[0][run.task.headline], run.training.stop_at
+    return value >= target if run.task.higher_is_better else value <= target
+
+
+def _measure(folder: RunFolder, diverged: bool) -> dict[str, Any]:
+    """What a run has reached, and what it took."""
+    run, evaluations = folder.read_run(), _evaluations(folder)
+    speeds = [
+        record["positions_per_second"]
+        for record in folder.read_metrics()
+        if record["kind"] == "train" and "positions_per_second" in record
+    ]
+    measured: dict[str, Any] = {
+        "positions_per_second": round(statistics.median(speeds), 1) if speeds else None,
+    }
+    if diverged:
+        return measured
+    last = evaluations[-1]
+    model: Any = folder.load_model()
+    measured |= {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "state_bytes": None,
+        "steps": last["step"],
+        "seconds": last["seconds"],
+        "metrics": {k: v for k, v in last.items() if k not in ("kind", "step", "seconds")},
+        "test": None,
+    }
+    task: Any = run.task
+    spec = task.spec
+    if spec.kind == "language":
+        measured["state_bytes"] = model.state_num_bytes(batch=1, length=spec.length)
+    if getattr(task, "part", None) == "valid":
+        # The best model by validation, on data that chose nothing.
+        test = replace(task, part="test")
+        test.prepare()
+        measured["test"] = evaluate(model, test)
+    return measured
+
+
+def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
+    return [record for record in folder.read_metrics() if record["kind"] == "eval"]
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux: 5 sets the peak to what is held now
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int | None:
+    """Most bytes held since the reset, on the GPU or, without one, by the process; or None."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return 1024 * int(peak.group(1))
+    return None

@@ -1,0 +1,278 @@
+"""Facts about studies: what is planned, what is run, and what is never run twice."""
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+from polewise.recipes.parameter_matching import count_parameters
+from polewise.recipes.studies import (
+    STUDIES,
+    Results,
+    build_study,
+    question,
+    read_results,
+    run_study,
+    running,
+)
+from polewise.recipes.studies.trial_run import OUTCOME
+from polewise.training.run import require_buildable
+
+SIZES = ("cpu", "gpu")
+THREE_HOURS_ON_TWO_CORES = 2 * 3 * 3600
+
+
+@pytest.fixture(scope="module", params=STUDIES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def study(request, name):
+    return build_study(name, request.param)
+
+
+def test_every_run_of_a_study_can_be_built_and_has_a_name_of_its_own(study):
+    names = [trial.name for trial in study.trials()]
+    assert len(set(names)) == len(names)
+    for comparison in study.comparisons:
+        for system in comparison.systems:
+            trial = next(
+                each
+                for each in study.trials()
+                if each.comparison is comparison and each.system is system
+            )
+            assert require_buildable(trial.run) > 0
+
+
+def test_the_systems_of_a_comparison_have_equal_parameters_within_two_percent(study):
+    for comparison in study.comparisons:
+        sizes = [
+            count_parameters(comparison.task.spec, system.model) for system in comparison.systems
+        ]
+        assert max(sizes) <= 1.02 * min(sizes), (comparison.name, sizes)
+
+
+def test_the_cpu_size_of_a_study_takes_at_most_three_hours_on_two_cores(name):
+    study = build_study(name, "cpu")
+    assert study.total_seconds is not None
+    assert 0 < study.total_seconds <= THREE_HOURS_ON_TWO_CORES
+    # A budget in seconds is meant for two cores.
+    for comparison in study.comparisons:
+        if comparison.training.max_seconds is not None:
+            assert comparison.expected_seconds == 2 * comparison.training.max_seconds
+
+
+def test_every_study_asks_one_question_in_a_line(name):
+    assert question(name).count("?") == 1
+
+
+def test_an_unknown_study_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'table1'"):
+        build_study("tabel1", "cpu")
+
+
+def test_the_grid_comes_first_then_the_best_rate_with_further_seeds(tiny_study):
+    study = tiny_study(num_seeds=3)
+    grid = study.open_trials({})
+    assert [trial.name for trial in grid] == [
+        "short/attention/rate-0.001-seed-0",
+        "short/mega/rate-0.001-seed-0",
+        "short/attention/rate-0.01-seed-0",
+        "short/mega/rate-0.01-seed-0",
+    ]
+    measured = dict(zip([trial.name for trial in grid], [0.1, 0.9, 0.5, math.nan], strict=True))
+    further = [trial.name for trial in study.open_trials(measured)]
+    assert further == [
+        "short/attention/rate-0.01-seed-1",
+        "short/mega/rate-0.001-seed-1",
+        "short/attention/rate-0.01-seed-2",
+        "short/mega/rate-0.001-seed-2",
+    ]
+    assert study.num_trials == len(grid) + len(further)
+    assert {trial.name for trial in study.trials()} >= {*measured, *further}
+
+
+def test_runs_whose_rate_is_not_known_are_counted_as_to_come(tiny_study):
+    study = tiny_study(num_seeds=3)
+    assert len(study.trials_to_come({})) == 4
+    diverged = {trial.name: math.nan for trial in study.open_trials({})}
+    assert study.open_trials(diverged) == study.trials_to_come(diverged) == []
+
+
+def test_a_short_grid_trains_a_share_of_the_budget_and_then_every_seed_in_full(tiny_study):
+    study = tiny_study(max_steps=20, num_seeds=2, grid_share=0.25)
+    grid = study.open_trials({})
+    assert {trial.run.training.max_steps for trial in grid} == {5}
+    measured = {trial.name: 0.5 for trial in grid}
+    further = study.open_trials(measured)
+    assert {trial.run.training.max_steps for trial in further} == {20}
+    assert sorted(trial.seed for trial in further) == [0, 0, 1, 1]
+    assert study.num_trials == len(grid) + len(further)
+
+
+def test_planned_time_counts_short_runs_by_their_share(tiny_study):
+    study = tiny_study(num_seeds=2, grid_share=0.25, expected_seconds=100.0)
+    assert study.total_seconds == 4 * 25 + 4 * 100
+    assert tiny_study(num_seeds=2, expected_seconds=100.0).total_seconds == 4 * 100 + 2 * 100
+    assert tiny_study().total_seconds is None
+
+
+def test_names_that_are_no_folders_and_names_given_twice_are_refused(tiny_study):
+    comparison = tiny_study().comparisons[0]
+    with pytest.raises(ValueError, match="name must be a plain folder name; got 'a/b'"):
+        replace(comparison, name="a/b")
+    with pytest.raises(ValueError, match=r"systems must be distinct.*attention"):
+        replace(comparison, systems=comparison.systems[:1] * 2)
+
+
+def test_a_finished_study_is_not_run_again_and_its_rows_tell_everything(
+    tiny_study, tmp_path, monkeypatch
+):
+    study = tiny_study(num_seeds=2, names=("attention",))
+    places = {"out": tmp_path / "runs", "results": tmp_path / "results" / "tiny.json"}
+    outcome = run_study(study, **places)
+    assert (outcome.status, outcome.num_done, outcome.num_left) == ("ended", 3, 0)
+
+    values = read_results(places["results"])
+    assert values["comparisons"][0]["learning_rates"] == [1e-3, 1e-2]
+    assert len(values["rows"]) == 3
+    for row in values["rows"]:
+        assert row["status"] == "done"
+        assert row["steps"] == 4
+        assert [point["step"] for point in row["curve"]] == [2, 4]
+        assert row["metrics"]["accuracy"] == row["curve"][-1]["accuracy"]
+        assert row["configuration"]["model"]["mixer_options"]["base"] == 10000.0
+        assert row["environment"]["versions"]["torch"]
+        assert row["cpu_seconds"] > 0
+        assert row["state_bytes"] > 0
+        assert row["command"].endswith(f"--only {row['run']} --out again")
+
+    monkeypatch.setattr(running, "run_trial", lambda *_: pytest.fail("it was run again"))
+    written = places["results"].read_bytes()
+    assert run_study(study, **places).num_left == 0
+    # The results file alone says what is done, on another machine too.
+    assert run_study(study, **places | {"out": tmp_path / "elsewhere"}).num_left == 0
+    assert places["results"].read_bytes() == written
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_been(
+    tiny_study, tmp_path, monkeypatch
+):
+    study = tiny_study(max_steps=6, rates=(1e-3,), names=("attention",))
+    whole = tmp_path / "whole.json"
+    run_study(study, out=tmp_path / "whole", results=whole)
+
+    task, after = type(study.comparisons[0].task), []
+    evaluate = task.eval_batches
+
+    def interrupt_at_the_first_evaluation(self):
+        if not after:
+            after.append(os.kill(os.getpid(), signal.SIGTERM))
+        return evaluate(self)
+
+    monkeypatch.setattr(task, "eval_batches", interrupt_at_the_first_evaluation)
+    places = {"out": tmp_path / "runs", "results": tmp_path / "tiny.json"}
+    stopped = run_study(study, **places)
+    assert (stopped.status, stopped.signal) == ("interrupted", signal.SIGTERM)
+    assert (stopped.num_done, stopped.num_left) == (0, 1)
+    assert not list(places["out"].rglob(OUTCOME))
+
+    assert run_study(study, **places).num_done == 1
+    (row,), (expected,) = (read_results(path)["rows"] for path in (places["results"], whole))
+    assert row["metrics"] == expected["metrics"]
+    assert row["cpu_seconds"] is None  # only its second part is known
+
+
+def test_a_run_that_was_killed_before_it_was_written_down_is_not_trained_again(
+    tiny_study, tmp_path
+):
+    study = tiny_study(rates=(1e-3,), names=("attention",))
+    run_study(study, out=tmp_path / "runs", results=tmp_path / "a.json")
+    (done,) = (tmp_path / "runs").rglob(OUTCOME)
+    done.unlink()
+    run_study(study, out=tmp_path / "runs", results=tmp_path / "b.json")
+    (row,) = read_results(tmp_path / "b.json")["rows"]
+    assert row["steps"] == 4
+
+
+def test_a_run_that_diverges_is_done_and_says_why(tiny_study, tmp_path):
+    study = tiny_study(rates=(1e-3, 1e30), names=("attention",), num_seeds=2, max_steps=30)
+    outcome = run_study(study, out=tmp_path / "runs", results=tmp_path / "tiny.json")
+    assert (outcome.num_done, outcome.num_left) == (3, 0)
+    rows = {row["run"]: row for row in read_results(outcome.results)["rows"]}
+    diverged = rows["short/attention/rate-1e+30-seed-0"]
+    assert diverged["status"] == "diverged"
+    assert "NaN or infinite" in diverged["diagnosis"]
+    assert rows["short/attention/rate-0.001-seed-1"]["status"] == "done"
+
+
+def test_side_by_side_each_run_has_a_process_and_the_result_is_the_same(tiny_study, tmp_path):
+    study = tiny_study(rates=(1e-3,))
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    run_study(study, out=tmp_path / "one", results=one)
+    assert run_study(study, out=tmp_path / "two", results=two, jobs=2).num_left == 0
+    for alone, beside in zip(read_results(one)["rows"], read_results(two)["rows"], strict=True):
+        assert beside["environment"]["num_threads"] == 1
+        assert beside["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-4)
+
+
+def test_when_the_time_is_over_the_run_in_progress_is_saved(tiny_study, tmp_path):
+    places = {"out": tmp_path / "runs", "results": tmp_path / "tiny.json"}
+    outcome = run_study(tiny_study(max_steps=10**6), **places, max_hours=2 / 3600)
+    assert outcome.status == "out of time"
+    assert outcome.signal is None
+    assert outcome.num_left == 4
+    assert len(list(places["out"].rglob("config.json"))) >= 1
+
+
+def test_only_takes_a_pattern_or_one_whole_name(tiny_study, tmp_path):
+    study = tiny_study(num_seeds=2)
+    places = {"out": tmp_path / "runs", "results": tmp_path / "tiny.json"}
+    assert run_study(study, **places, only="*/mega/rate-0.001-*").num_done == 1
+    # A seed at a rate that is not known to be the best: asked for by name, it is run.
+    assert run_study(study, **places, only="short/attention/rate-0.01-seed-1").num_done == 2
+    with pytest.raises(ValueError, match=r"only must match a run of tiny, such as short/attention"):
+        run_study(study, **places, only="*/focus/*")
+
+
+def test_a_folder_with_other_options_is_left_alone(tiny_study, tmp_path):
+    places = {"out": tmp_path / "runs", "only": "*/attention/rate-0.001-seed-0"}
+    run_study(tiny_study(), **places, results=tmp_path / "a.json")
+    (done,) = (tmp_path / "runs").rglob(OUTCOME)
+    done.unlink()
+    with pytest.raises(ValueError, match=r"out must hold runs of the study as it is now; .*other"):
+        run_study(tiny_study(max_steps=5), **places, results=tmp_path / "b.json")
+
+
+def test_rows_whose_options_have_changed_do_not_count(tiny_study, tmp_path):
+    path = tmp_path / "tiny.json"
+    run_study(tiny_study(rates=(1e-3,)), out=tmp_path / "runs", results=path)
+    assert len(Results(tiny_study(rates=(1e-3,)), path).rows) == 2
+    assert len(Results(tiny_study(rates=(1e-3,), max_steps=5), path).rows) == 0
+    # An option that did not exist when the row was written had its default then.
+    values = json.loads(path.read_text())
+    del values["rows"][0]["configuration"]["model"]["mixer_options"]["heads"]
+    path.write_text(json.dumps(values))
+    assert len(Results(tiny_study(rates=(1e-3,)), path).rows) == 2
+
+
+def test_seconds_are_not_shared_out_among_more_jobs_than_cores(tiny_study, tmp_path):
+    study = tiny_study()
+    comparison = study.comparisons[0]
+    training = replace(comparison.training, max_steps=None, max_seconds=60.0)
+    timed = replace(study, comparisons=(replace(comparison, training=training),))
+    jobs = (os.cpu_count() or 1) + 1
+    with pytest.raises(ValueError, match=r"jobs must be at most .* short has a budget in seconds"):
+        run_study(timed, out=tmp_path, results=tmp_path / "tiny.json", jobs=jobs)
+
+
+def test_a_damaged_results_file_is_refused_and_kept(tiny_study, tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text('{"format": 7}')
+    with pytest.raises(ValueError, match="results must be the results file of a study"):
+        run_study(tiny_study(), out=tmp_path / "runs", results=path)
+    assert path.read_text() == '{"format": 7}'
