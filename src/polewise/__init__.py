@@ -1,11 +1,12 @@
 """Polewise: sequence models that place their own poles.
 
-Layers     Focus, Associative, Attention, Mega and their configurations
+Layers     Focus, Associative, Attention, Mega, Mamba2, Mamba3, GatedLinearAttention and their
+           configurations
 Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification,
            PolewiseCache (with the extra `models`), Backbone, BackboneConfig and generate in plain
            torch
-Ops        direct_form_filter, normal_form_filter, associative_filter, long_conv,
-           chunked_attention, circular_filter
+Ops        direct_form_filter, normal_form_filter, associative_filter, gated_filter,
+           long_conv, chunked_attention, circular_filter
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
 States     polewise.states: select_batch, detach, to, num_bytes, save, load
 Processes  shard_sequence, whole_sequence: one long sequence split over many
@@ -26,6 +27,12 @@ from polewise.mixers import (
     AttentionConfig,
     Focus,
     FocusConfig,
+    GatedLinearAttention,
+    GatedLinearAttentionConfig,
+    Mamba2,
+    Mamba2Config,
+    Mamba3,
+    Mamba3Config,
     Mega,
     MegaConfig,
 )
@@ -36,6 +43,7 @@ from polewise.ops import (
     chunked_attention,
     circular_filter,
     direct_form_filter,
+    gated_filter,
     long_conv,
     normal_form_filter,
 )
@@ -60,6 +68,12 @@ __all__ = [
     "BackboneConfig",
     "Focus",
     "FocusConfig",
+    "GatedLinearAttention",
+    "GatedLinearAttentionConfig",
+    "Mamba2",
+    "Mamba2Config",
+    "Mamba3",
+    "Mamba3Config",
     "Mega",
     "MegaConfig",
     "associative_filter",
@@ -68,6 +82,7 @@ __all__ = [
     "circular_filter",
     "direct_form_filter",
     "filters",
+    "gated_filter",
     "generate",
     "long_conv",
     "normal_form_filter",

@@ -16,6 +16,8 @@ from polewise.models import Backbone, BackboneConfig
 SMALL = {
     "focus": {"chunk_length": 8, "bin_length": 8, "windows": 2},
     "mega": {"chunk_length": 8, "memories": 3},
+    "mamba2": {"state_dim": 4},
+    "mamba3": {"state_dim": 8},
 }
 
 FORMS = {
@@ -31,6 +33,8 @@ FORMS = {
     "associative": [{}, {"turning": True}, {"causal": False}],
     "attention": [{}, {"causal": False}],
     "mega": [{}, {"causal": False}],
+    "mamba3": [{}, {"turning": 0}, {"turning": 4}],
+    "gated_linear_attention": [{}, {"decay": "head", "conv_width": 3}, {"decay": "constant"}],
 }
 
 

@@ -7,6 +7,7 @@ from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.position_bias import PositionBias
 from polewise.layers.short_conv import ShortConv
+from polewise.layers.step_size import StepSize
 
 __all__ = [
     "AssociativeMemory",
@@ -20,4 +21,5 @@ __all__ = [
     "PositionBias",
     "RecurrentEmbedder",
     "ShortConv",
+    "StepSize",
 ]

@@ -8,6 +8,13 @@ x and y are (batch, length, dim). `checks.check_mixer` is the contract as code.
 from polewise.mixers.associative import Associative, AssociativeConfig, AssociativeState
 from polewise.mixers.attention import Attention, AttentionConfig, FullAttentionState
 from polewise.mixers.focus import Focus, FocusConfig, FocusState
+from polewise.mixers.gated_linear_attention import (
+    GatedLinearAttention,
+    GatedLinearAttentionConfig,
+    GatedLinearAttentionState,
+)
+from polewise.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
+from polewise.mixers.mamba3 import Mamba3, Mamba3Config, Mamba3State
 from polewise.mixers.mega import Mega, MegaConfig, MegaState
 
 MIXERS = {
@@ -15,6 +22,9 @@ MIXERS = {
     "associative": AssociativeConfig,
     "attention": AttentionConfig,
     "mega": MegaConfig,
+    "mamba2": Mamba2Config,
+    "mamba3": Mamba3Config,
+    "gated_linear_attention": GatedLinearAttentionConfig,
 }
 """Every mixer by name. A new one is a file and a line here."""
 
@@ -29,6 +39,15 @@ __all__ = [
     "FocusConfig",
     "FocusState",
     "FullAttentionState",
+    "GatedLinearAttention",
+    "GatedLinearAttentionConfig",
+    "GatedLinearAttentionState",
+    "Mamba2",
+    "Mamba2Config",
+    "Mamba2State",
+    "Mamba3",
+    "Mamba3Config",
+    "Mamba3State",
     "Mega",
     "MegaConfig",
     "MegaState",

@@ -8,6 +8,7 @@ from polewise.ops.associative_filter import associative_filter
 from polewise.ops.chunked_attention import AttentionState, chunked_attention
 from polewise.ops.circular_filter import circular_filter
 from polewise.ops.direct_form import direct_form_filter
+from polewise.ops.gated_filter import gated_filter
 from polewise.ops.long_conv import long_conv
 from polewise.ops.normal_form import normal_form_filter
 
@@ -17,6 +18,7 @@ __all__ = [
     "chunked_attention",
     "circular_filter",
     "direct_form_filter",
+    "gated_filter",
     "long_conv",
     "normal_form_filter",
 ]

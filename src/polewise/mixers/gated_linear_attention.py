@@ -1,0 +1,154 @@
+r"""Gated linear attention: keys and values add up in a state that forgets.
+
+For a sequence x, in each of H heads:
+
+    q, k, v, g = W x
+    S[t]       = diag(decay[t]) S[t-1] + k[t] v[t]^T
+    y[t]       = S[t]^T q[t] / sqrt(key_dim)
+    output     = W_o (SiLU(g) * RMSNorm(y))
+
+with one of three decays:
+
+    "key"       sigmoid(W_2 W_1 x + b)^(1/16), for every key channel      gated linear attention
+    "head"      sigmoid(W x + b)^(1/16), one a head                       gated RetNet
+    "constant"  1 - 2^(-5 - h) for head h, whatever was read              RetNet
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polewise.layers import ShortConv
+from polewise.mixers.options import require_at_least, require_choice
+from polewise.ops import associative_filter, gated_filter
+from polewise.ops.padding import hide_padding
+
+TEMPERATURE = 16
+"""Decays are sigmoids to the power of 1 / 16: near 1 from the start, as published."""
+RANK = 16
+"""Width between W_1 and W_2, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedLinearAttentionConfig:
+    """Options of `GatedLinearAttention`."""
+
+    causal: ClassVar[bool] = True
+
+    dim: int
+    """Channels."""
+    heads: int = 4
+    """Heads."""
+    key_dim: int | None = None
+    """Channels of a key in each head; None is `dim / heads / 2`."""
+    value_dim: int | None = None
+    """Channels of a value in each head; None is `dim / heads`."""
+    decay: Literal["key", "head", "constant"] = "key"
+    """Chosen by every token, for every key channel or for a head; or constant."""
+    conv_width: int = 0
+    """Taps of a short convolution of queries, keys and values, with SiLU; 0 leaves it out, as
+    published."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "heads"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("key_dim", "value_dim"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        require_choice("decay", self.decay, ("key", "head", "constant"))
+        require_at_least("conv_width", self.conv_width, 0)
+
+    @property
+    def keys(self) -> int:
+        return self.key_dim or max(self.dim // (2 * self.heads), 1)
+
+    @property
+    def values(self) -> int:
+        return self.value_dim or max(self.dim // self.heads, 1)
+
+    def build(self) -> GatedLinearAttention:
+        return GatedLinearAttention(self)
+
+
+class GatedLinearAttentionState(NamedTuple):
+    """What a segment hands to the next one. Batch first, constant in length."""
+
+    neighbours: Float[Tensor, "batch history channels"] | None
+    """The last inputs of the short convolution, where there is one."""
+    products: Float[Tensor, "batch heads key_dim value_dim"]
+
+
+class GatedLinearAttention(nn.Module):
+    """Linear attention with decay, output norm and gate.
+
+    RetNet's rotation of queries and keys is left out of the constant form, which is then that of
+    Lightning Attention.
+
+    Source: Yang et al. 2024 (arXiv 2312.06635); Sun et al. 2023 (arXiv 2307.08621) for the
+    constant decay, Sun et al. 2024 (arXiv 2405.05254) for one a head.
+    """
+
+    causal = True
+
+    def __init__(self, config: GatedLinearAttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        keys, values = config.heads * config.keys, config.heads * config.values
+        self.parts = [keys, keys, values]
+        self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
+        self.gate = nn.Linear(config.dim, values, bias=False)
+        if config.conv_width:
+            self.short_conv = ShortConv(sum(self.parts), config.conv_width)
+        if config.decay == "key":
+            self.to_decay: nn.Module = nn.Sequential(
+                nn.Linear(config.dim, RANK, bias=False), nn.Linear(RANK, keys)
+            )
+        elif config.decay == "head":
+            self.to_decay = nn.Linear(config.dim, config.heads)
+        self.norm = nn.RMSNorm(config.values, eps=1e-5)
+        self.to_output = nn.Linear(values, config.dim, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: GatedLinearAttentionState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], GatedLinearAttentionState]:
+        config = self.config
+        x = hide_padding(x, lengths)
+        mixed, neighbours = self.projection(x), None
+        if config.conv_width:
+            before = state.neighbours if state else None
+            mixed, neighbours = self.short_conv(mixed, before, lengths)
+            mixed = functional.silu(mixed)
+        q, k, v = (p.unflatten(-1, (config.heads, -1)) for p in mixed.split(self.parts, -1))
+        q = q * config.keys**-0.5
+
+        decay, products = self._decay(x), state.products if state else None
+        if config.decay == "key":
+            decay = decay.unflatten(-1, (config.heads, -1))
+            y, products = gated_filter(q, k, v, decay, lengths=lengths, state=products)
+        else:
+            products = None if products is None else products[:, :, None]
+            y, products = associative_filter(q, k, v, decay, lengths=lengths, state=products)
+            products = products[:, :, 0]
+
+        y = functional.silu(self.gate(x)) * self.norm(y).flatten(2)
+        return (
+            hide_padding(self.to_output(y), lengths),
+            GatedLinearAttentionState(neighbours, products),
+        )
+
+    def _decay(self, x: Tensor) -> Tensor:
+        """In (0, 1), float32 or wider: one a head, or one a key channel of all heads."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.config.decay == "constant":
+            order = torch.arange(self.config.heads, dtype=dtype, device=x.device)
+            return (1 - 2 ** (-5 - order)).expand(*x.shape[:2], -1)
+        return (functional.logsigmoid(self.to_decay(x).to(dtype)) / TEMPERATURE).exp()

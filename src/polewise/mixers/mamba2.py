@@ -1,0 +1,127 @@
+r"""Mamba-2: a state space whose step size and maps are chosen by every token.
+
+For a sequence x, with H heads of P channels and a state of N x P numbers in each:
+
+    z, u, B, C, d = W x                        gate, values, in and out maps, step
+    u, B, C       = SiLU(conv(u, B, C))        a short convolution of every channel
+    step          = softplus(d + b)            one a head
+    S[t]          = exp(-step exp(a)) S[t-1] + step B[t] u[t]^T
+    y[t]          = C[t]^T S[t] + D u[t]
+    output        = W_o RMSNorm(y * SiLU(z))
+
+The recursion is the associative filter with real poles: B are its keys, C its queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polewise.layers import ShortConv, StepSize
+from polewise.mixers.options import require_at_least, require_multiple
+from polewise.ops import associative_filter
+from polewise.ops.padding import hide_padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+    """Options of `Mamba2`."""
+
+    causal: ClassVar[bool] = True
+
+    dim: int
+    """Channels."""
+    heads: int = 4
+    """Heads, each with a decay of its own; divides `expand * dim`."""
+    state_dim: int = 64
+    """Numbers kept for every inner channel."""
+    expand: int = 2
+    """Inner channels for every channel."""
+    conv_width: int = 4
+    """Taps of the short convolution."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "heads", "state_dim", "expand", "conv_width"):
+            require_at_least(name, getattr(self, name), 1)
+        require_multiple("expand * dim", self.inner, "heads", self.heads)
+
+    @property
+    def inner(self) -> int:
+        return self.expand * self.dim
+
+    def build(self) -> Mamba2:
+        return Mamba2(self)
+
+
+class Mamba2State(NamedTuple):
+    """What a segment hands to the next one. Batch first, constant in length."""
+
+    neighbours: Float[Tensor, "batch history channels"]
+    """The last inputs of the short convolution."""
+    products: Float[Tensor, "batch heads 1 state_dim head_dim"]
+
+
+class Mamba2(nn.Module):
+    """The selective state space with one decay per head and step.
+
+    B and C are shared by all heads (one group), as published; its learned initial state and
+    limits of the step are left out.
+
+    Source: Dao & Gu 2024 (arXiv 2405.21060), with its published start.
+    """
+
+    causal = True
+    filter_parameters: ClassVar[tuple[str, ...]] = ("log_rate", "skip")
+
+    def __init__(self, config: Mamba2Config) -> None:
+        super().__init__()
+        self.config = config
+        mixed = config.inner + 2 * config.state_dim
+        self.parts = [config.inner, mixed, config.heads]
+        self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
+        self.short_conv = ShortConv(mixed, config.conv_width)
+        self.conv_bias = nn.Parameter(torch.empty(mixed))
+        self.step = StepSize(config.heads)
+        self.log_rate = nn.Parameter(torch.empty(config.heads))
+        self.skip = nn.Parameter(torch.empty(config.heads))
+        self.norm = nn.RMSNorm(config.inner, eps=1e-5)
+        self.to_output = nn.Linear(config.inner, config.dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = self.config.conv_width**-0.5
+        nn.init.uniform_(self.short_conv.kernel, -bound, bound)
+        nn.init.uniform_(self.conv_bias, -bound, bound)
+        with torch.no_grad():
+            self.log_rate.uniform_(1, 16).log_()
+        nn.init.ones_(self.skip)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: Mamba2State | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], Mamba2State]:
+        config = self.config
+        x = hide_padding(x, lengths)
+        gate, mixed, step = self.projection(x).split(self.parts, -1)
+        mixed, neighbours = self.short_conv(mixed, state.neighbours if state else None, lengths)
+        mixed = functional.silu(mixed + self.conv_bias)
+        v, *maps = mixed.split([config.inner, config.state_dim, config.state_dim], -1)
+        v = v.unflatten(-1, (config.heads, -1))
+        k, q = (part[:, :, None].expand(-1, -1, config.heads, -1) for part in maps)
+
+        step = self.step(step)
+        decay = (-step * self.log_rate.to(step.dtype).exp()).exp()
+        y, products = associative_filter(
+            q, k, step[..., None] * v, decay,
+            lengths=lengths, state=state.products if state else None,
+        )  # fmt: skip
+        y = y + self.skip[:, None] * v
+        y = self.to_output(self.norm(y.flatten(2) * functional.silu(gate)))
+        return hide_padding(y, lengths), Mamba2State(neighbours, products)
