@@ -45,6 +45,15 @@ def test_any_split_gives_the_outputs_of_one_pass(cut):
     torch.testing.assert_close(last, end)
 
 
+def test_padding_takes_no_time():
+    inputs, state = products(20)
+    y, end = gated_filter(*inputs, lengths=torch.tensor([20, 7]), state=state)
+    alone, last = gated_filter(*(t[1:, :7] for t in inputs), state=state[1:])
+    torch.testing.assert_close(y[1:, :7], alone)
+    assert y[1, 7:].eq(0).all()
+    torch.testing.assert_close(end[1:], last)
+
+
 def test_channels_that_forget_alike_are_the_associative_filter():
     (q, k, v, decay), state = products(50)
     y, end = gated_filter(q, k, v, decay[..., :1].expand_as(decay), state=state)
