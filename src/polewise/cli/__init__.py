@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "export": runs.export,
     "serve": runs.serve,
     "study": studies.study,
+    "report": studies.report,
     "mixers": listings.mixers,
     "data": listings.data,
 }

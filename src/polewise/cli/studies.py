@@ -17,8 +17,10 @@ from polewise.recipes.studies import (
     Study,
     build_study,
     question,
+    read_results,
     run_study,
 )
+from polewise.training.durable import replace_file
 
 _RESULTS = Path("benchmarks/results")
 
@@ -83,6 +85,47 @@ def study(
     if outcome.signal is not None:
         return 128 + outcome.signal
     return EXIT_FAILED if outcome.failed else 0
+
+
+def report(
+    results: Annotated[Positional[tuple[Path, ...]], arg(metavar="RESULTS")] = (),
+    out: Path = Path("report.html"),
+    docs: bool = False,
+) -> int:
+    """Write a page about studies: tables and figures in one HTML file that loads nothing.
+
+    For example:
+      polewise report
+      polewise report benchmarks/results/study-mqar-cpu.json --out mqar.html
+      polewise report --docs
+
+    Args:
+        results: Results files of studies; none takes all in benchmarks/results.
+        out: The page to write.
+        docs: Write docs/studies.md and its figures instead, in a checkout of Polewise.
+    """
+    from polewise.analysis import render_html, render_markdown, study_section
+
+    paths = results or tuple(sorted(_RESULTS.glob("study-*.json")))
+    if not paths:
+        raise ValueError(f"results must be given; there is no {_RESULTS}/study-*.json here.")
+    studies = [read_results(path) for path in paths]
+    if not docs:
+        replace_file(out, render_html(studies))
+        print(f"written to {out}")
+        return 0
+    page = Path("docs/studies.md")
+    if not page.parent.is_dir():
+        raise ValueError("docs must be written in a checkout of Polewise; there is no folder docs.")
+    figures = {}
+    for path, section in zip(paths, map(study_section, studies), strict=True):
+        names = [f"figures/{path.stem}-{number}.svg" for number in range(len(section.figures))]
+        figures[section.title] = names
+        for name, (svg, _) in zip(names, section.figures, strict=True):
+            replace_file(page.parent / name, svg)
+    replace_file(page, render_markdown(studies, figures))
+    print(f"written to {page}")
+    return 0
 
 
 def _list(study: Study, only: str, results: Results) -> int:

@@ -1,0 +1,121 @@
+"""Figures of a study, as SVG that stands in a page."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from polewise.analysis.published import PUBLISHED
+from polewise.analysis.study_summary import SystemSummary, summarize
+
+_PANEL = 3.4  # inches
+_COLUMNS = 3
+
+
+def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
+    """Return the headline metric against steps, the mean over seeds and lowest to highest.
+
+    One panel per comparison that has runs, against seconds where the budget is in seconds; None
+    where there are no runs.
+    """
+    panels = []
+    for comparison in study["comparisons"]:
+        summaries = [each for each in summarize(comparison, study["rows"]) if each.runs]
+        if summaries:
+            panels.append((comparison, summaries))
+    if not panels:
+        return None
+    figure = _figure(len(panels))
+    for index, (comparison, summaries) in enumerate(panels):
+        axes = _panel(figure, index, len(panels))
+        for summary in summaries:
+            _draw_curve(axes, comparison, summary)
+        axes.set_title(comparison["name"], fontsize=9)
+        axes.set_xlabel("steps" if comparison["max_seconds"] is None else "seconds", fontsize=8)
+        axes.set_ylabel(comparison["headline"].replace("_", " "), fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=6, frameon=False)
+    return _svg(figure)
+
+
+def draw_beside_published(study: Mapping[str, Any]) -> str | None:
+    """Return accuracy against length, the published figures left and ours right.
+
+    None where no such figures are published or none of those lengths has runs.
+    """
+    tables = [
+        table
+        for table in PUBLISHED.get(study["study"], ())
+        if all(setting.isdigit() for setting in table.settings)
+    ]
+    ours: dict[str, dict[int, float]] = {}
+    for comparison in study["comparisons"]:
+        for summary in summarize(comparison, study["rows"]):
+            spread = summary.spread(comparison["headline"])
+            if comparison["name"].isdigit() and spread is not None:
+                ours.setdefault(summary.system, {})[int(comparison["name"])] = 100 * spread.mean
+    if not tables or not ours:
+        return None
+    published = {
+        system: {
+            int(setting): figure
+            for setting, figure in zip(tables[0].settings, figures, strict=True)
+            if isinstance(figure, float)
+        }
+        for system, figures in tables[0].values.items()
+    }
+    figure = _figure(2)
+    for index, (title, lines) in enumerate((("published", published), ("ours", ours))):
+        axes = _panel(figure, index, 2)
+        for system, points in lines.items():
+            axes.plot(list(points), list(points.values()), "o-", markersize=3, label=system)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(16, 2**17)
+        axes.set_ylim(-3, 103)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("length", fontsize=8)
+        axes.set_ylabel("accuracy (%)", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=6, frameon=False)
+    return _svg(figure)
+
+
+def _draw_curve(axes: Axes, comparison: Mapping[str, Any], summary: SystemSummary) -> None:
+    where = "step" if comparison["max_seconds"] is None else "seconds"
+    curves = [
+        [(point[where], point[comparison["headline"]]) for point in row["curve"]]
+        for row in summary.runs
+    ]
+    # Runs may stop early, at a target: the mean is over those that have come that far.
+    points = list(zip(*curves, strict=False))
+    middle = [sum(value for _, value in point) / len(point) for point in points]
+    at = [sum(x for x, _ in point) / len(point) for point in points]
+    (line,) = axes.plot(at, middle, linewidth=1.2, label=summary.system)
+    if len(curves) > 1:
+        low, high = ([each(y for _, y in point) for point in points] for each in (min, max))
+        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _figure(panels: int) -> Figure:
+    columns = min(panels, _COLUMNS)
+    rows = math.ceil(panels / _COLUMNS)
+    return Figure(figsize=(_PANEL * columns, 0.85 * _PANEL * rows), layout="constrained")
+
+
+def _panel(figure: Figure, index: int, panels: int) -> Axes:
+    return figure.add_subplot(math.ceil(panels / _COLUMNS), min(panels, _COLUMNS), index + 1)
+
+
+def _svg(figure: Figure) -> str:
+    """Return the figure as an SVG element: the same figure gives the same text."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "polewise"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,106 @@
+"""What the rows of a study say together: mean and spread over seeds, and what is missing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+"""A run in a results file: see `polewise.recipes.studies.results`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A measure over the seeds of a system."""
+
+    values: tuple[float, ...]
+    """One per seed, at least one."""
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    def describe(self, measure: str) -> str:
+        """Return the mean, and lowest to highest where there are several."""
+        text = format_measure(measure, self.mean)
+        if len(self.values) > 1:
+            low, high = (format_measure(measure, each(self.values)) for each in (min, max))
+            text += f" ({low} to {high})"
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSummary:
+    """What a system has reached in a comparison."""
+
+    system: str
+    """Its name."""
+    grid: dict[float, float | None]
+    """Headline metric of each rate that was tried; None where the run diverged."""
+    learning_rate: float | None
+    """The best of them; None if there is none."""
+    runs: tuple[Row, ...]
+    """The runs of the whole budget at that rate, one per seed."""
+    missing: str
+    """What has not been run yet; empty if nothing."""
+
+    def spread(self, measure: str, part: str = "metrics") -> Spread | None:
+        """Return a metric over the seeds; None where there is none."""
+        values = [row[part][measure] for row in self.runs if row.get(part)]
+        return Spread(values=tuple(values)) if values else None
+
+    def median(self, name: str) -> float | None:
+        """Return the median of a value of the runs, such as `steps`; None where one lacks it."""
+        values = [row.get(name) for row in self.runs]
+        known = [value for value in values if value is not None]
+        return statistics.median(known) if known and len(known) == len(values) else None
+
+
+def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSummary]:
+    """Return what every system of a comparison has reached, best first, those without runs last."""
+    mine = [row for row in rows if row["comparison"] == comparison["name"]]
+    summaries = [
+        _summarize_system(comparison, name, [row for row in mine if row["system"] == name])
+        for name in comparison["systems"]
+    ]
+    headline, sign = comparison["headline"], -1 if comparison["higher_is_better"] else 1
+
+    def place(summary: SystemSummary) -> tuple[bool, float]:
+        spread = summary.spread(headline)
+        return spread is None, 0.0 if spread is None else sign * spread.mean
+
+    return sorted(summaries, key=place)
+
+
+def format_measure(measure: str, value: float) -> str:
+    """Return a value in the unit in which people read it: accuracies in percent."""
+    return f"{100 * value:.1f} %" if "accuracy" in measure else f"{value:.3f}"
+
+
+def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row]) -> SystemSummary:
+    headline = comparison["headline"]
+    share, rates, seeds = (comparison[k] for k in ("grid_share", "learning_rates", "num_seeds"))
+    grid = {
+        row["learning_rate"]: row["metrics"][headline] if row["status"] == "done" else None
+        for row in rows
+        if row["seed"] == 0 and row["share"] == share and row["learning_rate"] in rates
+    }
+    finite = {rate: value for rate, value in grid.items() if value is not None}
+    choose = max if comparison["higher_is_better"] else min
+    best = choose(finite, key=lambda rate: finite[rate]) if finite else None
+    runs = tuple(
+        row
+        for row in rows
+        if row["learning_rate"] == best and row["share"] == 1 and row["status"] == "done"
+    )
+    wanting = []
+    if len(grid) < len(rates):
+        wanting.append(f"{len(rates) - len(grid)} of {len(rates)} rates")
+    if finite and len(runs) < seeds:
+        wanting.append(f"{seeds - len(runs)} of {seeds} seeds")
+    return SystemSummary(
+        system=name, grid=grid, learning_rate=best, runs=runs, missing=", ".join(wanting)
+    )

@@ -1,0 +1,211 @@
+"""Facts about reports of studies: what they say, and that they need nothing else."""
+
+import copy
+from html.parser import HTMLParser
+
+import pytest
+
+from polewise.analysis import PUBLISHED, PublishedTable, render_html, render_markdown, study_section
+from polewise.analysis.study_summary import summarize
+
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "versions": {"torch": "2.13.0"},
+    "git_commit": "0123456789abcdef",
+    "processor": "x86_64",
+    "num_cores": 2,
+    "num_threads": 1,
+    "gpus": [],
+}
+
+
+def row(system, rate, seed, accuracy, comparison="30", **changes):
+    values = {
+        "run": f"{comparison}/{system}/rate-{rate:g}-seed-{seed}",
+        "comparison": comparison,
+        "system": system,
+        "learning_rate": rate,
+        "seed": seed,
+        "share": 1.0,
+        "status": "done",
+        "parameters": 145704,
+        "state_bytes": 43312,
+        "steps": 200,
+        "cpu_seconds": 61.0,
+        "peak_memory_bytes": 300_000_000,
+        "metrics": {"accuracy": accuracy, "loss": 1.0},
+        "test": None,
+        "curve": [
+            {"step": 100, "seconds": 1.0, "accuracy": accuracy / 2},
+            {"step": 200, "seconds": 2.0, "accuracy": accuracy},
+        ],
+        "environment": ENVIRONMENT,
+        "command": f"polewise study table1 --only '{comparison}/{system}'",
+    }
+    return values | changes
+
+
+def study(*rows, **changes):
+    comparison = {
+        "name": "30",
+        "note": "A window of 32 tokens can reach <67 %>.",
+        "headline": "accuracy",
+        "higher_is_better": True,
+        "systems": ["attention", "focus", "mega"],
+        "learning_rates": [0.001, 0.01],
+        "num_seeds": 2,
+        "grid_share": 1.0,
+        "max_steps": 200,
+        "max_seconds": None,
+        "stop_at": 1.0,
+    }
+    return {
+        "study": "table1",
+        "size": "cpu",
+        "question": "Does it recall?",
+        "comparisons": [comparison | changes],
+        "rows": list(rows),
+    }
+
+
+FOCUS = (row("focus", 0.001, 0, 0.98), row("focus", 0.01, 0, 0.5), row("focus", 0.001, 1, 1.0))
+
+
+def table_of(values):
+    table = study_section(values).parts[0].table
+    return {line[0]: dict(zip(table.header, line, strict=True)) for line in table.rows}
+
+
+def test_a_figure_is_the_mean_over_seeds_at_the_best_rate_with_lowest_and_highest():
+    cells = table_of(study(*FOCUS))["focus"]
+    assert cells["accuracy"] == "99.0 % (98.0 % to 100.0 %)"
+    assert cells["best rate"] == "0.001"
+    assert cells["missing"] == ""
+    assert (cells["parameters"], cells["state"], cells["memory"]) == (
+        "145,704",
+        "43.3 kB",
+        "300 MB",
+    )
+
+
+def test_the_best_rate_of_a_loss_is_that_of_the_lowest():
+    values = study(*FOCUS, higher_is_better=False)
+    (focus, *_) = summarize(values["comparisons"][0], values["rows"])
+    assert focus.learning_rate == 0.01
+
+
+def test_what_is_missing_is_said_and_what_was_never_run_has_no_figure():
+    cells = table_of(study(*FOCUS, row("mega", 0.01, 0, 0.25)))
+    assert cells["mega"]["accuracy"] == "25.0 %"
+    assert cells["mega"]["missing"] == "1 of 2 rates, 1 of 2 seeds"
+    assert cells["attention"]["accuracy"] == ""
+    assert cells["attention"]["missing"] == "2 of 2 rates"
+    assert list(cells) == ["focus", "mega", "attention"]  # best first, those without runs last
+    assert "4 of 9 runs are done" in study_section(study(*FOCUS, FOCUS[0])).facts[0]
+
+
+def test_a_system_that_diverged_at_every_rate_says_so():
+    rows = [row("focus", rate, 0, 0, status="diverged", metrics=None) for rate in (0.001, 0.01)]
+    cells = table_of(study(*rows))["focus"]
+    assert (cells["accuracy"], cells["missing"]) == ("diverged", "")
+
+
+def test_runs_of_a_short_grid_choose_the_rate_and_are_no_results():
+    short = [
+        row("focus", rate, 0, accuracy, share=0.1) for rate, accuracy in ((0.001, 0.9), (0.01, 0.8))
+    ]
+    whole = row("focus", 0.001, 0, 0.95)
+    cells = table_of(study(*short, whole, grid_share=0.1))["focus"]
+    assert cells["accuracy"] == "95.0 %"
+    assert cells["missing"] == "1 of 2 seeds"
+
+
+def test_figures_on_test_data_stand_beside_those_that_chose():
+    tested = row("focus", 0.001, 0, 0.98, test={"accuracy": 0.91})
+    assert table_of(study(tested))["focus"]["on test"] == "91.0 %"
+    assert "on test" not in table_of(study(*FOCUS))["focus"]
+
+
+def test_further_metrics_have_columns_and_the_loss_has_none():
+    metrics = {"accuracy": 0.5, "loss": 1.0, "accuracy_of_64_pairs": 0.25}
+    cells = table_of(study(row("focus", 0.001, 0, 0.5, metrics=metrics)))["focus"]
+    assert cells["accuracy of 64 pairs"] == "25.0 %"
+    assert "loss" not in cells
+
+
+class Parsed(HTMLParser):
+    """Tags that are open, those that were seen, and everything that is loaded or said."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.links, self.said = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        self.links += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href") and not value.startswith("#")
+        ]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in ("meta", "br"):
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+def test_the_html_report_is_one_well_formed_page_that_loads_nothing():
+    parsed = Parsed(render_html([study(*FOCUS)]))
+    assert parsed.open == []
+    assert parsed.links == []
+    assert parsed.seen.count("svg") == 2  # learning curves; published beside ours
+    assert parsed.seen.count("table") == 2
+    said = " ".join(parsed.said)
+    assert "can reach <67 %>." in said  # escaped
+    assert "99.0 % (98.0 % to 100.0 %)" in said
+    assert "polewise study table1 --only '30/focus'" in said
+    assert "not feasible" in said
+
+
+def test_the_same_results_give_the_same_page():
+    assert render_html([study(*FOCUS)]) == render_html([copy.deepcopy(study(*FOCUS))])
+
+
+def test_a_study_without_runs_has_a_page_without_figures():
+    parsed = Parsed(render_html([study()]))
+    assert "svg" not in parsed.seen
+    assert "0 of 9 runs are done" in " ".join(parsed.said)
+
+
+def test_the_page_of_the_documentation_says_that_it_is_generated_and_shows_the_same():
+    title = study_section(study(*FOCUS)).title
+    text = render_markdown([study(*FOCUS)], {title: ["figures/a.svg", "figures/b.svg"]})
+    assert text.startswith("<!-- Generated by `polewise report --docs`")
+    assert "| focus | 145,704 | 0.001 | 99.0 % (98.0 % to 100.0 %) | 200 | 61 |" in text
+    assert "](figures/a.svg)" in text
+    widths = {}
+    for line in text.splitlines():
+        if line.startswith("|"):
+            widths.setdefault(line.count("|"), []).append(line)
+    assert set(widths) == {6 + 1, 9 + 1}  # published: 6 columns; ours: 9, none of them empty
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_tables_name_their_source_and_their_caveats(name):
+    for table in PUBLISHED[name]:
+        assert "Lutati" in table.source
+        assert table.note.endswith(".")
+
+
+def test_a_published_table_with_a_figure_missing_is_refused():
+    with pytest.raises(ValueError, match="values must have 2 figures for Focus; got 1"):
+        PublishedTable(title="", source="", settings=("a", "b"), values={"Focus": (1.0,)}, note="")
