@@ -148,6 +148,7 @@ def test_a_finished_study_is_not_run_again_and_its_rows_tell_everything(
         assert row["configuration"]["model"]["mixer_options"]["base"] == 10000.0
         assert row["environment"]["versions"]["torch"]
         assert row["cpu_seconds"] > 0
+        assert row["num_processes"] == 1
         assert row["state_bytes"] > 0
         assert row["command"].endswith(f"--only {row['run']} --out again")
 

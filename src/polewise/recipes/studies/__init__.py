@@ -12,3 +12,4 @@ from polewise.recipes.studies.study import Size as Size
 from polewise.recipes.studies.study import Study as Study
 from polewise.recipes.studies.study import System as System
 from polewise.recipes.studies.study import Trial as Trial
+from polewise.recipes.studies.systems import equal_systems as equal_systems

@@ -84,6 +84,8 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
             "wall_seconds": round(time.monotonic() - began, 3) if fresh else None,
             "cpu_seconds": round(time.process_time() - began_cpu, 3) if fresh else None,
             "peak_memory_bytes": _peak_memory(),
+            # Each process draws batches of its own: the batch is so many times as large.
+            "num_processes": processes().num_processes,
             "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         }
         replace_file(path / OUTCOME, json.dumps(values, indent=1) + "\n")
