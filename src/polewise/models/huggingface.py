@@ -25,12 +25,15 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from polewise.mixers.options import nearest
+from polewise.models.arguments import only_one, real_tokens, refuse_unknown, require_mask
 from polewise.models.backbone import Backbone, BackboneState
 from polewise.models.cache import PolewiseCache
 from polewise.models.configuration import PolewiseConfig
 from polewise.models.rows import Rows, first_of_documents, real_tokens_first, separate_documents
 from polewise.states import num_bytes, require_like
+
+_COMPILED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+"""How a single step is compiled unless told otherwise."""
 
 
 class PolewisePreTrainedModel(PreTrainedModel):
@@ -118,7 +121,7 @@ class PolewiseModel(PolewisePreTrainedModel):
                 model, or tokens out of range; the message names the argument.
             TypeError: an unknown argument.
         """
-        _refuse_unknown(kwargs, said=seq_idx is not None or attention_mask is not None)
+        refuse_unknown(kwargs, said=seq_idx is not None or attention_mask is not None)
         if past_key_values is not None and not isinstance(past_key_values, PolewiseCache):
             raise TypeError(
                 f"past_key_values must be a PolewiseCache; got {type(past_key_values).__name__}. "
@@ -130,12 +133,12 @@ class PolewiseModel(PolewisePreTrainedModel):
                 "documents start from nothing. Leave out attention_mask and past_key_values."
             )
         cache = PolewiseCache() if past_key_values is None else past_key_values
-        given = _only((input_ids, input_values, inputs_embeds))
+        given = only_one((input_ids, input_values, inputs_embeds))
         if seq_idx is not None:
-            _require_mask("seq_idx", seq_idx, given, 0)
+            require_mask("seq_idx", seq_idx, given, 0)
             real: Tensor | None = seq_idx >= 0
         else:
-            real = _real_tokens(attention_mask, given, cache.length)
+            real = real_tokens(attention_mask, given, cache.length)
         if real is not None and input_ids is not None:
             # What stands under a mask is not a token, and need not be one.
             input_ids = torch.where(real, input_ids, 0)
@@ -199,7 +202,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Exactly one kind of input to (batch, length, hidden_size)."""
-        _only((input_ids, input_values, inputs_embeds))
+        only_one((input_ids, input_values, inputs_embeds))
         if inputs_embeds is not None:
             return inputs_embeds
         if self.config.num_input_features:
@@ -238,69 +241,6 @@ class PolewiseModel(PolewisePreTrainedModel):
         )
         with torch.no_grad():
             return num_bytes(self.backbone(x)[1])
-
-
-def _only(given: tuple[Tensor | None, ...]) -> Tensor:
-    """The one kind of input that was given."""
-    parts = [part for part in given if part is not None]
-    if len(parts) != 1:
-        raise ValueError(
-            f"give exactly one of input_ids, input_values and inputs_embeds; got {len(parts)} of "
-            "them."
-        )
-    return parts[0]
-
-
-def _real_tokens(mask: Tensor | None, given: Tensor, seen: int) -> Tensor | None:
-    """Which tokens of the segment exist, (batch, length); None for all."""
-    if mask is None:
-        return None
-    _require_mask("attention_mask", mask, given, seen)
-    real = mask[:, mask.shape[1] - given.shape[1] :].bool()
-    may_look = real.device.type == "cpu" and not torch.compiler.is_compiling()
-    return None if may_look and bool(real.all()) else real  # a look stalls an accelerator
-
-
-def _require_mask(name: str, mask: Tensor, given: Tensor, seen: int) -> None:
-    batch, length = given.shape[:2]
-    shapes = dict.fromkeys(((batch, length), (batch, seen + length)))
-    got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    if got not in shapes:
-        wanted = " or ".join(str(shape) for shape in shapes)
-        raise ValueError(f"{name} must have shape (batch, length) = {wanted}; got {got}.")
-
-
-def _refuse_unknown(arguments: dict[str, Any], *, said: bool) -> None:
-    """Nothing that was asked for is left out in silence.
-
-    `said`: seq_idx or a mask already says which tokens belong together.
-    """
-    positions = arguments.pop("position_ids", None)
-    if positions is not None and not said and bool((positions.diff(dim=-1) <= 0).any()):
-        raise ValueError(
-            "position_ids must rise in every row: they do not cut a row into documents. Say it "
-            "with seq_idx (DataCollatorWithFlattening(return_seq_idx=True) makes it)."
-        )
-    if arguments.pop("output_attentions", None):
-        raise ValueError("output_attentions must be False: no mixer keeps its weights.")
-    for name, value in arguments.items():
-        if value is not None and name not in _IGNORED:
-            raise TypeError(
-                f"unknown argument {name!r}.{nearest(name, _ARGUMENTS)} Packed documents are "
-                "given as seq_idx."
-            )
-
-
-_IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids", "tokenizer")
-"""Arguments that tools pass to every model and that change nothing here."""
-
-_ARGUMENTS = (
-    "input_ids", "attention_mask", "past_key_values", "inputs_embeds", "labels", "use_cache",
-    "logits_to_keep", "input_values", "seq_idx", "output_hidden_states", "return_dict",
-)  # fmt: skip
-
-
-_COMPILED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
 
 
 class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):

@@ -1,0 +1,86 @@
+"""What models accept: one kind of input, masks that fit it, and no argument unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polewise.mixers.options import nearest
+
+
+def only_one(given: tuple[Tensor | None, ...]) -> Tensor:
+    """Return the one kind of input that was given.
+
+    Raises:
+        ValueError: none, or several.
+    """
+    parts = [part for part in given if part is not None]
+    if len(parts) != 1:
+        raise ValueError(
+            f"give exactly one of input_ids, input_values and inputs_embeds; got {len(parts)} of "
+            "them."
+        )
+    return parts[0]
+
+
+def real_tokens(mask: Tensor | None, given: Tensor, seen: int) -> Tensor | None:
+    """Return which tokens of the segment exist, (batch, length); None for all.
+
+    `mask` may begin with the columns of `seen` tokens before the segment.
+    """
+    if mask is None:
+        return None
+    require_mask("attention_mask", mask, given, seen)
+    real = mask[:, mask.shape[1] - given.shape[1] :].bool()
+    may_look = real.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if may_look and bool(real.all()) else real  # a look stalls an accelerator
+
+
+def require_mask(name: str, mask: Tensor, given: Tensor, seen: int) -> None:
+    """Check that a mask belongs to `given`, alone or with the tokens seen before it.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    batch, length = given.shape[:2]
+    shapes = dict.fromkeys(((batch, length), (batch, seen + length)))
+    got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    if got not in shapes:
+        wanted = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(f"{name} must have shape (batch, length) = {wanted}; got {got}.")
+
+
+def refuse_unknown(arguments: dict[str, Any], *, said: bool) -> None:
+    """See that nothing that was asked for is left out in silence.
+
+    `said`: seq_idx or a mask already says which tokens belong together.
+
+    Raises:
+        ValueError: a known argument that asks for what no model here can do.
+        TypeError: an unknown argument.
+    """
+    positions = arguments.pop("position_ids", None)
+    if positions is not None and not said and bool((positions.diff(dim=-1) <= 0).any()):
+        raise ValueError(
+            "position_ids must rise in every row: they do not cut a row into documents. Say it "
+            "with seq_idx (DataCollatorWithFlattening(return_seq_idx=True) makes it)."
+        )
+    if arguments.pop("output_attentions", None):
+        raise ValueError("output_attentions must be False: no mixer keeps its weights.")
+    for name, value in arguments.items():
+        if value is not None and name not in _IGNORED:
+            raise TypeError(
+                f"unknown argument {name!r}.{nearest(name, _ARGUMENTS)} Packed documents are "
+                "given as seq_idx."
+            )
+
+
+_IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids", "tokenizer")
+"""Arguments that tools pass to every model and that change nothing here."""
+
+_ARGUMENTS = (
+    "input_ids", "attention_mask", "past_key_values", "inputs_embeds", "labels", "use_cache",
+    "logits_to_keep", "input_values", "seq_idx", "output_hidden_states", "return_dict",
+)  # fmt: skip
