@@ -24,7 +24,9 @@ from polewise.tasks import ImagesTask, RecallTask, TextTask
 from polewise.tasks.options import require_choice
 from polewise.training import TrainingOptions
 
-_PEERS = ("focus", "attention", "mega", "mamba2", "mamba3", "gated_linear_attention")
+_PEERS = (
+    "focus", "attention", "mega", "mamba2", "mamba3", "gated_linear_attention", "associative",
+)  # fmt: skip
 
 
 def table1(size: Size) -> Study:
