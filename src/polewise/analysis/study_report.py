@@ -29,7 +29,8 @@ class Part:
 
     title: str
     notes: tuple[str, ...]
-    table: Table
+    table: Table | None
+    """None where nothing has been run."""
     command: str = ""
     """The command that runs one of its runs anew; empty where there is none."""
 
@@ -77,7 +78,8 @@ def render_html(studies: Sequence[Study]) -> str:
         for part in section.parts:
             body.append(f"<h3>{_text(part.title)}</h3>")
             body += [f"<p>{_text(note)}</p>" for note in part.notes]
-            body.append(_html_table(part.table))
+            if part.table is not None:
+                body.append(_html_table(part.table))
             if part.command:
                 body.append(f"<p>One run of it anew: <code>{_text(part.command)}</code></p>")
     return _PAGE.format(legend=_text(_LEGEND), body="\n".join(body))
@@ -111,7 +113,8 @@ def render_markdown(studies: Sequence[Study], figures: Mapping[str, Sequence[str
             lines += ["", f"### {part.title}"]
             for note in part.notes:
                 lines += ["", note]
-            lines += ["", *_markdown_table(part.table)]
+            if part.table is not None:
+                lines += ["", *_markdown_table(part.table)]
             if part.command:
                 lines += ["", "One run of it anew:", "", f"    {part.command}"]
     return "\n".join(lines) + "\n"
@@ -129,6 +132,11 @@ _LEGEND = (
 def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
     headline = comparison["headline"]
     summaries = summarize(comparison, study["rows"])
+    notes = [note for note in (comparison["note"], _budget(comparison)) if note]
+    if not any(summary.grid or summary.runs for summary in summaries):
+        names = ", ".join(comparison["systems"])
+        notes.append(f"Nothing of it has been run yet. To run: {names}.")
+        return Part(title=comparison["name"], notes=tuple(notes), table=None)
     tested = any(summary.spread(headline, "test") for summary in summaries)
     also = _further_measures(summaries, headline)
     header = (
@@ -153,7 +161,6 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
         for summary in summaries
     )
     commands = [row["command"] for summary in summaries for row in summary.runs]
-    notes = [note for note in (comparison["note"], _budget(comparison)) if note]
     return Part(
         title=comparison["name"],
         notes=tuple(notes),

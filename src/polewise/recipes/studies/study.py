@@ -219,7 +219,10 @@ def seed_trials(comparison: Comparison, system: System, rate: float) -> list[Tri
 def best_rate(
     comparison: Comparison, system: System, measured: Mapping[str, float]
 ) -> float | None:
-    """Return the rate of the best run of the grid; None while one is missing or if all diverged."""
+    """Return the rate of the best run of the grid, among equals the first.
+
+    None while one is missing, or if all diverged.
+    """
     grid = [trial for trial in grid_trials(comparison) if trial.system.name == system.name]
     if any(trial.name not in measured for trial in grid):
         return None
