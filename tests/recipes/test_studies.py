@@ -1,5 +1,6 @@
 """Facts about studies: what is planned, what is run, and what is never run twice."""
 
+import io
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies import (
@@ -253,7 +255,14 @@ def test_rows_whose_options_have_changed_do_not_count(tiny_study, tmp_path):
     path = tmp_path / "tiny.json"
     run_study(tiny_study(rates=(1e-3,)), out=tmp_path / "runs", results=path)
     assert len(Results(tiny_study(rates=(1e-3,)), path).rows) == 2
-    assert len(Results(tiny_study(rates=(1e-3,), max_steps=5), path).rows) == 0
+    changed = tiny_study(rates=(1e-3,), max_steps=5)
+    assert len(Results(changed, path).rows) == 0
+    console = Console(file=io.StringIO(), width=300)
+    run_study(
+        changed, out=tmp_path / "new", results=tmp_path / "tiny.json", max_hours=0, console=console
+    )
+    assert "2 rows of" in console.file.getvalue()
+    assert "will be dropped, such as short/attention/rate-0.001-seed-0" in console.file.getvalue()
     # An option that did not exist when the row was written had its default then.
     values = json.loads(path.read_text())
     del values["rows"][0]["configuration"]["model"]["mixer_options"]["heads"]

@@ -29,12 +29,16 @@ class Results:
     def __init__(self, study: Study, path: Path) -> None:
         self.study, self.path = study, path
         self.rows: dict[str, dict[str, Any]] = {}
+        self.outdated: list[str] = []
+        """Rows of the file that are not of the study as it is now; the next writing drops them."""
         if path.exists():
             trials = {trial.name: trial for trial in study.trials()}
             for row in read_results(path)["rows"]:
                 trial = trials.get(row["run"])
                 if trial is not None and _agrees(row["configuration"], configuration(trial.run)):
                     self.rows[row["run"]] = row
+                else:
+                    self.outdated.append(row["run"])
 
     def measured(self) -> dict[str, float]:
         """Return the headline metric of every run that is done; NaN where it diverged."""

@@ -117,6 +117,11 @@ class _Ledger:
                 f"only must match a run of {self.study.name}, such as {names[0]}; got "
                 f"{self.only!r}. `polewise study {self.study.name} --list` lists them."
             )
+        if outdated := self.results.outdated:
+            self.say(
+                f"{len(outdated)} rows of {self.results.path} have other options than the study "
+                f"has now and will be dropped, such as {outdated[0]}"
+            )
         # Runs that another call has finished, or this one before its results were written.
         for trial in self.study.trials():
             if (self.path(trial) / OUTCOME).exists():
