@@ -51,6 +51,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from safetensors.torch import load_file, save_file, save_model
 
+from polewise.mixers import MIXERS
 from polewise.recipes import demo_text
 from polewise.tasks import ImagesTask, RecallTask, TextTask
 from polewise.tasks.images import read_mnist
@@ -70,12 +71,14 @@ from polewise.training.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    named_averages,
     save_checkpoint,
     verify_checkpoint,
 )
 from polewise.training.manifest import MANIFEST, write_manifest
 from polewise.training.optimizer import build_optimizer
 from polewise.training.progress import Progress
+from polewise.training.run import mixer_option_types
 
 RESULTS = Path(__file__).parent / "results"
 PRELOADED = [
@@ -289,8 +292,9 @@ SMALL = {
 def random_configuration(chance: random.Random) -> dict[str, Any]:
     """Return the JSON of a run with some parts changed at random, most of them for the worse."""
     task = chance.choice(list(SMALL.values()))
-    mixer = chance.choice(["focus", "attention", "associative"])
-    options = {"chunk_length": 8, "bin_length": 8} if mixer == "focus" else {}
+    mixer = chance.choice(list(MIXERS))
+    known = mixer_option_types(mixer)
+    options = {name: 8 for name in ("chunk_length", "bin_length") if name in known}
     run = Run(
         task=task,
         model=ModelOptions(mixer=mixer, mixer_options=options, hidden_size=8, num_layers=1),
@@ -560,7 +564,8 @@ def measure_overhead(folder: Path, repeats: int = 15, steps: int = 20) -> dict[s
     for number in range(repeats):
         progress.step = number
         begin = time.perf_counter()
-        save_checkpoint(folder / "safe", model, optimizer, progress, keep=2)
+        averages = dict(named_averages(optimizer))
+        save_checkpoint(folder / "safe", model, averages, progress, keep=2)
         safe.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         _save_plainly(folder / "plain", model, optimizer, progress)

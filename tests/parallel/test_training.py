@@ -1,56 +1,200 @@
-"""Facts about training on several processes, launched as a user launches it."""
+"""Facts about training on several processes: what they learn, save, resume, and how they end."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from tests.parallel.launches import (
+    MIXER_OPTIONS,
+    Poisoned,
+    Stalling,
+    alone,
+    answers_of,
+    changed,
+    environment,
+    farthest,
+    free_port,
+    recall,
+    together,
+)
 
+from polewise.training import RunFolder, train
+from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
+from polewise.training.launch import asks_for_shares, join_processes
+from polewise.training.run import TrainingOptions
+
+LAYOUTS = {
+    "data parallel": {},
+    "sharded": {"shard_parameters": True},
+    "split": {"split_sequence": True},
+    "split and sharded": {"split_sequence": True, "shard_parameters": True},
+}
 OPTIONS = [
     "train", "text", "--source", "embedded", "--length", "64", "--batch-size", "4",
-    "--hidden-size", "16", "--num-layers", "2", "--max-steps", "4", "--eval-bytes", "2000",
-    "--set", "chunk_length=16", "--set", "bin_length=16", "--set", "windows=2",
+    "--hidden-size", "16", "--num-layers", "2", "--eval-bytes", "1000", "--warmup", "0",
+    "--final-learning-rate", "1", "--seed", "0", "--checkpoint-every", "2",
+    *(word for name, value in MIXER_OPTIONS.items() for word in ("--set", f"{name}={value}")),
 ]  # fmt: skip
 
 
-def run(processes, *words):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), "-m", "polewise.cli", *words],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs in every layout: 4 steps on two processes, resumed to 6 on one, two and four."""
+    folder = tmp_path_factory.mktemp("runs")
+    sharded = LAYOUTS["sharded"]
+    together(
+        2,
+        *((changed(**options), folder / name / "saved") for name, options in LAYOUTS.items()),
+        (changed(**sharded), folder / "sharded" / "2"),
+        (6, folder / "sharded" / "2"),
+        (changed(max_steps=6, **sharded), folder / "sharded" / "whole"),
+    )
+    for name in LAYOUTS:
+        for processes in ("1", "4"):
+            shutil.copytree(folder / name / "saved", folder / name / processes)
+    one_process = (changed(max_steps=6), folder / "one process")
+    alone(one_process, *((6, folder / name / "1") for name in LAYOUTS))
+    together(4, *((6, folder / name / "4") for name in LAYOUTS))
+    return folder
 
 
-def weights(folder):
-    return load_file(folder / "model-last" / "model.safetensors")
+def test_sharded_parameters_learn_what_whole_ones_learn(runs):
+    assert farthest(runs / "sharded/saved", runs / "data parallel/saved") < 1e-6
+    assert farthest(runs / "split and sharded/saved", runs / "split/saved") < 1e-6
 
 
-def test_a_run_that_splits_its_sequences_learns_what_one_process_learns(tmp_path):
-    for name, processes, more in (("one", 1, []), ("split", 2, ["--split-sequence"])):
-        done = run(processes, *OPTIONS, *more, "--out", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
-    one, split = weights(tmp_path / "one"), weights(tmp_path / "split")
-    for name, value in one.items():
-        torch.testing.assert_close(split[name], value, rtol=1e-3, atol=1e-4)
-
-
-def test_sequences_that_cannot_be_split_are_refused_before_a_folder_is_made(tmp_path):
-    more = ["--split-sequence", "--set", "chunk_length=64", "--out", str(tmp_path / "run")]
-    done = run(2, *OPTIONS, *more)
-    assert done.returncode != 0
-    assert "multiple of processes x chunk_length = 128; got 64" in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_a_resumed_sharded_run_ends_with_the_same_bits(runs):
+    assert farthest(runs / "sharded/2", runs / "sharded/whole") == 0
+    assert farthest(runs / "sharded/2", runs / "sharded/saved") > 0
 
 
 @pytest.mark.parametrize("processes", [1, 4])
-def test_a_run_of_two_processes_goes_on_with_one_and_with_four(tmp_path, processes):
-    done = run(2, *OPTIONS, "--out", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    done = run(processes, "resume", str(tmp_path / "run"), "--max-steps", "6")
-    assert done.returncode == 0, done.stderr
-    assert "finished after 6 steps" in done.stdout
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_two_processes_saved_goes_on_with_one_and_with_four(runs, layout, processes):
+    ended = runs / layout / str(processes)
+    verify_checkpoint(ended / "checkpoints/step-6")
+    # All pieces of a sequence together are one process; sharding changes nothing.
+    same = runs / "one process" if "split" in layout else runs / f"data parallel/{processes}"
+    assert farthest(ended, same) < 1e-4
+
+
+def start(words, rank=0, processes=1, port=0):
+    return subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **(environment(rank, processes, port) if processes > 1 else {})},
+    )  # fmt: skip
+
+
+def test_a_killed_process_ends_the_others_with_a_message_and_the_run_resumes(tmp_path):
+    words = [
+        "-m",
+        "polewise.cli",
+        *OPTIONS,
+        "--max-steps",
+        "100000",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    port = free_port()
+    victim, other = (start(words, rank, 2, port) for rank in (1, 0))
+    try:
+        while len(list_checkpoints(tmp_path / "run/checkpoints")) < 2:
+            assert victim.poll() is None, victim.communicate()
+            time.sleep(0.05)
+        victim.kill()
+        _, said = other.communicate(timeout=60)
+    finally:
+        for process in (victim, other):
+            process.kill()
+            process.communicate()
+    assert other.returncode == 1
+    assert "polewise: error: every process of the run must go on; another has ended" in said
+    assert said.count("\n") == 1, said
+
+    newest = list_checkpoints(tmp_path / "run/checkpoints")[-1]
+    verify_checkpoint(newest)
+    steps = int(newest.name.removeprefix("step-")) + 2
+    run = RunFolder(tmp_path / "run").read_run()
+    whole = replace(run, training=replace(run.training, max_steps=steps))
+    together(2, (steps, tmp_path / "run"), (whole, tmp_path / "whole"))
+    assert farthest(tmp_path / "run", tmp_path / "whole") == 0
+
+
+def test_trouble_in_one_process_or_in_pieces_is_answered_by_all(tmp_path):
+    nan, stalled = answers_of(
+        2,
+        tmp_path,
+        recall(Poisoned, shard_parameters=True, skip_limit=2, on_skip_limit="roll_back"),
+        recall(Stalling, shard_parameters=True, data_timeout=1.0),
+    )
+    for answer in nan:
+        assert "NaN or infinite at step 3" in answer
+        assert "the loss is NaN, though the logits are finite" in answer
+    lines = RunFolder(tmp_path / "0").read_metrics()
+    assert sum(line["kind"] == "roll_back" for line in lines) == 3
+    assert "must give a batch within 1 s" in stalled[1]
+    assert stalled[0].startswith("the data of another process failed. The run is saved at step 2")
+    for number in (0, 1):
+        verify_checkpoint(tmp_path / str(number) / "checkpoints/step-2")
+
+
+def test_accelerate_launch_goes_on_sharded_with_what_was_not(runs, tmp_path):
+    run = shutil.copytree(runs / "data parallel/saved", tmp_path / "run")
+    words = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
+    process = start(
+        [
+            *words,
+            "--fsdp_version",
+            "2",
+            "-m",
+            "polewise.cli",
+            "resume",
+            str(run),
+            "--max-steps",
+            "6",
+        ]
+    )
+    out, said = process.communicate()
+    assert process.returncode == 0, said
+    assert "finished after 6 steps" in out
+    assert farthest(run, runs / "sharded/2") < 1e-6
+
+
+def test_sequences_that_cannot_be_split_are_refused_before_a_folder_is_made(tmp_path, monkeypatch):
+    several = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr("polewise.training.loop.join_processes", lambda _: several)
+    run = changed(split_sequence=True)
+    options = MIXER_OPTIONS | {"chunk_length": 64}
+    run = replace(run, model=replace(run.model, mixer_options=options))
+    with pytest.raises(ValueError, match="multiple of processes x chunk_length = 128; got 64"):
+        train(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DEEPSPEED"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for MEGATRON_LM"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "asks for version 1"),
+    ],
+)
+def test_engines_that_the_loop_does_not_know_are_refused(variables, message, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        join_processes(TrainingOptions(max_steps=1))
+
+
+def test_the_launcher_is_asked_for_shares_too(monkeypatch):
+    assert not asks_for_shares(TrainingOptions(max_steps=1))
+    assert asks_for_shares(TrainingOptions(max_steps=1, shard_parameters=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert asks_for_shares(TrainingOptions(max_steps=1))

@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from polewise.training import NonFiniteError
-from polewise.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from polewise.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    named_averages,
+    save_checkpoint,
+)
 from polewise.training.durable import replace_folder
 from polewise.training.progress import Progress
 
@@ -21,6 +26,10 @@ def trained(seed=0, steps=3):
     return model, optimizer
 
 
+def save(folder, model, optimizer, progress, *, keep):
+    return save_checkpoint(folder, model, dict(named_averages(optimizer)), progress, keep=keep)
+
+
 def step(model, optimizer):
     optimizer.zero_grad()
     model(torch.randn(5, 3)).square().mean().backward()
@@ -30,7 +39,7 @@ def step(model, optimizer):
 def test_a_loaded_checkpoint_goes_on_exactly(tmp_path):
     model, optimizer = trained()
     where = Progress(step=3, seconds=1.5, best=0.25)
-    path = save_checkpoint(tmp_path, model, optimizer, where, keep=2)
+    path = save(tmp_path, model, optimizer, where, keep=2)
     step(model, optimizer)
 
     other, its_optimizer = trained(seed=1, steps=1)
@@ -41,7 +50,7 @@ def test_a_loaded_checkpoint_goes_on_exactly(tmp_path):
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path):
-    path = save_checkpoint(tmp_path, *trained(), Progress(step=3), keep=2)
+    path = save(tmp_path, *trained(), Progress(step=3), keep=2)
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
     json.loads((path / "progress.json").read_text())
 
@@ -49,11 +58,11 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_model_that_is_not_finite_is_never_saved(tmp_path, bad):
     model, optimizer = trained()
-    good = save_checkpoint(tmp_path, model, optimizer, Progress(step=3), keep=1)
+    good = save(tmp_path, model, optimizer, Progress(step=3), keep=1)
     before = {file.name: file.read_bytes() for file in good.iterdir()}
     model[1].bias.data[0] = bad
     with pytest.raises(NonFiniteError, match=r"the parameter 1\.bias is"):
-        save_checkpoint(tmp_path, model, optimizer, Progress(step=4), keep=1)
+        save(tmp_path, model, optimizer, Progress(step=4), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
     assert {file.name: file.read_bytes() for file in good.iterdir()} == before
 
@@ -61,7 +70,7 @@ def test_a_model_that_is_not_finite_is_never_saved(tmp_path, bad):
 def test_only_the_newest_are_kept_in_the_order_of_their_steps(tmp_path):
     model, optimizer = trained()
     for number in (2, 9, 10):
-        save_checkpoint(tmp_path, model, optimizer, Progress(step=number), keep=2)
+        save(tmp_path, model, optimizer, Progress(step=number), keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-9", "step-10"]
 
 
@@ -80,7 +89,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_or_a_broken_one_is_explained(tmp_path):
-    path = save_checkpoint(tmp_path, *trained(), Progress(step=3), keep=2)
+    path = save(tmp_path, *trained(), Progress(step=3), keep=2)
     with pytest.raises(ValueError, match=r"must be complete and of this model; .*step-3"):
         load_checkpoint(path, nn.Linear(3, 4))
     (path / "progress.json").write_text("{")

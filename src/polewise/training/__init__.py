@@ -1,5 +1,6 @@
 """Training: a run, its folder, and the loop that fills it. Importing it needs the extra `train`."""
 
+from polewise.training.errors import LostProcessError as LostProcessError
 from polewise.training.errors import NonFiniteError as NonFiniteError
 from polewise.training.errors import SaveError as SaveError
 from polewise.training.errors import StalledError as StalledError

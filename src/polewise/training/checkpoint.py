@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from polewise.training.diagnosis import first_bad_parameter
 from polewise.training.durable import remove_folder, replace_folder
 from polewise.training.errors import NonFiniteError, explained_saving
+from polewise.training.fully_sharded import share_like, whole_tensor
 from polewise.training.json_files import read_json_object
 from polewise.training.manifest import verify_folder
 from polewise.training.progress import Progress
@@ -39,12 +40,14 @@ _DAMAGE = (
 def save_checkpoint(
     folder: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    averages: dict[str, Tensor],
     progress: Progress,
     *,
     keep: int,
 ) -> Path:
     """Write `folder/step-N` beside its place, put it there, then drop the oldest beyond `keep`.
+
+    The averages are the optimiser's, `dict(named_averages(optimizer))`.
 
     Raises:
         NonFiniteError: a parameter is NaN or infinite. Nothing is written.
@@ -52,15 +55,10 @@ def save_checkpoint(
     """
     require_finite(model)
     target = folder / f"step-{progress.step}"
-    tensors = {
-        f"{index}.{name}": value.detach().contiguous()
-        for index, entries in optimizer.state_dict()["state"].items()
-        for name, value in entries.items()
-    }
 
     def write(path: Path) -> None:
         save_model(model, str(path / "model.safetensors"))
-        save_file(tensors, path / "optimizer.safetensors")
+        save_file(averages, path / "optimizer.safetensors")
         save_file(random_state(), path / "random.safetensors")
         described = json.dumps(dataclasses.asdict(progress), indent=2, allow_nan=False)
         (path / "progress.json").write_text(described + "\n")
@@ -75,12 +73,23 @@ def save_checkpoint(
     return target
 
 
+def named_averages(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Yield every average of an optimiser, whole, as `PARAMETER.NAME`.
+
+    Where they are sharded all processes must go through them.
+    """
+    for index, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            yield f"{index}.{name}", whole_tensor(value.detach()).contiguous()
+
+
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Progress:
     """Verify a checkpoint; restore model, optimiser and random generators from it.
 
-    Returns where the run stood. Without an optimiser only the model is restored.
+    Returns where the run stood. Without an optimiser only the model is restored. The model must be
+    whole; an optimiser of sharded parameters is given this process's shares.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another model.
@@ -187,7 +196,8 @@ def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
         shape = parameters[int(index)].shape
         if value.ndim and value.shape != shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(shape)}")
-        entries.setdefault(int(index), {})[entry] = value
+        share = share_like(parameters[int(index)], value) if value.ndim else value
+        entries.setdefault(int(index), {})[entry] = share
     # What the groups are, and their rates, is decided by the options of the run.
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
 

@@ -15,11 +15,16 @@ from polewise.filters import coefficients_to_poles
 from polewise.mixers import Focus
 from polewise.tasks import Batch, Task
 from polewise.training.evaluation import compute_logits
+from polewise.training.fully_sharded import own_share
 
 
 def first_bad_parameter(model: nn.Module) -> str | None:
-    """Return what is wrong with the first parameter or buffer that is not finite, or None."""
+    """Return what is wrong with the first parameter or buffer that is not finite, or None.
+
+    Of sharded ones it looks at this process's share.
+    """
     for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value = own_share(value.detach())
         if value.is_floating_point() and not _is_finite(value):
             return f"the parameter {name} is {_kind(value)}"
     return None

@@ -27,6 +27,10 @@ class StalledError(TrainingError):
     """The data source gave nothing for too long; the run was saved."""
 
 
+class LostProcessError(TrainingError):
+    """Another process of the run has ended, or no longer answers; the checkpoints are kept."""
+
+
 _REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or have the quota raised",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -35,12 +37,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     totals: dict[str, Tensor] = {}
+    batches = iter(task.eval_batches())
     try:
-        for number, batch in enumerate(task.eval_batches()):
-            # A share of the batches may be empty; its first one still names the metrics.
-            weight = float(number % stride == index)
-            if not weight and totals:
-                continue
+        while group := list(islice(batches, stride)):
+            # The last group may not go round. All go through the model alike, because sharded
+            # parameters are put together in every pass.
+            weight = float(index < len(group))
+            batch = group[min(index, len(group) - 1)]
             batch = {name: value.to(device) for name, value in batch.items()}
             for name, (total, count) in task.metrics(compute_logits(model, batch), batch).items():
                 pair = torch.tensor([float(total), float(count)], dtype=torch.float64) * weight

@@ -8,20 +8,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 
 from polewise.training.checkpoint import find_checkpoint, limit_for, read_progress
 from polewise.training.display import Display
 from polewise.training.errors import explained_saving
+from polewise.training.launch import explained_losses, join_processes
 from polewise.training.optimizer import learning_rate_share
-from polewise.training.run import (
-    Run,
-    TrainingOptions,
-    require_buildable,
-    require_splittable,
-)
+from polewise.training.run import Run, require_buildable, require_splittable
 from polewise.training.run_folder import RunFolder
 from polewise.training.session import Session, spent_share
 from polewise.training.stopping import StopRequest, stop_requests
@@ -58,12 +53,13 @@ def train(
     Raises:
         ValueError: an option, the data or the folder will not do. Nothing has been created then.
         NonFiniteError: the loss stayed NaN or infinite. The checkpoints before that are kept.
+        LostProcessError: another process of the launch has ended.
         SaveError: the run folder cannot be written. What was saved before is kept.
         StalledError: the data source gave no batch in time. The run was saved.
     """
     run.task.prepare()
     require_buildable(run)
-    accelerator = _accelerator(run.training)
+    accelerator = join_processes(run.training)
     if run.training.split_sequence:
         require_splittable(run, accelerator.num_processes)
     if accelerator.is_main_process:
@@ -102,7 +98,7 @@ def resume(
     run.task.prepare()
     folder.require_same_data(run)
     limit = limit_for(require_buildable(run))
-    accelerator = _accelerator(run.training)
+    accelerator = join_processes(run.training)
     if run.training.split_sequence:
         require_splittable(run, accelerator.num_processes)
     display = _display(title or run.task_name, console, accelerator)
@@ -129,10 +125,11 @@ def _train(
     accelerator: Accelerator,
     display: Display,
 ) -> Outcome:
-    accelerator.wait_for_everyone()
-    session = Session(run, folder, checkpoint, accelerator, display)
-    with display, closing(session), stop_requests() as stop:
-        return _loop(session, stop)
+    with explained_losses():
+        accelerator.wait_for_everyone()
+        session = Session(run, folder, checkpoint, accelerator, display)
+        with display, closing(session), stop_requests() as stop:
+            return _loop(session, stop)
 
 
 def _loop(session: Session, stop: StopRequest) -> Outcome:
@@ -195,12 +192,6 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
         is_main_process=session.accelerator.is_main_process,
         signal=stop.signal if stops else None,
     )
-
-
-def _accelerator(options: TrainingOptions) -> Accelerator:
-    precision = "bf16" if options.precision == "bfloat16" else "no"
-    # Without cpu=True accelerate takes several processes on a machine without a GPU for one each.
-    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
 
 
 def _display(title: str, console: Console | None, accelerator: Accelerator) -> Display:

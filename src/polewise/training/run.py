@@ -99,6 +99,14 @@ class TrainingOptions:
     split_sequence: bool = False
     """With several processes: each works on its piece of every sequence, instead of on batches of
     its own. Memory for activations shrinks by their number."""
+    shard_parameters: bool = False
+    """With several processes: each keeps its share of parameters, gradients and averages (FSDP2)
+    instead of all of them. `accelerate launch --use_fsdp --fsdp_version 2` asks for the same."""
+    checkpoint_activations: bool = False
+    """Compute what a block did again on the way back instead of keeping it: less memory, more
+    time."""
+    compile: bool = False
+    """Compile the blocks with `torch.compile`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; parameters and optimiser are float32 either way."""
     seed: int = 0

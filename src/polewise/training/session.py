@@ -13,11 +13,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from polewise.layers.sharding import shard_sequence, whole_sequence
+from polewise.models.backbone import Backbone
+from polewise.models.block import Block
 from polewise.tasks import Batch, TextTask
 from polewise.training.checkpoint import (
     checkpoint_limit,
     find_checkpoint,
     load_checkpoint,
+    named_averages,
     save_checkpoint,
 )
 from polewise.training.data_source import DataSource
@@ -25,6 +28,13 @@ from polewise.training.diagnosis import diagnose, first_bad_parameter
 from polewise.training.display import Display
 from polewise.training.errors import NonFiniteError, SaveError, StalledError
 from polewise.training.evaluation import compute_logits, evaluate
+from polewise.training.fully_sharded import (
+    gather_parameters,
+    shard_parameters,
+    spread_parameters,
+    whole_tensor,
+)
+from polewise.training.launch import asks_for_shares
 from polewise.training.log import Kind, MetricsLog
 from polewise.training.optimizer import build_optimizer, set_learning_rate
 from polewise.training.progress import Progress, StepWindow
@@ -49,21 +59,59 @@ class Session:
         accelerator: Accelerator,
         display: Display,
     ) -> None:
-        self.task, self.options = run.task, run.training
+        self.run, self.task, self.options = run, run.task, run.training
         self.folder, self.accelerator, self.display = folder, accelerator, display
+        several = accelerator.num_processes > 1
+        self.splits = several and self.options.split_sequence
+        self.is_sharded = several and asks_for_shares(self.options)
         seed_everything(self.options.seed)
-        model = build_model(self.task.spec, run.model)
-        self.splits = self.options.split_sequence and accelerator.num_processes > 1
-        if self.splits:
-            shard_sequence(model)
-        optimizer = build_optimizer(model, self.options)
-        self.progress = Progress()
-        if checkpoint is not None:
-            self.progress = load_checkpoint(checkpoint, model, optimizer)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = self._prepare(build_model(self.task.spec, run.model))
+        self.progress = Progress() if checkpoint is None else self._load(checkpoint)
         self.metrics: dict[str, float] = {}
         self.complaints: set[str] = set()
         self.begin_where_it_stands()
+
+    def _prepare(self, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Lay the model out as the options ask; make its optimiser."""
+        options, accelerator = self.options, self.accelerator
+        if self.splits:
+            shard_sequence(model)
+        for part in model.modules():
+            if isinstance(part, Backbone):
+                part.checkpoint_activations = options.checkpoint_activations
+            if isinstance(part, Block) and options.compile:
+                part.compile()
+        if not self.is_sharded:
+            return accelerator.prepare(model, build_optimizer(model, options))
+        # As in evaluation: on its device, in its precision, and not data parallel as well.
+        model = accelerator.prepare_model(model, evaluation_mode=True)
+        shard_parameters(model, accelerator.device, accelerator.num_processes)
+        return model, accelerator.prepare_optimizer(build_optimizer(model, options))
+
+    def _load(self, checkpoint: Path) -> Progress:
+        """Restore everything from a checkpoint; return where it stands."""
+        if not self.is_sharded:
+            return load_checkpoint(checkpoint, self.bare_model, self.optimizer)
+        whole = self._copy_of_model("cpu")
+        progress = load_checkpoint(checkpoint, whole, self.optimizer)
+        spread_parameters(whole, self.bare_model)
+        return progress
+
+    def _copy_of_model(self, device: str) -> nn.Module:
+        """Return a model like this one, untouched by what distributes or compiles it."""
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return build_model(self.task.spec, self.run.model)
+
+    def whole_model(self) -> nn.Module:
+        """Return the model with whole parameters, to be saved by the main process.
+
+        All processes must ask; where parameters are sharded the others get one without numbers.
+        """
+        if not self.is_sharded:
+            return self.bare_model
+        whole = self._copy_of_model("cpu" if self.accelerator.is_main_process else "meta")
+        gather_parameters(self.bare_model, whole)
+        return whole
 
     def begin_where_it_stands(self) -> None:
         """Let the log and the data go on from the run's progress."""
@@ -86,20 +134,23 @@ class Session:
 
         Where the data fails nothing of the step has begun, so the run is saved as it stands.
         """
+        batches, error = None, None
         try:
             batches = self.source.take(self.options.accumulate, stop)
-        except (StalledError, ValueError) as error:
-            if self.saved_at != self.progress.step:
-                self.save()
-            kind = StalledError if isinstance(error, StalledError) else ValueError
-            raise kind(
-                f"{error} The run is saved at step {self.progress.step}; resume it when the data "
-                "is as it should be."
-            ) from error
-        if batches is None:
+        except (StalledError, ValueError) as failed:
+            error = failed
+        if self.agreed(float(batches is not None)) == 1 and batches is not None:
+            device = self.accelerator.device
+            return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
+        if self.agreed(float(error is not None)) == 0:
             return None
-        device = self.accelerator.device
-        return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
+        if self.saved_at != self.progress.step:
+            self.save()
+        kind = ValueError if isinstance(error, ValueError) else StalledError
+        raise kind(
+            f"{error or 'the data of another process failed.'} The run is saved at step "
+            f"{self.progress.step}; resume it when the data is as it should be."
+        ) from error
 
     def take_step(self, batches: list[Batch], rate: float) -> None:
         """Go one step along the mean gradient of the batches; skip it if that is not finite."""
@@ -112,6 +163,7 @@ class Session:
                 accelerator.backward(loss)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm)
+        norm = whole_tensor(norm)
         # Reading two numbers is the one time in a step that a GPU is waited for.
         loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
         healthy = self.agreed(float(isfinite(loss_value) and isfinite(norm_value))) == 1
@@ -134,7 +186,9 @@ class Session:
         """Whether too many steps were skipped or, where it `looks`, a parameter is not finite."""
         if self.progress.skipped_in_a_row >= self.options.skip_limit:
             return True
-        return looks and first_bad_parameter(self.bare_model) is not None
+        if not looks:
+            return False
+        return self.agreed(float(first_bad_parameter(self.bare_model) is not None)) > 0
 
     def roll_back(self, batches: list[Batch], rate: float) -> None:
         """Go back to the last good checkpoint, on with data not seen yet and half the rate.
@@ -158,18 +212,29 @@ class Session:
         first = before.step - max(before.skipped_in_a_row, 1) + 1
         found = (
             f"{what} became NaN or infinite at step {first}; "
-            f"{diagnose(self.bare_model, self.task, batches, rate)}; nothing of it was saved"
+            f"{self.diagnosis(batches, rate)}; nothing of it was saved"
         )
         if last is None or not may:
             raise NonFiniteError(f"{found}, {kept}")
         self.display.note(f"{found}; back to {last} with half the learning rate")
         self.close()
-        self.progress = load_checkpoint(last, self.bare_model, self.optimizer)
+        self.progress = self._load(last)
         self.progress.data_step = before.data_step
         self.progress.skipped, self.progress.best = before.skipped, before.best
         self.progress.rollbacks = before.rollbacks + 1
         self.begin_where_it_stands()
         self.write("roll_back", {"from_step": before.step, "rollbacks": self.progress.rollbacks})
+
+    def diagnosis(self, batches: list[Batch], rate: float) -> str:
+        """Return where NaN or infinity came from, in words."""
+        model = self.bare_model
+        if self.splits or self.is_sharded or self.options.compile:
+            # What looks inside goes astray there: it meets pieces, and no module by itself.
+            whole = self._copy_of_model("cpu")
+            gather_parameters(model, whole)
+            model = whole
+            batches = [{name: value.cpu() for name, value in batch.items()} for batch in batches]
+        return diagnose(model, self.task, batches, rate)
 
     def measure(self) -> None:
         """Evaluate, and keep the model if it is the best so far."""
@@ -204,26 +269,32 @@ class Session:
         )
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        if self.accelerator.is_main_process:
+        """Write a checkpoint. All processes must, and the main one does."""
+        model, writes = self.whole_model(), self.accelerator.is_main_process
+        averages = {name: value.cpu() for name, value in named_averages(self.optimizer) if writes}
+        if writes:
             save_checkpoint(
                 self.folder.checkpoints_path,
-                self.bare_model,
-                self.optimizer,
+                model,
+                averages,
                 self.progress,
                 keep=self.options.keep_checkpoints,
             )
         self.saved_at = self.progress.step
 
     def save_model(self, *, best: bool) -> None:
-        """Write the model for `from_pretrained`; that of a text with the tokenizer of bytes."""
+        """Write the model for `from_pretrained`; that of a text with the tokenizer of bytes.
+
+        All processes must, and the main one does.
+        """
+        model = self.whole_model()
         if self.accelerator.is_main_process:
             tokenizer = None
             if isinstance(self.task, TextTask):
                 from polewise.models.tokenizer import byte_tokenizer
 
                 tokenizer = byte_tokenizer()
-            self.folder.save_model(self.bare_model, best=best, tokenizer=tokenizer)
+            self.folder.save_model(model, best=best, tokenizer=tokenizer)
 
     def write(self, kind: Kind, values: dict[str, float]) -> None:
         """Write a line of the log."""

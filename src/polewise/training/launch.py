@@ -1,0 +1,80 @@
+"""What a launcher (accelerate, torchrun, a scheduler) has started, as the loop sees it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch.distributed import DistError
+
+from polewise.training.errors import LostProcessError
+from polewise.training.run import TrainingOptions
+
+_SECONDS_TO_ANSWER = 600.0
+
+
+def join_processes(options: TrainingOptions) -> Accelerator:
+    """Meet the other processes of this launch, if there are any.
+
+    Raises:
+        ValueError: the launcher asks for an engine that a run cannot use.
+        LostProcessError: they do not come.
+    """
+    _require_engine()
+    # accelerate would shard in a way of its own, and on GPUs only; see `asks_for_shares`.
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    # One may wait for another's data; who is silent for longer will not come back.
+    patience = timedelta(seconds=options.data_timeout + _SECONDS_TO_ANSWER)
+    try:
+        with explained_losses():
+            return Accelerator(
+                mixed_precision="bf16" if options.precision == "bfloat16" else "no",
+                # Without it accelerate takes processes on a machine without a GPU for one each.
+                cpu=not torch.accelerator.is_available(),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
+            )
+    finally:
+        if asked is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = asked
+
+
+@contextmanager
+def explained_losses() -> Iterator[None]:
+    """Turn an exchange that failed, because another process has gone, into a LostProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and not re.search("gloo|nccl", str(error), re.I):
+            raise
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
+        raise LostProcessError(
+            "every process of the run must go on; another has ended or does not answer. Look at "
+            "its own messages, then resume the run: it goes on from the newest checkpoint. "
+            f"({reason})"
+        ) from error
+
+
+def asks_for_shares(options: TrainingOptions) -> bool:
+    """Whether parameters are to be sharded: the options say so, or `accelerate launch` does."""
+    return options.shard_parameters or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def _require_engine() -> None:
+    """Raise ValueError for what `accelerate launch` can be told and the loop cannot do."""
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            raise ValueError(
+                f"the launcher must use data parallel or FSDP2; it asks for {name}, which the "
+                "training loop does not know."
+            )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION") != "2":
+        raise ValueError(
+            "the launcher must use FSDP version 2 (--fsdp_version 2); it asks for version "
+            f"{os.environ.get('FSDP_VERSION', '1')}."
+        )
