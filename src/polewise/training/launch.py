@@ -17,6 +17,7 @@ from polewise.training.errors import LostProcessError
 from polewise.training.run import TrainingOptions
 
 _SECONDS_TO_ANSWER = 600.0
+_A_YEAR = 365 * 86400.0
 
 
 def join_processes(options: TrainingOptions) -> Accelerator:
@@ -30,7 +31,7 @@ def join_processes(options: TrainingOptions) -> Accelerator:
     # accelerate would shard in a way of its own, and on GPUs only; see `asks_for_shares`.
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     # One may wait for another's data; who is silent for longer will not come back.
-    patience = timedelta(seconds=options.data_timeout + _SECONDS_TO_ANSWER)
+    patience = timedelta(seconds=min(options.data_timeout + _SECONDS_TO_ANSWER, _A_YEAR))
     try:
         with explained_losses():
             return Accelerator(
