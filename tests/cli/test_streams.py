@@ -112,7 +112,7 @@ def test_ctrl_c_reaches_a_process_that_waits_for_its_pipe(text_run, tmp_path):
     process.stdin.flush()
     assert process.stdout.readline().startswith(b"so far 10 bytes")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert out.startswith(b"stopped after 10 bytes")
     assert b"Traceback" not in err
@@ -122,7 +122,7 @@ def test_ctrl_c_reaches_a_process_that_waits_for_its_pipe(text_run, tmp_path):
 def test_an_endless_pipe_ends_with_the_reader_of_its_lines(text_run, tmp_path):
     command = " ".join([*PROGRAM, "stream", text_run, "--every", "1000", "--state", "memory"])
     script = f"yes | {command} | head -n 2; echo ${{PIPESTATUS[1]}}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=120)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=600)
     lines = done.stdout.decode().splitlines()
     assert [line.split(",")[0] for line in lines[:2]] == ["so far 1", "so far 2"]
     assert lines[2:] == ["0"]

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from polewise.did_you_mean import did_you_mean
 from polewise.mixers import MIXERS
 from polewise.recipes import DemoOptions, run_demo
-from polewise.tasks.options import did_you_mean
 from polewise.training.run import mixer_option_types
 
 

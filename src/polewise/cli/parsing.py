@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from polewise.tasks.options import did_you_mean
+from polewise.did_you_mean import did_you_mean
 
 Command = Callable[..., int]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from polewise.did_you_mean import did_you_mean
 
 
 def require_at_least(name: str, value: int, least: int) -> None:
@@ -17,16 +18,11 @@ def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(
-            f"{name} must be one of {', '.join(choices)}; got {value!r}.{nearest(value, choices)}"
+            f"{name} must be one of {', '.join(choices)}; got {value!r}."
+            f"{did_you_mean(value, choices)}"
         )
 
 
 def require_multiple(name: str, value: int, of_name: str, of: int) -> None:
     if value % of:
         raise ValueError(f"{name} must be a multiple of {of_name}; got {value} and {of}.")
-
-
-def nearest(value: str, choices: Iterable[str]) -> str:
-    """' Did you mean ...?', or nothing."""
-    close = difflib.get_close_matches(str(value), list(choices), 1)
-    return f" Did you mean {close[0]!r}?" if close else ""

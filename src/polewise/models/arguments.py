@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polewise.mixers.options import nearest
+from polewise.did_you_mean import did_you_mean
 
 
 def only_one(given: tuple[Tensor | None, ...]) -> Tensor:
@@ -72,7 +72,7 @@ def refuse_unknown(arguments: dict[str, Any], *, said: bool) -> None:
     for name, value in arguments.items():
         if value is not None and name not in _IGNORED:
             raise TypeError(
-                f"unknown argument {name!r}.{nearest(name, _ARGUMENTS)} Packed documents are "
+                f"unknown argument {name!r}.{did_you_mean(name, _ARGUMENTS)} Packed documents are "
                 "given as seq_idx."
             )
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from polewise.did_you_mean import did_you_mean
 from polewise.mixers import MIXERS
-from polewise.mixers.options import nearest
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -105,7 +105,7 @@ def mixer_options(name: str, dim: int, options: dict[str, Any]) -> Any:
     """
     if name not in MIXERS:
         raise ValueError(
-            f"mixer must be one of {', '.join(MIXERS)}; got {name!r}.{nearest(name, MIXERS)}"
+            f"mixer must be one of {', '.join(MIXERS)}; got {name!r}.{did_you_mean(name, MIXERS)}"
         )
     config = MIXERS[name]
     known = [field.name for field in fields(config) if field.name != "dim"]
@@ -113,6 +113,6 @@ def mixer_options(name: str, dim: int, options: dict[str, Any]) -> Any:
         if option not in known:
             raise ValueError(
                 f"mixer_options of {name!r} must be among {', '.join(known)}; got {option!r}."
-                f"{nearest(option, known)}"
+                f"{did_you_mean(option, known)}"
             )
     return config(dim=dim, **options)

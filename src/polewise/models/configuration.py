@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from polewise.mixers.options import nearest
+from polewise.did_you_mean import did_you_mean
 from polewise.models.backbone import BackboneConfig, mixer_options
 
 
@@ -57,7 +57,7 @@ class PolewiseConfig(PreTrainedConfig):
         for key in kwargs:
             if key not in known and not key.startswith("_"):
                 raise ValueError(
-                    f"PolewiseConfig has no {key!r}.{nearest(key, sorted(known))} "
+                    f"PolewiseConfig has no {key!r}.{did_you_mean(key, sorted(known))} "
                     "A mixer's own options go into mixer_options."
                 )
         self.backbone()

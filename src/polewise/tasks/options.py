@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import types
 import typing
 from collections.abc import Iterable
 from typing import Any, Literal
+
+from polewise.did_you_mean import did_you_mean
 
 _TYPES: dict[type, dict[str, Any]] = {}
 
@@ -44,7 +45,7 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"{name} must be one of {', '.join(choices)}; got {_shortened(value)}."
-            f"{did_you_mean(str(value), choices)}"
+            f"{did_you_mean(value, choices)}"
         )
 
 
@@ -60,12 +61,6 @@ def require_memory(names: str, num_bytes: int) -> None:
             f"{names} must fit into memory; they need at least {_in_gigabytes(num_bytes)} and this "
             f"machine has {_in_gigabytes(physical)}."
         )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean ...?" with the nearest known name, or nothing."""
-    near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polewise.did_you_mean import did_you_mean
 from polewise.tasks.byte_source import ByteSource, MemoryBytes, open_bytes
 from polewise.tasks.data_sets import DATA_SETS, find
-from polewise.tasks.options import did_you_mean, require_at_least, require_memory, require_types
+from polewise.tasks.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NUM_BYTES = 256

@@ -10,15 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from polewise.did_you_mean import did_you_mean
 from polewise.mixers import MIXERS
 from polewise.tasks import TASKS, ImagesTask, RecallTask, TaskSpec, TextTask
-from polewise.tasks.options import (
-    did_you_mean,
-    require_choice,
-    require_memory,
-    require_type,
-    require_types,
-)
+from polewise.tasks.options import require_choice, require_memory, require_type, require_types
 
 FORMAT = 2
 """Version of the JSON that `run_to_json` writes. Format 1 had no version and fewer options."""
