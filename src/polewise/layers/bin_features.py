@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polewise.ops.padding import real_steps
 from polewise.ops.shards import Shards
@@ -85,7 +86,10 @@ class BinFeatures(nn.Module):
                 return self._one_step(embedded, embedder_state, state, steps)
 
         offset = position % self.bin_length
-        maxima = self._maxima(embedded, steps, None if state is None else offset)
+        if state is None and lengths is None:
+            maxima = self._maxima_from_the_start(embedded)
+        else:
+            maxima = self._maxima(embedded, steps, None if state is None else offset)
         if maxima.shape[1]:
             first = torch.maximum(maxima[:, :1], running[:, None].to(x.dtype))
             maxima = torch.cat([first, maxima[:, 1:]], 1)
@@ -129,6 +133,14 @@ class BinFeatures(nn.Module):
             torch.where(full, -torch.inf, running),
             torch.where(full, running, finished),
         )
+
+    def _maxima_from_the_start(self, embedded: Tensor) -> Tensor:
+        """As `_maxima` where every row begins with its first bin and is real to its end."""
+        bins = -(-embedded.shape[1] // self.bin_length)
+        if padding := bins * self.bin_length - embedded.shape[1]:
+            embedded = functional.pad(embedded, (0, 0, 0, padding), value=-torch.inf)
+        window = self.bin_length // self.windows
+        return embedded.unflatten(1, (bins, self.windows, window)).amax(3)
 
     def _maxima(self, embedded: Tensor, steps: Tensor, offset: Tensor | None) -> Tensor:
         """The maximum of every window of every bin touched, (batch, bins, windows, dim)."""

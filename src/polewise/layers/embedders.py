@@ -91,23 +91,19 @@ class RecurrentEmbedder(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim 2"]]:
         batch, length, _ = x.shape
-        sizes = self.logit.shape
-        # All memories of all channels side by side: one call to the filter.
-        decay = self.logit.flatten().to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
-        gain = self.weight.flatten() * (1 - decay**2).sqrt()
-        decay = decay.expand(batch, min(length, 1), -1)
-        angle = torch.zeros_like(decay)
-        x = x.repeat(1, 1, sizes[0])
-        before = None if state is None else state.flatten(1, 2)
-        if self.shards is not None:
-            before = normal_form_state_before(x, decay, angle, length, self.shards)
-        filtered, end = normal_form_filter(
-            x,
-            decay,
-            angle,
-            max(length, 1),
-            mix=torch.stack([gain, torch.zeros_like(gain)], -1),
-            lengths=lengths,
-            state=before,
-        )
-        return filtered.unflatten(-1, sizes).sum(2), end.unflatten(1, sizes)
+        decay = self.logit.to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
+        gain = self.weight * (1 - decay**2).sqrt()
+        mix = torch.stack([gain, torch.zeros_like(gain)], -1)
+        decay = decay[:, None, None].expand(-1, batch, min(length, 1), -1)
+        angle = torch.zeros_like(decay[0])
+        y, ends = torch.zeros_like(x), []
+        for n in range(len(decay)):
+            before = None if state is None else state[:, n]
+            if self.shards is not None:
+                before = normal_form_state_before(x, decay[n], angle, length, self.shards)
+            filtered, end = normal_form_filter(
+                x, decay[n], angle, max(length, 1), mix=mix[n], lengths=lengths, state=before
+            )
+            y = y + filtered
+            ends.append(end)
+        return y, torch.stack(ends, 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
+from polewise.ops.taint import may_look
 
 
 def only_one(given: tuple[Tensor | None, ...]) -> Tensor:
@@ -34,8 +34,7 @@ def real_tokens(mask: Tensor | None, given: Tensor, seen: int) -> Tensor | None:
         return None
     require_mask("attention_mask", mask, given, seen)
     real = mask[:, mask.shape[1] - given.shape[1] :].bool()
-    may_look = real.device.type == "cpu" and not torch.compiler.is_compiling()
-    return None if may_look and bool(real.all()) else real  # a look stalls an accelerator
+    return None if may_look(real) and bool(real.all()) else real
 
 
 def require_mask(name: str, mask: Tensor, given: Tensor, seen: int) -> None:

@@ -100,16 +100,16 @@ def chunked_attention(
     run = {"reference": _definition, "torch": _by_chunks}[
         require_backend(backend, ("reference", "torch"), "torch")
     ]
+    lengths = None if lengths is None else rows_of_lengths(lengths, q)
+    steps = real_steps(q, lengths)
     if not causal:
-        y = run(q, k, v, chunk_length, bias, rows_of_lengths(lengths, q), None, sliding, False)
-        return y, None
+        y = run(q, k, v, chunk_length, bias, steps, None, sliding, False)
+        return hide_padding(y, lengths), None
 
     before = _empty_state(k, v, chunk_length) if state is None else state
     shape = (batch, chunk_length, heads)
     require_like("state.keys", before.keys, (*shape, head_dim), q, axes)
     require_like("state.values", before.values, (*shape, v.shape[-1]), q, axes)
-    lengths = None if lengths is None else rows_of_lengths(lengths, q)
-    steps = real_steps(q, lengths)
     after = AttentionState(
         newest(before.keys, k, lengths), newest(before.values, v, lengths), before.position + steps
     )
@@ -118,7 +118,8 @@ def chunked_attention(
         return hide_padding(y, lengths).to(v.dtype), after
     # Nothing to look back at: own chunk only, half the work.
     looks_back = before if sliding or state is not None else None
-    return run(q, k, v, chunk_length, bias, steps, looks_back, sliding, True), after
+    y = run(q, k, v, chunk_length, bias, steps, looks_back, sliding, True)
+    return hide_padding(y, lengths), after
 
 
 def _empty_state(k: Tensor, v: Tensor, chunk_length: int) -> AttentionState:
@@ -217,15 +218,14 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     marks_seen = visible[:, :, None].to(marks.dtype) @ marks[..., None]
     y = put_back(y, marks_seen)
-    y = y.transpose(2, 3).flatten(1, 2)[:, :length]
-    real = torch.arange(length, device=q.device) < steps[:, None]
-    return torch.where(real[..., None, None], y, 0)
+    return y.transpose(2, 3).flatten(1, 2)[:, :length]
 
 
 def _blocks(x: Tensor, chunk_length: int) -> Tensor:
     """(batch, length, heads, d) -> (batch, blocks, heads, chunk, d), zeros at the end."""
     padding = -x.shape[1] % chunk_length
-    x = functional.pad(x, (0, 0, 0, 0, 0, padding))
+    if padding:
+        x = functional.pad(x, (0, 0, 0, 0, 0, padding))
     return x.unflatten(1, (-1, chunk_length)).transpose(2, 3)
 
 
