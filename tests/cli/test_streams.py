@@ -106,8 +106,10 @@ def test_ctrl_c_prints_the_figure_so_far_and_keeps_the_state(text_run, pipe_in, 
 def test_ctrl_c_reaches_a_process_that_waits_for_its_pipe(text_run, tmp_path):
     words = ["stream", text_run, "--every", "10", "--state", "memory"]
     process = subprocess.Popen(
-        [*PROGRAM, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [*PROGRAM, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # What a shell has put into the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     process.stdin.write(TEXT[:10])
     process.stdin.flush()
     assert process.stdout.readline().startswith(b"so far 10 bytes")

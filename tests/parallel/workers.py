@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,9 +43,13 @@ def run(rank: int, size: int, folder: str) -> None:
             if rank < processes:
                 differences[f"{name}, split over {processes}"] = split(mixer, options, group)
         dist.barrier()
-    for name in ("focus", "attention"):
-        differences[f"{name}, data parallel"] = data_parallel(*FORMS[name], rank, size)
-        differences[f"{name}, fully sharded"] = fully_sharded(*FORMS[name], rank, size)
+    for processes, group in groups.items():
+        if rank < processes:
+            for name in ("focus", "attention"):
+                for engine in (data_parallel, fully_sharded):
+                    where = f"{name}, {engine.__name__} on {processes}"
+                    differences[where] = engine(*FORMS[name], group)
+        dist.barrier()
     torch.save(differences, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -104,10 +109,11 @@ def split(mixer: str, options: dict, group) -> dict[str, float]:
     return differences
 
 
-def data_parallel(mixer: str, options: dict, rank: int, size: int) -> dict[str, float]:
+def data_parallel(mixer: str, options: dict, group) -> dict[str, float]:
     model, (x, weight) = built(mixer, options), drawn()
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     _, _, grads, _ = gradients(model, x, weight)
-    parallel = DistributedDataParallel(copy.deepcopy(model))
+    parallel = DistributedDataParallel(copy.deepcopy(model), process_group=group)
     parallel.zero_grad()
     rows = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
     _, _, ours, _ = gradients(parallel, x[rows], weight[rows])
@@ -115,12 +121,13 @@ def data_parallel(mixer: str, options: dict, rank: int, size: int) -> dict[str, 
     return {n: far(size * ours[f"module.{n}"], grad, scale) for n, grad in grads.items()}
 
 
-def fully_sharded(mixer: str, options: dict, rank: int, size: int) -> dict[str, float]:
+def fully_sharded(mixer: str, options: dict, group) -> dict[str, float]:
     model, (x, weight) = built(mixer, options), drawn()
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     _, _, grads, _ = gradients(model, x, weight)
     parallel = copy.deepcopy(model)
     parallel.zero_grad()
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (size,))
+    mesh = DeviceMesh.from_group(group, "cpu")
     for block in parallel.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(parallel, mesh=mesh)
