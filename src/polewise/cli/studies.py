@@ -43,9 +43,9 @@ def study(
 
     For example:
       polewise study
-      polewise study mqar --jobs 2 --max-hours 1
-      polewise study table1 --size gpu --jobs 8
-      polewise study mqar --only "*/focus/*" --list
+      polewise study table1 --jobs 2 --max-hours 1
+      polewise study table2 --size gpu --jobs 8
+      polewise study table1 --only "*/focus/*" --list
 
     Args:
         name: A study.
@@ -96,7 +96,7 @@ def report(
 
     For example:
       polewise report
-      polewise report benchmarks/results/study-mqar-cpu.json --out mqar.html
+      polewise report benchmarks/results/study-table1-cpu.json --out table1.html
       polewise report --docs
 
     Args:
