@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -24,11 +24,13 @@ from tests.parallel.launches import (
     recall,
     together,
 )
+from torch import nn
 
+from polewise.mixers import MIXERS
 from polewise.training import RunFolder, train
 from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
 from polewise.training.launch import asks_for_shares, join_processes
-from polewise.training.run import TrainingOptions
+from polewise.training.run import ModelOptions, TrainingOptions, require_splittable
 
 LAYOUTS = {
     "data parallel": {},
@@ -176,6 +178,29 @@ def test_sequences_that_cannot_be_split_are_refused_before_a_folder_is_made(tmp_
     with pytest.raises(ValueError, match="multiple of processes x chunk_length = 128; got 64"):
         train(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Unsplit(nn.Module):
+    """A mixer of the user's that knows nothing of other processes."""
+
+    causal = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsplitConfig:
+    dim: int
+    build = staticmethod(Unsplit)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "options", "message"),
+    [("attention", {"causal": False}, "must be causal"), ("unsplit", {}, "know how to be split")],
+)
+def test_mixers_that_cannot_be_split_are_refused(mixer, options, message, monkeypatch):
+    monkeypatch.setitem(MIXERS, "unsplit", UnsplitConfig)
+    model = ModelOptions(mixer=mixer, mixer_options=options, hidden_size=64)
+    with pytest.raises(ValueError, match=f"split_sequence must be False for this mixer.*{message}"):
+        require_splittable(replace(changed(split_sequence=True), model=model), 2)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,16 @@ def shard_sequence(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     Raises:
         ValueError: a mixer that looks ahead, or that does not know how to be split.
     """
+    require_splittable(module)
+    shards = Shards(group)
+    for part in module.modules():
+        if hasattr(part, "shards"):
+            part.shards = shards  # type: ignore[assignment]
+    return shards
+
+
+def require_splittable(module: nn.Module) -> None:
+    """Raise ValueError unless every mixer in the module is causal and knows how to be split."""
     for part in module.modules():
         name = type(part).__name__
         if getattr(part, "causal", True) is False:
@@ -39,11 +49,6 @@ def shard_sequence(module: nn.Module, group: dist.ProcessGroup | None = None) ->
                 f"module must know how to be split; {name} has no attribute `shards`, by which a "
                 "mixer asks for what lies before its piece."
             )
-    shards = Shards(group)
-    for part in module.modules():
-        if hasattr(part, "shards"):
-            part.shards = shards  # type: ignore[assignment]
-    return shards
 
 
 def whole_sequence(module: nn.Module) -> None:

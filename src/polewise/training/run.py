@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from polewise.did_you_mean import did_you_mean
+from polewise.layers import sharding
 from polewise.mixers import MIXERS
 from polewise.tasks import TASKS, ImagesTask, RecallTask, TaskSpec, TextTask
 from polewise.tasks.options import require_choice, require_memory, require_type, require_types
@@ -256,8 +257,12 @@ def require_splittable(run: Run, processes: int) -> None:
         ValueError: a piece would not hold whole bins and chunks, or the mixer looks ahead.
     """
     config = MIXERS[run.model.mixer](dim=run.model.hidden_size, **run.model.mixer_options)
-    if not config.causal:
-        raise ValueError("split_sequence must be False for a mixer with causal=False.")
+    with torch.device("meta"):
+        mixer = config.build()
+    try:
+        sharding.require_splittable(mixer)
+    except ValueError as error:
+        raise ValueError(f"split_sequence must be False for this mixer: {error}") from error
     for name in ("chunk_length", "bin_length"):
         unit = processes * getattr(config, name, 1)
         if run.task.spec.length % unit:
