@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHANNEL_BLOCK = 128
-"""Channels in a unit: 512 bytes of float32, so the state of a block stays in the first cache
-level and the check that its arrays do not overlap is made once for many channels."""
+CHANNEL_BLOCK = 1024
+"""Most channels in a unit. Whole rows are read as one stream of memory: with blocks of 128 of 512
+channels the filters took 1.8 to 3.2 times as long. Beyond 1024 the states leave the caches."""
 
 _SMALL = 1 << 15
 """Below this many values a second thread costs more than it brings."""
@@ -51,9 +51,11 @@ def run_units(loop: Callable[..., None], batch: int, length: int, dim: int, *arg
     if batch * length * dim <= _SMALL:
         threads = 1
     block = min(CHANNEL_BLOCK, max(dim, 1))
-    while threads > 1 and block > 16 and batch * -(-dim // block) < threads:
-        block //= 2
     units = batch * -(-dim // block)
+    # Narrower blocks only where some threads would have less to do than others.
+    while block > 16 and units % threads and units < 4 * threads:
+        block //= 2
+        units = batch * -(-dim // block)
     threads = min(threads, units)
     if threads <= 1:
         loop(*arguments, block, 0, units)

@@ -32,7 +32,7 @@ def forward(
     run_units(
         _forward, *x.shape,
         array(x), array(pole), array(mix), offsets.numpy(), lengths.numpy(), array(state),
-        y.numpy(), last.numpy(), starts.numpy(), bin_length, reset,
+        y.numpy(), last.numpy(), starts.numpy(), SEGMENT, bin_length, reset,
     )  # fmt: skip
     return y, last, starts
 
@@ -57,14 +57,15 @@ def backward(
         _backward, *x.shape,
         array(grad_y), array(grad_last), array(x), array(pole), array(mix), offsets.numpy(),
         lengths.numpy(), array(starts), grad_x.numpy(), grad_pole.numpy(), grad_mix.numpy(),
-        grad_state.numpy(), bin_length, reset,
+        grad_state.numpy(), SEGMENT, bin_length, reset,
     )  # fmt: skip
     return grad_x, grad_pole, grad_mix, grad_state
 
 
 @compiled
 def _forward(
-    x, pole, mix, offsets, lengths, state, y, last, starts, bin_length, reset, block, first, stop
+    x, pole, mix, offsets, lengths, state, y, last, starts, segment_length, bin_length, reset,
+    block, first, stop,
 ):  # fmt: skip
     dim = x.shape[2]
     blocks = -(-dim // block)
@@ -88,9 +89,9 @@ def _forward(
             if reset and begin >= 0:
                 real[:], imag[:] = 0, 0
             for t in range(time, bin_end):
-                if t % SEGMENT == 0:
-                    starts[row, t // SEGMENT, low:high, 0] = real
-                    starts[row, t // SEGMENT, low:high, 1] = imag
+                if t % segment_length == 0:
+                    starts[row, t // segment_length, low:high, 0] = real
+                    starts[row, t // segment_length, low:high, 1] = imag
                 x_t, y_t = x[row, t, low:high], y[row, t, low:high]
                 for c in range(width):
                     before = real[c]
@@ -107,13 +108,13 @@ def _forward(
 @compiled
 def _backward(
     grad_y, grad_last, x, pole, mix, offsets, lengths, starts, grad_x, grad_pole, grad_mix,
-    grad_state, bin_length, reset, block, first, stop,
+    grad_state, segment_length, bin_length, reset, block, first, stop,
 ):  # fmt: skip
-    """Recompute 128 states forwards, then run the gradient (g, h) of the state backwards."""
+    """Recompute a segment's states forwards, then run their gradient (g, h) backwards."""
     dim = x.shape[2]
     blocks = -(-dim // block)
-    reals = np.empty((SEGMENT + 1, block), x.dtype)
-    imags = np.empty((SEGMENT + 1, block), x.dtype)
+    reals = np.empty((segment_length + 1, block), x.dtype)
+    imags = np.empty((segment_length + 1, block), x.dtype)
     scratch = np.empty((10, block), x.dtype)
     for unit in range(first, stop):
         row, low = unit // blocks, unit % blocks * block
@@ -127,8 +128,8 @@ def _backward(
         end, offset = lengths[row], offsets[row]
         g[:], h[:] = grad_last[row, low:high, 0], grad_last[row, low:high, 1]
         grad_x[row, end:, low:high] = 0
-        for segment in range(-(-end // SEGMENT) - 1, -1, -1):
-            start, close = segment * SEGMENT, min(end, (segment + 1) * SEGMENT)
+        for segment in range(-(-end // segment_length) - 1, -1, -1):
+            start, close = segment * segment_length, min(end, (segment + 1) * segment_length)
             reals[0, :width] = starts[row, segment, low:high, 0]
             imags[0, :width] = starts[row, segment, low:high, 1]
             time = start
