@@ -92,6 +92,8 @@ def _recall(
     names: tuple[str, ...] = _PEERS,
 ) -> Comparison:
     chosen = mixers(*names, chunk_length=32)
+    if "gated_linear_attention" in chosen:  # is it the short convolution that the others have?
+        chosen["gated_linear_attention-conv"] = ("gated_linear_attention", {"conv_width": 4})
     chunk_length = -(-length // 32)
     if chunk_length != 32:
         chosen["focus-32-chunks"] = ("focus", {"chunk_length": chunk_length})
