@@ -1,7 +1,7 @@
 """Polewise: sequence models that place their own poles.
 
-Layers     Focus, Associative, Attention, Mega, Mamba2, Mamba3, GatedLinearAttention and their
-           configurations
+Layers     Focus, Associative, Attention, LocalAttention, Mega, Mamba2, Mamba3,
+           GatedLinearAttention and their configurations
 Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification,
            PolewiseCache (with the extra `models`), Backbone, BackboneConfig and generate in plain
            torch
@@ -25,16 +25,19 @@ from polewise.mixers import (
     AssociativeConfig,
     Attention,
     AttentionConfig,
+    ChunkAttentionConfig,
     Focus,
     FocusConfig,
     GatedLinearAttention,
     GatedLinearAttentionConfig,
+    LocalAttention,
     Mamba2,
     Mamba2Config,
     Mamba3,
     Mamba3Config,
     Mega,
     MegaConfig,
+    SlidingAttentionConfig,
 )
 from polewise.mixers.checks import check_mixer
 from polewise.models import Backbone, BackboneConfig, generate
@@ -66,16 +69,19 @@ __all__ = [
     "AttentionConfig",
     "Backbone",
     "BackboneConfig",
+    "ChunkAttentionConfig",
     "Focus",
     "FocusConfig",
     "GatedLinearAttention",
     "GatedLinearAttentionConfig",
+    "LocalAttention",
     "Mamba2",
     "Mamba2Config",
     "Mamba3",
     "Mamba3Config",
     "Mega",
     "MegaConfig",
+    "SlidingAttentionConfig",
     "associative_filter",
     "check_mixer",
     "chunked_attention",

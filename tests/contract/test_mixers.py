@@ -15,6 +15,8 @@ from polewise.models import Backbone, BackboneConfig
 
 SMALL = {
     "focus": {"chunk_length": 8, "bin_length": 8, "windows": 2},
+    "chunk_attention": {"chunk_length": 8},
+    "sliding_attention": {"chunk_length": 8},
     "mega": {"chunk_length": 8, "memories": 3},
     "mamba2": {"state_dim": 4},
     "mamba3": {"state_dim": 8},
@@ -32,6 +34,7 @@ FORMS = {
     ],
     "associative": [{}, {"turning": True}, {"causal": False}],
     "attention": [{}, {"causal": False}],
+    "chunk_attention": [{}, {"causal": False}],
     "mega": [{}, {"causal": False}],
     "mamba3": [{}, {"turning": 0}, {"turning": 4}],
     "gated_linear_attention": [{}, {"decay": "head", "conv_width": 3}, {"decay": "constant"}],

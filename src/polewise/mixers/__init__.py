@@ -13,6 +13,11 @@ from polewise.mixers.gated_linear_attention import (
     GatedLinearAttentionConfig,
     GatedLinearAttentionState,
 )
+from polewise.mixers.local_attention import (
+    ChunkAttentionConfig,
+    LocalAttention,
+    SlidingAttentionConfig,
+)
 from polewise.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
 from polewise.mixers.mamba3 import Mamba3, Mamba3Config, Mamba3State
 from polewise.mixers.mega import Mega, MegaConfig, MegaState
@@ -21,6 +26,8 @@ MIXERS = {
     "focus": FocusConfig,
     "associative": AssociativeConfig,
     "attention": AttentionConfig,
+    "chunk_attention": ChunkAttentionConfig,
+    "sliding_attention": SlidingAttentionConfig,
     "mega": MegaConfig,
     "mamba2": Mamba2Config,
     "mamba3": Mamba3Config,
@@ -35,6 +42,7 @@ __all__ = [
     "AssociativeState",
     "Attention",
     "AttentionConfig",
+    "ChunkAttentionConfig",
     "Focus",
     "FocusConfig",
     "FocusState",
@@ -42,6 +50,7 @@ __all__ = [
     "GatedLinearAttention",
     "GatedLinearAttentionConfig",
     "GatedLinearAttentionState",
+    "LocalAttention",
     "Mamba2",
     "Mamba2Config",
     "Mamba2State",
@@ -51,4 +60,5 @@ __all__ = [
     "Mega",
     "MegaConfig",
     "MegaState",
+    "SlidingAttentionConfig",
 ]

@@ -1,0 +1,103 @@
+r"""Attention that looks nearby, and nothing else: what a filter must be measured against.
+
+    q, k, v = W_q x, W_k x, W_v x
+    y       = W_o Attention(q, k, v)        inside chunks, or over the last tokens
+
+The window, its learned position bias and its state are those of Focus, so what Focus does better
+comes from its filters, gates and memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polewise.layers import PositionBias
+from polewise.mixers.options import require_at_least, require_multiple
+from polewise.ops import AttentionState, chunked_attention
+from polewise.ops.padding import hide_padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkAttentionConfig:
+    """Options of `LocalAttention` inside chunks."""
+
+    sliding: ClassVar[bool] = False
+
+    dim: int
+    """Channels."""
+    chunk_length: int = 64
+    """Tokens that attention sees at once."""
+    heads: int = 4
+    """Attention heads."""
+    causal: bool = True
+    """Never look ahead. False: each token sees its whole chunk."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "chunk_length", "heads"):
+            require_at_least(name, getattr(self, name), 1)
+        require_multiple("dim", self.dim, "heads", self.heads)
+
+    def build(self) -> LocalAttention:
+        return LocalAttention(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingAttentionConfig:
+    """Options of `LocalAttention` over the last tokens."""
+
+    sliding: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
+    dim: int
+    """Channels."""
+    chunk_length: int = 64
+    """Tokens that each token sees, itself among them."""
+    heads: int = 4
+    """Attention heads."""
+
+    __post_init__ = ChunkAttentionConfig.__post_init__
+
+    def build(self) -> LocalAttention:
+        return LocalAttention(self)
+
+
+class LocalAttention(nn.Module):
+    r"""Multi-head attention inside chunks of M tokens, or over the last M, `(batch, length, dim)`
+    to the same shape.
+
+    $$ y_i = W_o \sum_j \operatorname{softmax}_j\!\Big(\frac{q_i^\top k_j}{\sqrt d} + b_{i-j}\Big)
+       v_j $$
+
+    Its state is the last M keys and values.
+
+    Source: Vaswani et al. 2017; Beltagy et al. 2020 (sliding windows); Ma et al. 2023 (chunks).
+    """
+
+    def __init__(self, config: ChunkAttentionConfig | SlidingAttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = config.causal
+        self.to_query_key_value = nn.Linear(config.dim, 3 * config.dim)
+        self.position_bias = PositionBias(config.heads, config.chunk_length, causal=config.causal)
+        self.to_output = nn.Linear(config.dim, config.dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: AttentionState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], AttentionState | None]:
+        if state is not None and not self.causal:
+            raise ValueError("state must be None without causal: a chunk is seen as a whole.")
+        x = hide_padding(x, lengths)
+        parts = self.to_query_key_value(x).unflatten(-1, (3, self.config.heads, -1))
+        q, k, v = parts.unbind(2)
+        y, state = chunked_attention(
+            q, k, v, self.config.chunk_length, bias=self.position_bias().to(q.dtype),
+            causal=self.causal, sliding=self.config.sliding, lengths=lengths, state=state,
+        )  # fmt: skip
+        return hide_padding(self.to_output(y.flatten(2)), lengths), state
