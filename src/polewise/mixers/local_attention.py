@@ -37,9 +37,7 @@ class ChunkAttentionConfig:
     """Never look ahead. False: each token sees its whole chunk."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "chunk_length", "heads"):
-            require_at_least(name, getattr(self, name), 1)
-        require_multiple("dim", self.dim, "heads", self.heads)
+        _require_valid(self)
 
     def build(self) -> LocalAttention:
         return LocalAttention(self)
@@ -59,10 +57,17 @@ class SlidingAttentionConfig:
     heads: int = 4
     """Attention heads."""
 
-    __post_init__ = ChunkAttentionConfig.__post_init__
+    def __post_init__(self) -> None:
+        _require_valid(self)
 
     def build(self) -> LocalAttention:
         return LocalAttention(self)
+
+
+def _require_valid(config: ChunkAttentionConfig | SlidingAttentionConfig) -> None:
+    for name in ("dim", "chunk_length", "heads"):
+        require_at_least(name, getattr(config, name), 1)
+    require_multiple("dim", config.dim, "heads", config.heads)
 
 
 class LocalAttention(nn.Module):
