@@ -24,9 +24,8 @@ from polewise.tasks import ImagesTask, RecallTask, TextTask
 from polewise.tasks.options import require_choice
 from polewise.training import TrainingOptions
 
-_PEERS = (
-    "focus", "attention", "mega", "mamba2", "mamba3", "gated_linear_attention", "associative",
-)  # fmt: skip
+_PEERS = ("focus", "attention", "chunk_attention", "sliding_attention", "mega", "mamba2")
+_RELATIVES = ("mamba3", "gated_linear_attention", "associative")
 
 
 def table1(size: Size) -> Study:
@@ -41,14 +40,14 @@ def table1(size: Size) -> Study:
             size,
             table1,
             _recall(30, batch_size=64, max_steps=1000, seconds=90, num_seeds=3),
-            _recall(1024, batch_size=8, max_steps=800, seconds=280, num_seeds=2),
+            _recall(1024, batch_size=8, max_steps=800, seconds=280),
             _recall(
                 1024, batch_size=8, max_steps=800, seconds=280, num_train=2000,
                 names=("focus", "attention"), rates=(2e-3,),
             ),
             _recall(
-                128, batch_size=32, max_steps=1000, seconds=180, unique=True, rates=(1e-3, 3e-3),
-                num_seeds=2,
+                128, batch_size=32, max_steps=1000, seconds=250, unique=True, rates=(3e-3,),
+                names=("focus", "attention", "mamba2", "associative"),
             ),
             _recall(
                 8192, batch_size=2, max_steps=800, seconds=550, rates=(2e-3,), names=("focus",)
@@ -89,7 +88,7 @@ def _recall(
     num_train: int | None = None,
     num_eval: int = 500,
     unique: bool = False,
-    names: tuple[str, ...] = _PEERS,
+    names: tuple[str, ...] = (*_PEERS, *_RELATIVES),
 ) -> Comparison:
     chosen = mixers(*names, chunk_length=32)
     if "gated_linear_attention" in chosen:  # is it the short convolution that the others have?
@@ -182,14 +181,14 @@ def table4(size: Size) -> Study:
                 task=task,
                 systems=equal_systems(
                     task.spec,
-                    mixers("focus", "attention", "mega", chunk_length=32),
+                    mixers("focus", "attention", "sliding_attention", "mega", chunk_length=32),
                     dim=64 if cpu else 512,
                     num_layers=2 if cpu else 6,
                 ),
-                training=_seconds(900) if cpu else _steps(110_000, evaluate_every=1100),
+                training=_seconds(800) if cpu else _steps(110_000, evaluate_every=1100),
                 learning_rates=(1e-3, 3e-3, 1e-2) if cpu else (3e-4, 1e-3, 3e-3),
                 grid_share=0.1,
-                expected_seconds=2 * 900 if cpu else None,
+                expected_seconds=2 * 800 if cpu else None,
                 num_seeds=1 if cpu else 3,
             )
         )
