@@ -1,7 +1,7 @@
 """The commands. Each parses, calls, prints; what they do is elsewhere.
 
     parsing.py    words to a call, and mistakes to one line each
-    train.py      train recall, text, images; resume
+    train.py      train recall, mqar, text, images; resume
     runs.py       what a finished run is good for: eval, info, export, serve
     streams.py    a byte model over texts without end: generate, stream
     studies.py    questions: study, report
@@ -28,6 +28,7 @@ from polewise.training import TrainingError
 COMMANDS: dict[str, Command] = {
     "demo": listings.demo,
     "train recall": train.train_recall,
+    "train mqar": train.train_mqar,
     "train text": train.train_text,
     "train images": train.train_images,
     "resume": train.resume,

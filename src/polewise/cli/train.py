@@ -13,12 +13,12 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from polewise.cli.output import pairs
 from polewise.cli.parsing import RunPath
-from polewise.recipes import CHUNK_LENGTH, demo_text, digits, focus_recall
-from polewise.tasks import ImagesTask, RecallTask, TextTask
+from polewise.recipes import CHUNK_LENGTH, demo_text, digits, focus_mqar, focus_recall
+from polewise.tasks import ImagesTask, MqarTask, RecallTask, TextTask
 from polewise.training import ModelOptions, Outcome, Run, TrainingOptions, train
 from polewise.training import resume as resume_run
 
-_RECALL, _TEXT, _IMAGES = focus_recall(), demo_text(), digits()
+_RECALL, _MQAR, _TEXT, _IMAGES = focus_recall(), focus_mqar(), demo_text(), digits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,30 @@ def train_recall(
     return _train(task, options, training, out)
 
 
+def train_mqar(
+    task: OmitArgPrefixes[MqarTask] = _MQAR.task,  # type: ignore[assignment]
+    model: OmitArgPrefixes[ModelFlags] = ModelFlags.like(_MQAR.model),  # noqa: B008
+    training: OmitArgPrefixes[TrainingOptions] = _MQAR.training,
+    out: Path | None = None,
+) -> int:
+    """Train on multi-query recall: many keys with their values, then each key once more.
+
+    Stops at 99.9 % held-out accuracy. Go on with a stopped run: polewise train --resume RUN.
+
+    For example:
+      polewise train mqar
+      polewise train mqar --train-on 64:4,128:8 --test-on 64:4,128:8 --mixer attention
+      polewise train mqar --hidden-size 128 --max-steps 10000
+
+    Args:
+        task: The task.
+        model: The model.
+        training: The training.
+        out: New folder for the run; None makes runs/TASK-MIXER-DATE-TIME.
+    """
+    return _train(task, model.over(_MQAR.model), training, out)
+
+
 def train_text(
     task: OmitArgPrefixes[TextTask] = _TEXT.task,  # type: ignore[assignment]
     model: OmitArgPrefixes[ModelFlags] = ModelFlags.like(_TEXT.model),  # noqa: B008
@@ -151,7 +175,7 @@ def resume(run: RunPath, max_steps: int | None = None, max_seconds: float | None
 
 
 def _train(
-    task: RecallTask | TextTask | ImagesTask,
+    task: RecallTask | MqarTask | TextTask | ImagesTask,
     model: ModelOptions,
     training: TrainingOptions,
     out: Path | None,

@@ -2,6 +2,7 @@
 
 from polewise.recipes.demo import DemoOptions as DemoOptions
 from polewise.recipes.demo import run_demo as run_demo
+from polewise.recipes.mqar import focus_mqar as focus_mqar
 from polewise.recipes.pixels import digits as digits
 from polewise.recipes.pixels import smnist as smnist
 from polewise.recipes.recall import CHUNK_LENGTH as CHUNK_LENGTH

@@ -1,6 +1,7 @@
 """Problems to learn: data, loss and metric. One file per problem; none of them knows a model."""
 
 from polewise.tasks.images import ImagesTask as ImagesTask
+from polewise.tasks.mqar import MqarTask as MqarTask
 from polewise.tasks.recall import RecallTask as RecallTask
 from polewise.tasks.task import Batch as Batch
 from polewise.tasks.task import Metrics as Metrics
@@ -8,8 +9,9 @@ from polewise.tasks.task import Task as Task
 from polewise.tasks.task import TaskSpec as TaskSpec
 from polewise.tasks.text import TextTask as TextTask
 
-TASKS: dict[str, type[RecallTask] | type[TextTask] | type[ImagesTask]] = {
+TASKS: dict[str, type[RecallTask] | type[MqarTask] | type[TextTask] | type[ImagesTask]] = {
     "recall": RecallTask,
+    "mqar": MqarTask,
     "text": TextTask,
     "images": ImagesTask,
 }
