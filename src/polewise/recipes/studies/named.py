@@ -127,41 +127,39 @@ def mqar(size: Size) -> Study:
     not. Budgets are far below the published 100,000 sequences in 64 epochs: what a system learns
     within them is the question.
     """
-    cell = {"train_on": "64:8", "test_on": "64:8"}
     if size == "cpu":
-        # 4096 positions a step; the mixture has 192 * 32 on average.
+        cell = MqarTask(
+            train_on="64:8", test_on="64:8", vocab_size=512, batch_size=64, num_eval=200
+        )
+        mixture = MqarTask(vocab_size=512, batch_size=32, num_eval=200)
+        # 4096 positions a step in the cell, 192 * 32 on average in the mixture.
         return _study(
             size,
             mqar,
-            _mqar("64-8", dim=64, batch_size=64, max_steps=600, seconds=110, num_seeds=3, **cell),
-            _mqar("mixture-width-64", dim=64, batch_size=32, max_steps=600, seconds=180),
-            _mqar("mixture-width-128", dim=128, batch_size=32, max_steps=600, seconds=320),
+            _mqar("64-8", cell, dim=64, max_steps=600, seconds=110, num_seeds=3),
+            _mqar("mixture-width-64", mixture, dim=64, max_steps=600, seconds=180),
+            _mqar("mixture-width-128", mixture, dim=128, max_steps=600, seconds=320),
         )
+    mixture = MqarTask(test_on="64:4,64:8,64:16,128:32,256:64,512:128,1024:256", num_eval=1000)
     return _study(
         size,
         mqar,
         *(
-            _mqar(
-                f"mixture-width-{dim}", dim=dim, batch_size=64, max_steps=50_000, vocab_size=8192,
-                num_seeds=3, test_on="64:4,64:8,64:16,128:32,256:64,512:128,1024:256",
-            )
+            _mqar(f"mixture-width-{dim}", mixture, dim=dim, max_steps=50_000, num_seeds=3)
             for dim in (64, 128, 256)
         ),
-    )  # fmt: skip
+    )
 
 
 def _mqar(
     name: str,
+    task: MqarTask,
     *,
     dim: int,
-    batch_size: int,
     max_steps: int,
     seconds: float | None = None,
     num_seeds: int = 1,
-    vocab_size: int = 512,
-    **cells: str,
 ) -> Comparison:
-    task = MqarTask(vocab_size=vocab_size, batch_size=batch_size, num_eval=200, **cells)
     chosen = mixers(*_PEERS, *_RELATIVES, chunk_length=32)
     return Comparison(
         name=name,
@@ -171,7 +169,7 @@ def _mqar(
         learning_rates=(1e-3, 3e-3, 1e-2),
         num_seeds=num_seeds,
         expected_seconds=seconds,
-        note=f"Vocabulary {vocab_size}; trained on {task.train_on} (length:pairs).",
+        note=f"Vocabulary {task.vocab_size}; trained on {task.train_on} (length:pairs).",
     )
 
 
