@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from polewise.analysis.published import PUBLISHED
 from polewise.analysis.study_summary import SystemSummary, summarize
@@ -32,15 +33,24 @@ def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
     if not panels:
         return None
     figure = _figure(len(panels))
+    names = dict.fromkeys(name for each in study["comparisons"] for name in each["systems"])
+    palette = matplotlib.colormaps["tab20"]
+    colours = {name: palette(index % palette.N) for index, name in enumerate(names)}
+    drawn = {}
     for index, (comparison, summaries) in enumerate(panels):
         axes = _panel(figure, index, len(panels))
         for summary in summaries:
-            _draw_curve(axes, comparison, summary)
+            drawn[summary.system] = _draw_curve(axes, comparison, summary, colours[summary.system])
+        if "accuracy" in comparison["headline"]:
+            axes.set_ylim(0, 1.03)
         axes.set_title(comparison["name"], fontsize=9)
         axes.set_xlabel("steps" if comparison["max_seconds"] is None else "seconds", fontsize=8)
         axes.set_ylabel(comparison["headline"].replace("_", " "), fontsize=8)
         axes.tick_params(labelsize=7)
-        axes.legend(fontsize=6, frameon=False)
+    figure.legend(
+        list(drawn.values()), list(drawn), loc="outside lower left", ncols=4, fontsize=7,
+        frameon=False,
+    )  # fmt: skip
     return _svg(figure)
 
 
@@ -86,7 +96,9 @@ def draw_beside_published(study: Mapping[str, Any]) -> str | None:
     return _svg(figure)
 
 
-def _draw_curve(axes: Axes, comparison: Mapping[str, Any], summary: SystemSummary) -> None:
+def _draw_curve(
+    axes: Axes, comparison: Mapping[str, Any], summary: SystemSummary, colour: Any
+) -> Line2D:
     where = "step" if comparison["max_seconds"] is None else "seconds"
     curves = [
         [(point[where], point[comparison["headline"]]) for point in row["curve"]]
@@ -96,10 +108,11 @@ def _draw_curve(axes: Axes, comparison: Mapping[str, Any], summary: SystemSummar
     points = list(zip(*curves, strict=False))
     middle = [sum(value for _, value in point) / len(point) for point in points]
     at = [sum(x for x, _ in point) / len(point) for point in points]
-    (line,) = axes.plot(at, middle, linewidth=1.2, label=summary.system)
+    (line,) = axes.plot(at, middle, linewidth=1.2, color=colour)
     if len(curves) > 1:
         low, high = ([each(y for _, y in point) for point in points] for each in (min, max))
-        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+    return line
 
 
 def _figure(panels: int) -> Figure:
