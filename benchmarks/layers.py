@@ -6,14 +6,19 @@ grows: the time, in rounds that alternate between the systems in one process, an
 of a training step, each in a process of its own: the largest resident size less that before the
 step. The Transformer's attention is `scaled_dot_product_attention(is_causal=True)`, once more with
 the matrix of weights written out ("materialised", memory only, as in the paper's Table 5).
+A million steps are read in segments, with the state in between: the same outputs in little memory.
 
-    python benchmarks/layers.py                            # the full size, half an hour or so
+By default glibc returns large blocks to the system and asks for them again. Every page of 4 KiB is
+then mapped anew, a large part of the time of long sequences. `--keep-memory` keeps them.
+
+    python benchmarks/layers.py                            # the full size, ten minutes or so
     python benchmarks/layers.py --lengths 512 1024 --alone 4096 --rounds 2 --output try.json
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
 import math
@@ -32,6 +37,8 @@ from filters import machine, versions
 from polewise import FocusConfig, MegaConfig
 from polewise.models import Block
 
+SEGMENT = 65_536
+"""Steps of a segment of the stream."""
 SLOW_SECONDS = 4.0
 """A system slower than this takes part in two rounds only."""
 
@@ -96,6 +103,24 @@ def measure(
     return times
 
 
+def read_in_segments(block: nn.Module, length: int, dim: int) -> dict[str, float]:
+    """A forward pass over a stream, with what it took beside the input."""
+    segments = torch.randn(1, length, dim).split(SEGMENT, 1)
+    step(block, segments[0][:, :256], training=False)  # compiles and fills the pools
+    state, before = None, start_watching_memory()
+    began = time.perf_counter()
+    with torch.no_grad():
+        for number, segment in enumerate(segments):
+            _, state = block(segment, state)
+            progress(f"segment {number + 1} of {len(segments)}")
+    progress("")
+    return {
+        "length": length,
+        "seconds": time.perf_counter() - began,
+        "peak_bytes": resident("VmHWM") - before,
+    }
+
+
 def seconds(block: nn.Module, x: Tensor, training: bool) -> float:
     began = time.perf_counter()
     step(block, x, training=training)
@@ -115,10 +140,22 @@ def peak_bytes(name: str, dim: int, length: int, threads: int) -> int | None:
 def peak_here(name: str, dim: int, length: int) -> int:
     block, x = build(name, dim), torch.randn(1, length, dim)
     step(block, x[:, :256], training=True)  # compiles and fills the pools
-    Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is the present one
-    before = resident("VmRSS")
+    before = start_watching_memory()
     step(block, x, training=True)
     return resident("VmHWM") - before
+
+
+def keep_memory() -> None:
+    """Hold on to what is freed: no separate mappings, no trimming (`man mallopt`)."""
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(-4, 0) and libc.mallopt(-1, -1)):
+        raise SystemExit("keep-memory needs glibc, whose mallopt refused M_MMAP_MAX = 0.")
+
+
+def start_watching_memory() -> int:
+    """Bytes in use, from where `VmHWM` counts anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def resident(field: str) -> int:
@@ -170,6 +207,11 @@ def show(report: dict[str, Any]) -> None:
         f"\nFocus, training step, from {report['exponent_from']:,}: time grows as length to the "
         f"power {report['exponent']:.3f}"
     )
+    stream = report["stream"]
+    print(
+        f"Focus reads {stream['length']:,} steps in segments of {SEGMENT:,} in "
+        f"{stream['seconds']:.1f} s, with {stream['peak_bytes'] / 2**20:.0f} MiB beside the input"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,10 +224,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="lengths for all systems (default 512 to 32768)",
     )  # fmt: skip
     parser.add_argument(
-        "--alone", type=int, nargs="*", default=[65536, 131072, 262144, 1048576],
-        help="lengths for Focus alone (default 65536 to 1048576)",
+        "--alone", type=int, nargs="*", default=[65536, 131072, 262144],
+        help="lengths for Focus alone (default 65536 to 262144)",
     )  # fmt: skip
+    parser.add_argument(
+        "--stream", type=int, default=1_048_576, help="steps Focus reads in segments (default 1 M)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="free memory stays in the process (glibc)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="JSON (default results/layers-DATE.json)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -195,8 +243,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(peak_here(options.peak_of, options.dim, options.lengths[0]))
         return 0
 
+    if options.keep_memory:
+        keep_memory()
     names = ["Focus", "Transformer", "MEGA"]
     blocks = {name: build(name, options.dim) for name in names}
+    stream = read_in_segments(blocks["Focus"], options.stream, options.dim)  # in a fresh process
     rows = []
     for length in [*options.lengths, *options.alone]:
         alone = length in options.alone
@@ -218,6 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
         "threads": options.threads,
         "versions": versions(),
         "dim": options.dim,
+        "keeps_memory": options.keep_memory,
         "parameters": {
             name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()
         },
@@ -229,6 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         if len(long) > 1
         else math.nan,
+        "stream": stream,
     }
     show(report)
     output = options.output or (
