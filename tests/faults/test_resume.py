@@ -165,3 +165,15 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path, finished_ru
     assert not [r for r in untimed_metrics(tmp_path / "run") if r["kind"] == "eval"]
     resume(tmp_path / "run", console=quiet())
     assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
+
+
+def test_stopped_where_its_target_was_reached_a_run_ends_there_too(tmp_path):
+    whole = train(small_run(stop_at=0.0), tmp_path / "whole", console=quiet())
+    assert (whole.status, whole.step) == ("reached", 3)
+    task = task_of(Stopping, at=2)
+    stopped = train(small_run(task, stop_at=0.0), tmp_path / "run", console=quiet())
+    assert (stopped.status, stopped.step) == ("interrupted", 3)
+    again = resume(tmp_path / "run", console=quiet())
+    assert (again.status, again.step) == ("reached", 3)
+    assert have_equal_parameters(tmp_path / "run", tmp_path / "whole")
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(tmp_path / "whole")

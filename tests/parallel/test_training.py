@@ -51,9 +51,12 @@ def runs(tmp_path_factory):
     """Runs in every layout: 4 steps on two processes, resumed to 6 on one, two and four."""
     folder = tmp_path_factory.mktemp("runs")
     sharded = LAYOUTS["sharded"]
+    rounded = {"precision": "bfloat16", "accumulate": 2}
     together(
         2,
         *((changed(**options), folder / name / "saved") for name, options in LAYOUTS.items()),
+        (changed(**rounded), folder / "data parallel" / "rounded"),
+        (changed(**rounded, **sharded), folder / "sharded" / "rounded"),
         (changed(**sharded), folder / "sharded" / "2"),
         (6, folder / "sharded" / "2"),
         (changed(max_steps=6, **sharded), folder / "sharded" / "whole"),
@@ -70,6 +73,9 @@ def runs(tmp_path_factory):
 def test_sharded_parameters_learn_what_whole_ones_learn(runs):
     assert farthest(runs / "sharded/saved", runs / "data parallel/saved") < 1e-6
     assert farthest(runs / "split and sharded/saved", runs / "split/saved") < 1e-6
+    # In bfloat16, and sharded gradients are summed over processes first, then over batches.
+    assert farthest(runs / "sharded/rounded", runs / "data parallel/rounded") < 1e-3
+    assert farthest(runs / "sharded/rounded", runs / "sharded/saved") > 1e-3
 
 
 def test_a_resumed_sharded_run_ends_with_the_same_bits(runs):
