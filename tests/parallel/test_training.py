@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -27,7 +28,8 @@ from tests.parallel.launches import (
 from torch import nn
 
 from polewise.mixers import MIXERS
-from polewise.training import RunFolder, train
+from polewise.tasks import MqarTask
+from polewise.training import Run, RunFolder, train
 from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
 from polewise.training.launch import asks_for_shares, join_processes
 from polewise.training.run import ModelOptions, TrainingOptions, require_splittable
@@ -68,6 +70,26 @@ def runs(tmp_path_factory):
     alone(one_process, *((6, folder / name / "1") for name in LAYOUTS))
     together(4, *((6, folder / name / "4") for name in LAYOUTS))
     return folder
+
+
+def test_measures_that_only_some_processes_see_are_reported(tmp_path):
+    """One cell of multi-query recall goes to each process; nothing is learned at this rate."""
+    run = Run(
+        task=MqarTask(
+            train_on="16:2", test_on="16:2,24:3", vocab_size=32, num_eval=4, batch_size=4
+        ),
+        model=ModelOptions(mixer="attention", hidden_size=8, num_layers=1),
+        training=TrainingOptions(max_steps=1, learning_rate=1e-30, weight_decay=0),
+    )
+    together(2, (run, tmp_path / "two"))
+    alone((run, tmp_path / "one"))
+    measured = []
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        row = next(row for row in map(json.loads, lines) if row["kind"] == "eval")
+        measured.append({name: row[name] for name in row if name not in ("kind", "seconds")})
+    assert {"accuracy_16_2", "accuracy_24_3", "loss"} < set(measured[0])
+    assert measured[1] == pytest.approx(measured[0], rel=1e-5)
 
 
 def test_sharded_parameters_learn_what_whole_ones_learn(runs):

@@ -6,6 +6,7 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from polewise.tasks import Batch, Task
@@ -50,9 +51,10 @@ def evaluate(
                 totals[name] = totals.get(name, torch.zeros(2, dtype=torch.float64)) + pair
     finally:
         model.train(was_training)
-    if accelerator is not None and stride > 1:
-        totals = {
-            name: accelerator.reduce(pair.to(device, torch.float32)).double()
-            for name, pair in totals.items()
-        }
+    if stride > 1:
+        parts = gather_object([totals])  # batches may differ in the names of their measures
+        totals = {name: torch.zeros(2, dtype=torch.float64) for part in parts for name in part}
+        for part in parts:
+            for name, pair in part.items():
+                totals[name] += pair
     return {name: float(pair[0] / pair[1]) for name, pair in totals.items()}
