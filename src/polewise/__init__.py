@@ -1,7 +1,7 @@
 """Polewise: sequence models that place their own poles.
 
-Layers     Focus, Associative, Attention, LocalAttention, Mega, Mamba2, Mamba3,
-           GatedLinearAttention and their configurations
+Layers     Focus, Associative, Attention, LocalAttention, Mega, S4d, Mamba2,
+           Mamba3, GatedLinearAttention and their configurations
 Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification,
            PolewiseCache (with the extra `models`), Backbone, BackboneConfig and generate in plain
            torch
@@ -37,6 +37,8 @@ from polewise.mixers import (
     Mamba3Config,
     Mega,
     MegaConfig,
+    S4d,
+    S4dConfig,
     SlidingAttentionConfig,
 )
 from polewise.mixers.checks import check_mixer
@@ -81,6 +83,8 @@ __all__ = [
     "Mamba3Config",
     "Mega",
     "MegaConfig",
+    "S4d",
+    "S4dConfig",
     "SlidingAttentionConfig",
     "associative_filter",
     "check_mixer",

@@ -18,6 +18,7 @@ SMALL = {
     "chunk_attention": {"chunk_length": 8},
     "sliding_attention": {"chunk_length": 8},
     "mega": {"chunk_length": 8, "memories": 3},
+    "s4d": {"state_dim": 4},
     "mamba2": {"state_dim": 4},
     "mamba3": {"state_dim": 8},
 }

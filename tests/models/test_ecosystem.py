@@ -10,7 +10,7 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
-from polewise import PolewiseConfig, PolewiseForCausalLM  # noqa: E402
+from polewise import MIXERS, PolewiseConfig, PolewiseForCausalLM  # noqa: E402
 from polewise.models.tokenizer import byte_tokenizer  # noqa: E402
 
 TEXT = "It was the best of times, it was the worst of times. " * 8
@@ -40,6 +40,21 @@ def test_a_half_precision_model_keeps_its_poles_in_float32(byte_model, model_fol
     wanted = byte_model(ids).logits
     assert half(ids).logits.dtype == dtype
     torch.testing.assert_close(torch.cat([logits, more], 1).float(), wanted, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_model_of_any_mixer_reads_in_half_precision(mixer, tmp_path):
+    torch.manual_seed(0)
+    config = PolewiseConfig(mixer=mixer, hidden_size=16, num_hidden_layers=1, vocab_size=20)
+    model = PolewiseForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    half = PolewiseForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    ids = torch.randint(20, (2, 30))
+    logits, state = half.step(ids[:, :20])
+    more, _ = half.step(ids[:, 20:], state)
+    assert more.dtype == torch.bfloat16
+    wanted = model(ids).logits
+    assert (torch.cat([logits, more], 1).float() - wanted).abs().max() < 0.05 * wanted.abs().max()
 
 
 def test_a_pipeline_writes_the_same_for_a_batch_and_for_each(model_folder):

@@ -21,6 +21,7 @@ from polewise.mixers.local_attention import (
 from polewise.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
 from polewise.mixers.mamba3 import Mamba3, Mamba3Config, Mamba3State
 from polewise.mixers.mega import Mega, MegaConfig, MegaState
+from polewise.mixers.s4d import S4d, S4dConfig, S4dState
 
 MIXERS = {
     "focus": FocusConfig,
@@ -29,6 +30,7 @@ MIXERS = {
     "chunk_attention": ChunkAttentionConfig,
     "sliding_attention": SlidingAttentionConfig,
     "mega": MegaConfig,
+    "s4d": S4dConfig,
     "mamba2": Mamba2Config,
     "mamba3": Mamba3Config,
     "gated_linear_attention": GatedLinearAttentionConfig,
@@ -60,5 +62,8 @@ __all__ = [
     "Mega",
     "MegaConfig",
     "MegaState",
+    "S4d",
+    "S4dConfig",
+    "S4dState",
     "SlidingAttentionConfig",
 ]

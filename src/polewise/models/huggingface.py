@@ -49,7 +49,9 @@ class PolewisePreTrainedModel(PreTrainedModel):
     _is_stateful = True
     # What decides a pole stays float32 in a half-precision model: bfloat16 has no number
     # between 1 - 2^-8 and 1.
-    _keep_in_fp32_modules_strict = ["base", "decay_bias", "logit"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        "base", "decay_bias", "logit", "step", "damping", "log_step", "log_rate", "frequency",
+    ]  # fmt: skip
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
