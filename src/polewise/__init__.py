@@ -1,7 +1,7 @@
 """Polewise: sequence models that place their own poles.
 
-Layers     Focus, Associative, Attention, LocalAttention, Mega, S4d, Mamba2,
-           Mamba3, GatedLinearAttention and their configurations
+Layers     Focus, Associative, Attention, LocalAttention, Mega, LongConv, Hyena, S4d,
+           Mamba2, Mamba3, GatedLinearAttention and their configurations
 Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification,
            PolewiseCache (with the extra `models`), Backbone, BackboneConfig and generate in plain
            torch
@@ -30,7 +30,11 @@ from polewise.mixers import (
     FocusConfig,
     GatedLinearAttention,
     GatedLinearAttentionConfig,
+    Hyena,
+    HyenaConfig,
     LocalAttention,
+    LongConv,
+    LongConvConfig,
     Mamba2,
     Mamba2Config,
     Mamba3,
@@ -76,7 +80,11 @@ __all__ = [
     "FocusConfig",
     "GatedLinearAttention",
     "GatedLinearAttentionConfig",
+    "Hyena",
+    "HyenaConfig",
     "LocalAttention",
+    "LongConv",
+    "LongConvConfig",
     "Mamba2",
     "Mamba2Config",
     "Mamba3",

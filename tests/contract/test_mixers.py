@@ -18,6 +18,8 @@ SMALL = {
     "chunk_attention": {"chunk_length": 8},
     "sliding_attention": {"chunk_length": 8},
     "mega": {"chunk_length": 8, "memories": 3},
+    "long_conv": {"taps": 20},
+    "hyena": {"taps": 20, "hidden": 8},
     "s4d": {"state_dim": 4},
     "mamba2": {"state_dim": 4},
     "mamba3": {"state_dim": 8},

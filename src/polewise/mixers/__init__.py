@@ -13,11 +13,13 @@ from polewise.mixers.gated_linear_attention import (
     GatedLinearAttentionConfig,
     GatedLinearAttentionState,
 )
+from polewise.mixers.hyena import Hyena, HyenaConfig, HyenaState
 from polewise.mixers.local_attention import (
     ChunkAttentionConfig,
     LocalAttention,
     SlidingAttentionConfig,
 )
+from polewise.mixers.long_conv import LongConv, LongConvConfig, LongConvState
 from polewise.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
 from polewise.mixers.mamba3 import Mamba3, Mamba3Config, Mamba3State
 from polewise.mixers.mega import Mega, MegaConfig, MegaState
@@ -30,6 +32,8 @@ MIXERS = {
     "chunk_attention": ChunkAttentionConfig,
     "sliding_attention": SlidingAttentionConfig,
     "mega": MegaConfig,
+    "long_conv": LongConvConfig,
+    "hyena": HyenaConfig,
     "s4d": S4dConfig,
     "mamba2": Mamba2Config,
     "mamba3": Mamba3Config,
@@ -52,7 +56,13 @@ __all__ = [
     "GatedLinearAttention",
     "GatedLinearAttentionConfig",
     "GatedLinearAttentionState",
+    "Hyena",
+    "HyenaConfig",
+    "HyenaState",
     "LocalAttention",
+    "LongConv",
+    "LongConvConfig",
+    "LongConvState",
     "Mamba2",
     "Mamba2Config",
     "Mamba2State",

@@ -1,0 +1,138 @@
+r"""Hyena: two gates around a long convolution whose kernel a small network writes.
+
+u, w, v  = ShortConv(W x)
+z        = w * v
+y        = W_o (u * (h * z + b z))              * of h is convolution, the others are products
+h[t]     = MLP(t, cos, sin) exp(-t |delta|)     t in units of the longest reach
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polewise.layers import ShortConv
+from polewise.mixers.options import require_at_least
+from polewise.ops import long_conv
+from polewise.ops.padding import hide_padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyenaConfig:
+    """Options of `Hyena`."""
+
+    causal: ClassVar[bool] = True
+
+    dim: int
+    """Channels."""
+    taps: int = 1024
+    """Length of the kernel: what lies further back is not seen."""
+    hidden: int = 64
+    """Hidden width of the network that writes the kernel."""
+    bands: int = 2
+    """Cosines and sines that the network reads beside the time."""
+    sharpness: float = 10.0
+    """Where the network's sines start: their trained frequency."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "taps", "hidden", "bands"):
+            require_at_least(name, getattr(self, name), 1)
+        if not 0 < self.sharpness < math.inf:
+            raise ValueError(f"sharpness must be a positive number; got {self.sharpness}.")
+
+    def build(self) -> Hyena:
+        return Hyena(self)
+
+
+class HyenaState(NamedTuple):
+    """What a segment hands to the next one: the last inputs, in proportion to `taps`."""
+
+    neighbours: Float[Tensor, "batch history channels"]
+    history: Float[Tensor, "batch history dim"]
+
+
+class ImplicitKernel(nn.Module):
+    """A kernel (taps, dim) as a function of time: sines of sines, under a fading window.
+
+    Times are in units of `taps`, not of the sequence at hand: a stream has no length.
+    """
+
+    filter_parameters: ClassVar[tuple[str, ...]] = ("layers", "sharpness")
+
+    def __init__(self, config: HyenaConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden
+        sizes = [1 + 2 * config.bands, hidden, hidden, hidden, config.dim]
+        self.layers = nn.ModuleList(
+            nn.Linear(into, out, bias=number < 3)
+            for number, (into, out) in enumerate(pairwise(sizes))
+        )
+        self.sharpness = nn.Parameter(torch.empty(hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.sharpness, self.config.sharpness)
+
+    def forward(self) -> Float[Tensor, "taps dim"]:
+        config, like = self.config, self.sharpness
+        taps = torch.arange(config.taps, device=like.device, dtype=like.dtype)[:, None]
+        time = taps / max(config.taps - 1, 1)
+        bands = torch.linspace(1e-4, config.bands - 1, config.bands).to(like)
+        phase = bands * (2 * math.pi / config.taps) * taps
+        h = torch.cat([time, phase.cos(), -phase.sin()], -1)
+        *inner, last = self.layers
+        for layer in inner:
+            h = (self.sharpness * layer(h)).sin()
+        # Channels fade at different speeds: to 1 % at 1.5 to at 0.3 of the kernel's length.
+        fading = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, config.dim).to(like)
+        return last(h) * (-time * fading).exp()
+
+
+class Hyena(nn.Module):
+    """Hyena of order 2, `(batch, length, dim)` to the same shape.
+
+    Source: Poli et al. 2023 (arXiv 2302.10866), the order 2 of its published code, which has one
+    long convolution; settings of its recall experiments.
+    """
+
+    uses_fft = True
+    filter_parameters: ClassVar[tuple[str, ...]] = ("skip",)
+
+    def __init__(self, config: HyenaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = config.causal
+        self.to_gates_value = nn.Linear(config.dim, 3 * config.dim)
+        self.short_conv = ShortConv(3 * config.dim)
+        self.kernel = ImplicitKernel(config)
+        self.skip = nn.Parameter(torch.empty(config.dim))
+        self.to_output = nn.Linear(config.dim, config.dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.skip)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: HyenaState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], HyenaState]:
+        x = hide_padding(x, lengths)
+        mixed, neighbours = self.short_conv(
+            self.to_gates_value(x), state.neighbours if state else None, lengths
+        )
+        outer, inner, value = mixed.chunk(3, -1)
+        z = hide_padding(inner * value, lengths)
+        y, history = long_conv(
+            z, self.kernel().to(z.dtype), lengths=lengths, state=state.history if state else None
+        )
+        y = self.to_output(outer * (y + self.skip * z))
+        return hide_padding(y, lengths), HyenaState(neighbours, history)
