@@ -15,8 +15,8 @@ SPEC = TaskSpec(kind="language", length=64, vocab_size=30)
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_meets_a_wanted_size_within_two_percent(mixer):
     options = ModelOptions(mixer=mixer, hidden_size=64, num_layers=2)
-    matched = match_parameters(SPEC, options, 180_000)
-    assert count_parameters(SPEC, matched) == pytest.approx(180_000, rel=0.02)
+    matched = match_parameters(SPEC, options, 320_000)  # the kernels of long_conv take 262,144
+    assert count_parameters(SPEC, matched) == pytest.approx(320_000, rel=0.02)
     assert replace(matched, intermediate_size=None) == options
 
 
