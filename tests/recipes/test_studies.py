@@ -13,6 +13,7 @@ from rich.console import Console
 from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies import (
     STUDIES,
+    Measured,
     Results,
     build_study,
     question,
@@ -86,7 +87,8 @@ def test_the_grid_comes_first_then_the_best_rate_with_further_seeds(tiny_study):
         "short/attention/rate-0.01-seed-0",
         "short/mega/rate-0.01-seed-0",
     ]
-    measured = dict(zip([trial.name for trial in grid], [0.1, 0.9, 0.5, math.nan], strict=True))
+    values = [0.1, 0.9, 0.5, math.nan]
+    measured = {trial.name: Measured(value, 10) for trial, value in zip(grid, values, strict=True)}
     further = [trial.name for trial in study.open_trials(measured)]
     assert further == [
         "short/attention/rate-0.01-seed-1",
@@ -101,7 +103,7 @@ def test_the_grid_comes_first_then_the_best_rate_with_further_seeds(tiny_study):
 def test_runs_whose_rate_is_not_known_are_counted_as_to_come(tiny_study):
     study = tiny_study(num_seeds=3)
     assert len(study.trials_to_come({})) == 4
-    diverged = {trial.name: math.nan for trial in study.open_trials({})}
+    diverged = {trial.name: Measured(math.nan, 0) for trial in study.open_trials({})}
     assert study.open_trials(diverged) == study.trials_to_come(diverged) == []
 
 
@@ -109,11 +111,18 @@ def test_a_short_grid_trains_a_share_of_the_budget_and_then_every_seed_in_full(t
     study = tiny_study(max_steps=20, num_seeds=2, grid_share=0.25)
     grid = study.open_trials({})
     assert {trial.run.training.max_steps for trial in grid} == {5}
-    measured = {trial.name: 0.5 for trial in grid}
+    measured = {trial.name: Measured(0.5, 5) for trial in grid}
     further = study.open_trials(measured)
     assert {trial.run.training.max_steps for trial in further} == {20}
     assert sorted(trial.seed for trial in further) == [0, 0, 1, 1]
     assert study.num_trials == len(grid) + len(further)
+
+
+def test_among_equal_rates_the_one_of_fewest_steps_is_best(tiny_study):
+    study = tiny_study(num_seeds=2)
+    steps = {0.001: 8, 0.01: 4}
+    measured = {t.name: Measured(1.0, steps[t.learning_rate]) for t in study.open_trials({})}
+    assert {trial.learning_rate for trial in study.open_trials(measured)} == {0.01}
 
 
 def test_planned_time_counts_short_runs_by_their_share(tiny_study):

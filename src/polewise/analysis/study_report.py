@@ -122,11 +122,11 @@ def render_markdown(studies: Sequence[Study], figures: Mapping[str, Sequence[str
 
 _LEGEND = (
     "Every system of a comparison has the same parameters (to 2 %), data, budget and grid of "
-    "learning rates. Figures are the mean over seeds at its best rate by validation (the first of "
-    "the grid among equals), with the lowest and the highest; never the best run. The state is "
-    "what streaming keeps of one sequence "
-    "as long as the task's. Core seconds are what the processors worked for a run, evaluations "
-    "included, which other work on the machine hardly changes. The memory is the process's peak."
+    "learning rates. Figures are the mean over seeds at its best rate by validation (among equals"
+    " that of the fewest steps), with the lowest and the highest; never the best run. The state "
+    "is what streaming keeps of one sequence as long as the task's. Core seconds are what the "
+    "processors worked for a run, evaluations included, which other work on the machine hardly "
+    "changes. The memory is the process's peak."
 )
 
 

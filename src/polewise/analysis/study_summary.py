@@ -83,14 +83,18 @@ def format_measure(measure: str, value: float) -> str:
 def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row]) -> SystemSummary:
     headline = comparison["headline"]
     share, rates, seeds = (comparison[k] for k in ("grid_share", "learning_rates", "num_seeds"))
-    grid = {
-        row["learning_rate"]: row["metrics"][headline] if row["status"] == "done" else None
+    tried = {
+        row["learning_rate"]: row
         for row in rows
         if row["seed"] == 0 and row["share"] == share and row["learning_rate"] in rates
     }
+    grid = {
+        rate: row["metrics"][headline] if row["status"] == "done" else None
+        for rate, row in tried.items()
+    }
     finite = {rate: value for rate, value in grid.items() if value is not None}
-    choose = max if comparison["higher_is_better"] else min
-    best = choose(finite, key=lambda rate: finite[rate]) if finite else None
+    sign = -1 if comparison["higher_is_better"] else 1
+    best = min(finite, key=lambda rate: (sign * finite[rate], tried[rate]["steps"]), default=None)
     runs = tuple(
         row
         for row in rows

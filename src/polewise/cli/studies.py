@@ -135,7 +135,7 @@ def _list(study: Study, only: str, results: Results) -> int:
     done = [trial for trial in study.trials() if trial.name in measured]
     for trial in [*done, *study.open_trials(measured)]:
         if fnmatchcase(trial.name, only):
-            value = f"{measured[trial.name]:.4g}" if trial.name in measured else "to do"
+            value = f"{measured[trial.name].value:.4g}" if trial.name in measured else "to do"
             print(f"  {trial.name:64} {value}")
     print(f"{len(done)} of {study.num_trials} runs are done", end="")
     hours = study.total_seconds

@@ -8,6 +8,7 @@ from polewise.recipes.studies.results import read_results as read_results
 from polewise.recipes.studies.running import StudyOutcome as StudyOutcome
 from polewise.recipes.studies.running import run_study as run_study
 from polewise.recipes.studies.study import Comparison as Comparison
+from polewise.recipes.studies.study import Measured as Measured
 from polewise.recipes.studies.study import Size as Size
 from polewise.recipes.studies.study import Study as Study
 from polewise.recipes.studies.study import System as System

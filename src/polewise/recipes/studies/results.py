@@ -12,11 +12,12 @@ those of the study; so a study goes on from its results file alone, on another m
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polewise.recipes.studies.study import Comparison, Study
+from polewise.recipes.studies.study import Comparison, Measured, Study
 from polewise.recipes.studies.trial_run import configuration
 from polewise.training.durable import replace_file
 
@@ -40,13 +41,13 @@ class Results:
                 else:
                     self.outdated.append(row["run"])
 
-    def measured(self) -> dict[str, float]:
-        """Return the headline metric of every run that is done; NaN where it diverged."""
+    def measured(self) -> dict[str, Measured]:
+        """Return what every run that is done has reached, by name."""
         headlines = {each.name: each.task.headline for each in self.study.comparisons}
         return {
-            name: row["metrics"][headlines[row["comparison"]]]
+            name: Measured(row["metrics"][headlines[row["comparison"]]], row["steps"])
             if row["status"] == "done"
-            else float("nan")
+            else Measured(math.nan, 0)
             for name, row in self.rows.items()
         }
 

@@ -7,7 +7,8 @@
 
 Every system of a comparison gets the same data, budget and learning rates. Phase 1 trains each at
 every rate of the grid with seed 0; phase 2 trains it at its best rate with the other seeds. The
-best rate is that of the best headline metric on validation data.
+best rate is that of the best headline metric on validation data, among equals that of the fewest
+steps.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isnan
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from polewise.training import ModelOptions, Run, TrainingOptions
 
 Size = Literal["cpu", "gpu"]
+
+
+class Measured(NamedTuple):
+    """What a run that is done has reached."""
+
+    value: float
+    """The headline metric on validation data; NaN for a run that diverged."""
+    steps: int
+    """The steps it took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +169,11 @@ class Study:
                 for system in comparison.systems:
                     yield from seed_trials(comparison, system, rate)
 
-    def open_trials(self, measured: Mapping[str, float]) -> list[Trial]:
+    def open_trials(self, measured: Mapping[str, Measured]) -> list[Trial]:
         """Return the runs that are missing and whose rate is known by now, in their order.
 
         Args:
-            measured: the headline metric of the runs that are done, by name; NaN for one that
-                diverged.
+            measured: the runs that are done, by name.
         """
         trials: list[Trial] = []
         for comparison in self.comparisons:
@@ -177,7 +186,7 @@ class Study:
             trials.extend(sorted(further, key=lambda trial: trial.seed))
         return [trial for trial in trials if trial.name not in measured]
 
-    def trials_to_come(self, measured: Mapping[str, float]) -> list[Trial]:
+    def trials_to_come(self, measured: Mapping[str, Measured]) -> list[Trial]:
         """Return a stand-in, at the first rate, for every run whose rate is not known yet."""
         return [
             trial
@@ -217,21 +226,21 @@ def seed_trials(comparison: Comparison, system: System, rate: float) -> list[Tri
 
 
 def best_rate(
-    comparison: Comparison, system: System, measured: Mapping[str, float]
+    comparison: Comparison, system: System, measured: Mapping[str, Measured]
 ) -> float | None:
-    """Return the rate of the best run of the grid, among equals the first.
+    """Return the rate of the best run of the grid, among equals that of the fewest steps.
 
     None while one is missing, or if all diverged.
     """
     grid = [trial for trial in grid_trials(comparison) if trial.system.name == system.name]
     if any(trial.name not in measured for trial in grid):
         return None
-    values = {trial.learning_rate: measured[trial.name] for trial in grid}
-    finite = {rate: value for rate, value in values.items() if not isnan(value)}
-    if not finite:
-        return None
-    choose = max if comparison.task.higher_is_better else min
-    return choose(finite, key=lambda rate: finite[rate])
+    done = {trial.learning_rate: measured[trial.name] for trial in grid}
+    finite = {rate: each for rate, each in done.items() if not isnan(each.value)}
+    sign = -1 if comparison.task.higher_is_better else 1
+    return min(
+        finite, key=lambda rate: (sign * finite[rate].value, finite[rate].steps), default=None
+    )
 
 
 def _require_distinct(name: str, values: list[str]) -> None:
