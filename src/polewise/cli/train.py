@@ -12,13 +12,19 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from polewise.cli.output import pairs
-from polewise.cli.parsing import RunPath
-from polewise.recipes import CHUNK_LENGTH, demo_text, digits, focus_mqar, focus_recall
-from polewise.tasks import ImagesTask, MqarTask, RecallTask, TextTask
+from polewise.cli.parsing import Command, RunPath
+from polewise.recipes import (
+    CHUNK_LENGTH,
+    demo_text,
+    digits,
+    focus_mqar,
+    focus_recall,
+    induction,
+    selective_copy,
+)
+from polewise.tasks import AnyTask, RecallTask
 from polewise.training import ModelOptions, Outcome, Run, TrainingOptions, train
 from polewise.training import resume as resume_run
-
-_RECALL, _MQAR, _TEXT, _IMAGES = focus_recall(), focus_mqar(), demo_text(), digits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,105 +64,95 @@ class ModelFlags:
         )
 
 
-def train_recall(
-    task: OmitArgPrefixes[RecallTask] = _RECALL.task,  # type: ignore[assignment]
-    model: OmitArgPrefixes[ModelFlags] = ModelFlags.like(_RECALL.model),  # noqa: B008
-    training: OmitArgPrefixes[TrainingOptions] = _RECALL.training,
-    out: Path | None = None,
-) -> int:
-    """Train on associative recall: after many key-value pairs, what belonged to this key?
+def _command(recipe: Run, what: str, *examples: str) -> Command:
+    """Return the command that trains the recipe's task; its defaults are the recipe's."""
 
-    Stops at 100 % held-out accuracy. Inputs are aligned to the mixer's chunks unless --align-to
-    says otherwise. Go on with a stopped run: polewise train --resume RUN.
+    def train_task(
+        task: Any = recipe.task,
+        model: OmitArgPrefixes[ModelFlags] = ModelFlags.like(recipe.model),  # noqa: B008
+        training: OmitArgPrefixes[TrainingOptions] = recipe.training,
+        out: Path | None = None,
+    ) -> int:
+        options = model.over(recipe.model)
+        run = Run(task=_aligned(task, options), model=options, training=training)
+        if out is None:
+            out = Path("runs") / f"{run.task_name}-{options.mixer}-{datetime.now():%Y%m%d-%H%M%S}"
+        return _finish(train(run, out, title=run.task_name))
 
-    For example:
-      polewise train recall --length 256
-      polewise train recall --mixer attention --max-seconds 300
-      polewise train recall --num-train 2000 --set chunk_length=64
+    lines = "\n".join(f"  polewise train {recipe.task_name}{example}" for example in examples)
+    train_task.__annotations__["task"] = OmitArgPrefixes[type(recipe.task)]  # type: ignore[misc]
+    train_task.__doc__ = f"""{what}
 
-    Args:
-        task: The task.
-        model: The model.
-        training: The training.
-        out: New folder for the run; None makes runs/TASK-MIXER-DATE-TIME.
-    """
-    options = model.over(_RECALL.model)
-    chunk_length = options.mixer_options.get("chunk_length")
-    if chunk_length is not None and task.align_to == CHUNK_LENGTH:
-        task = replace(task, align_to=chunk_length)
-    return _train(task, options, training, out)
+Go on with a stopped run: polewise train --resume RUN.
 
+For example:
+{lines}
 
-def train_mqar(
-    task: OmitArgPrefixes[MqarTask] = _MQAR.task,  # type: ignore[assignment]
-    model: OmitArgPrefixes[ModelFlags] = ModelFlags.like(_MQAR.model),  # noqa: B008
-    training: OmitArgPrefixes[TrainingOptions] = _MQAR.training,
-    out: Path | None = None,
-) -> int:
-    """Train on multi-query recall: many keys with their values, then each key once more.
-
-    Stops at 99.9 % held-out accuracy. Go on with a stopped run: polewise train --resume RUN.
-
-    For example:
-      polewise train mqar
-      polewise train mqar --train-on 64:4,128:8 --test-on 64:4,128:8 --mixer attention
-      polewise train mqar --hidden-size 128 --max-steps 10000
-
-    Args:
-        task: The task.
-        model: The model.
-        training: The training.
-        out: New folder for the run; None makes runs/TASK-MIXER-DATE-TIME.
-    """
-    return _train(task, model.over(_MQAR.model), training, out)
+Args:
+    task: The task.
+    model: The model.
+    training: The training.
+    out: New folder for the run; None makes runs/TASK-MIXER-DATE-TIME.
+"""
+    return train_task
 
 
-def train_text(
-    task: OmitArgPrefixes[TextTask] = _TEXT.task,  # type: ignore[assignment]
-    model: OmitArgPrefixes[ModelFlags] = ModelFlags.like(_TEXT.model),  # noqa: B008
-    training: OmitArgPrefixes[TrainingOptions] = _TEXT.training,
-    out: Path | None = None,
-) -> int:
-    """Train a byte-level language model on any text.
-
-    Go on with a stopped run: polewise train --resume RUN.
-
-    For example:
-      polewise train text
-      polewise train text --source novel.txt --max-seconds 900
-      polewise train text --source dickens --hidden-size 256 --num-layers 6
-
-    Args:
-        task: The task.
-        model: The model.
-        training: The training.
-        out: New folder for the run; None makes runs/TASK-MIXER-DATE-TIME.
-    """
-    return _train(task, model.over(_TEXT.model), training, out)
+def _aligned(task: AnyTask, model: ModelOptions) -> AnyTask:
+    """Let recall pad its inputs to the chunks of this mixer, unless --align-to says otherwise."""
+    chunk_length = model.mixer_options.get("chunk_length")
+    if isinstance(task, RecallTask) and task.align_to == CHUNK_LENGTH and chunk_length is not None:
+        return replace(task, align_to=chunk_length)
+    return task
 
 
-def train_images(
-    task: OmitArgPrefixes[ImagesTask] = _IMAGES.task,  # type: ignore[assignment]
-    model: OmitArgPrefixes[ModelFlags] = ModelFlags.like(_IMAGES.model),  # noqa: B008
-    training: OmitArgPrefixes[TrainingOptions] = _IMAGES.training,
-    out: Path | None = None,
-) -> int:
-    """Train on images read pixel by pixel: digits, sequential and permuted MNIST.
-
-    Go on with a stopped run: polewise train --resume RUN.
-
-    For example:
-      polewise train images
-      polewise train images --source mnist --max-seconds 900
-      polewise train images --source mnist --permuted --num-train 10000
-
-    Args:
-        task: The task.
-        model: The model.
-        training: The training.
-        out: New folder for the run; None makes runs/TASK-MIXER-DATE-TIME.
-    """
-    return _train(task, model.over(_IMAGES.model), training, out)
+TRAIN_COMMANDS: dict[str, Command] = {
+    "recall": _command(
+        focus_recall(),
+        "Train on associative recall: after many key-value pairs, what belonged to this key?\n\n"
+        "Stops at 100 % held-out accuracy. Inputs are aligned to the mixer's chunks unless "
+        "--align-to says otherwise.",
+        " --length 256",
+        " --mixer attention --max-seconds 300",
+        " --num-train 2000 --set chunk_length=64",
+    ),
+    "mqar": _command(
+        focus_mqar(),
+        "Train on multi-query recall: many keys with their values, then each key once more.\n\n"
+        "Stops at 99.9 % held-out accuracy.",
+        "",
+        " --train-on 64:4,128:8 --test-on 64:4,128:8 --mixer attention",
+        " --hidden-size 128 --max-steps 10000",
+    ),
+    "selective_copy": _command(
+        selective_copy(),
+        "Train on selective copying: repeat the tokens that stand among noise, in order.\n\n"
+        "Stops at 99.9 % held-out accuracy.",
+        "",
+        " --length 4096 --batch-size 64 --max-steps 400000",
+    ),
+    "induction": _command(
+        induction(),
+        "Train on induction heads: what followed the special token must follow it again.\n\n"
+        "Tests at longer lengths than it trains on; stops at 99.9 % over all of them.",
+        "",
+        " --test-lengths 256,4096,65536",
+    ),
+    "text": _command(
+        demo_text(),
+        "Train a byte-level language model on any text.",
+        "",
+        " --source novel.txt --max-seconds 900",
+        " --source dickens --hidden-size 256 --num-layers 6",
+    ),
+    "images": _command(
+        digits(),
+        "Train on images read pixel by pixel: digits, sequential and permuted MNIST.",
+        "",
+        " --source mnist --max-seconds 900",
+        " --source mnist --permuted --num-train 10000",
+    ),
+}
+"""Each task of `polewise.tasks.TASKS` with the options of its recipe."""
 
 
 def resume(run: RunPath, max_steps: int | None = None, max_seconds: float | None = None) -> int:
@@ -172,18 +168,6 @@ def resume(run: RunPath, max_steps: int | None = None, max_seconds: float | None
         max_seconds: A new budget in seconds, counted from the run's beginning.
     """
     return _finish(resume_run(run, max_steps=max_steps, max_seconds=max_seconds))
-
-
-def _train(
-    task: RecallTask | MqarTask | TextTask | ImagesTask,
-    model: ModelOptions,
-    training: TrainingOptions,
-    out: Path | None,
-) -> int:
-    run = Run(task=task, model=model, training=training)
-    if out is None:
-        out = Path("runs") / f"{run.task_name}-{model.mixer}-{datetime.now():%Y%m%d-%H%M%S}"
-    return _finish(train(run, out, title=run.task_name))
 
 
 def _finish(outcome: Outcome) -> int:

@@ -1,17 +1,24 @@
 """Problems to learn: data, loss and metric. One file per problem; none of them knows a model."""
 
 from polewise.tasks.images import ImagesTask as ImagesTask
+from polewise.tasks.induction import InductionTask as InductionTask
 from polewise.tasks.mqar import MqarTask as MqarTask
 from polewise.tasks.recall import RecallTask as RecallTask
+from polewise.tasks.selective_copy import SelectiveCopyTask as SelectiveCopyTask
 from polewise.tasks.task import Batch as Batch
 from polewise.tasks.task import Metrics as Metrics
 from polewise.tasks.task import Task as Task
 from polewise.tasks.task import TaskSpec as TaskSpec
 from polewise.tasks.text import TextTask as TextTask
 
-TASKS: dict[str, type[RecallTask] | type[MqarTask] | type[TextTask] | type[ImagesTask]] = {
+AnyTask = RecallTask | MqarTask | SelectiveCopyTask | InductionTask | TextTask | ImagesTask
+"""One of the tasks that a run can be of."""
+
+TASKS: dict[str, type[AnyTask]] = {
     "recall": RecallTask,
     "mqar": MqarTask,
+    "selective_copy": SelectiveCopyTask,
+    "induction": InductionTask,
     "text": TextTask,
     "images": ImagesTask,
 }

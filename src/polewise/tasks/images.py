@@ -15,10 +15,11 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from polewise.tasks.classification import class_loss, class_metrics
 from polewise.tasks.data_sets import find
+from polewise.tasks.epochs import epoch_rows
 from polewise.tasks.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -104,17 +105,10 @@ class ImagesTask:
         """Yield batches without end, every image once per epoch in an order drawn from the seed."""
         self.prepare()
         num = self.num_train or len(self._train.labels)
-        position = first_step * self.batch_size
-        order, epoch = np.empty(0, dtype=np.int64), -1
+        step = first_step
         while True:
-            rows = []
-            for place in range(position, position + self.batch_size):
-                if place // num != epoch:
-                    epoch = place // num
-                    order = np.random.default_rng([seed, epoch]).permutation(num)
-                rows.append(order[place % num])
-            yield self._batch(self._train, np.array(rows))
-            position += self.batch_size
+            yield self._batch(self._train, epoch_rows([seed], step, self.batch_size, num))
+            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out images in order."""
@@ -125,16 +119,11 @@ class ImagesTask:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy, in nats."""
-        return F.cross_entropy(logits, batch["labels"])
+        return class_loss(logits, batch)
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `accuracy` and `loss` (nats)."""
-        labels = batch["labels"]
-        total = F.cross_entropy(logits, labels, reduction="sum")
-        return {
-            "accuracy": ((logits.argmax(-1) == labels).sum(), len(labels)),
-            "loss": (total, len(labels)),
-        }
+        return class_metrics(logits, batch)
 
     def _batch(self, images: _Images, rows: np.ndarray) -> Batch:
         mean, deviation = self._scale

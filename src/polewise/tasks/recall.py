@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polewise.tasks.epochs import epoch_rows
 from polewise.tasks.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
@@ -150,7 +151,8 @@ class RecallTask:
                 generator = np.random.default_rng([_FRESH, seed, step])
                 sequences = self._draw(generator, self.batch_size)
             else:
-                sequences = self._fixed[self._epoch_rows(seed, step, len(self._fixed))]
+                rows = epoch_rows([_ORDER, seed], step, self.batch_size, len(self._fixed))
+                sequences = self._fixed[rows]
             yield self._batch(sequences, last_only=False)
             step += 1
 
@@ -228,16 +230,6 @@ class RecallTask:
     def _held_out(self) -> np.ndarray:
         taken = set() if self._fixed is None else {row.tobytes() for row in self._fixed}
         return self._draw_distinct("num_eval", self.num_eval, _HELD_OUT, taken)
-
-    def _epoch_rows(self, seed: int, step: int, num: int) -> np.ndarray:
-        """Return the rows of `step`: epoch after epoch, each in its own order, cut in batches."""
-        wanted = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        rows = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in np.unique(wanted // num):
-            order = np.random.default_rng([_ORDER, seed, int(epoch)]).permutation(num)
-            here = wanted // num == epoch
-            rows[here] = order[wanted[here] % num]
-        return rows
 
     def _batch(self, sequences: np.ndarray, *, last_only: bool) -> Batch:
         inputs = F.pad(torch.from_numpy(sequences[:, :-1].copy()), (self.padding, 0), value=NOOP)

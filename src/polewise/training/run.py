@@ -13,7 +13,7 @@ from torch import nn
 from polewise.did_you_mean import did_you_mean
 from polewise.layers import sharding
 from polewise.mixers import MIXERS
-from polewise.tasks import TASKS, ImagesTask, MqarTask, RecallTask, TaskSpec, TextTask
+from polewise.tasks import TASKS, AnyTask, TaskSpec
 from polewise.tasks.options import require_choice, require_memory, require_type, require_types
 
 FORMAT = 2
@@ -167,7 +167,7 @@ class TrainingOptions:
 class Run:
     """Everything that decides one training run."""
 
-    task: RecallTask | MqarTask | TextTask | ImagesTask
+    task: AnyTask
     """What to learn."""
     model: ModelOptions
     """What learns it."""

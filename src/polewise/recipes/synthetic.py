@@ -1,0 +1,43 @@
+"""Problems that a generator poses, at sizes for a CPU."""
+
+from __future__ import annotations
+
+from polewise.tasks import InductionTask, SelectiveCopyTask
+from polewise.training import ModelOptions, Run, TrainingOptions
+
+
+def selective_copy() -> Run:
+    """Return selective copying of 16 tokens among 256: width 64, 2 layers.
+
+    The published length is 4096, in 400,000 steps of 64 sequences.
+    """
+    return Run(
+        task=SelectiveCopyTask(length=256, batch_size=32),
+        model=_model(chunk_length=32),
+        training=_until(0.999, max_steps=5000),
+    )
+
+
+def induction() -> Run:
+    """Return induction heads at the published size: trained at 256, width 64, 2 layers."""
+    return Run(
+        task=InductionTask(batch_size=32),
+        model=_model(chunk_length=32),
+        training=_until(0.999, max_steps=5000),
+    )
+
+
+def _model(chunk_length: int) -> ModelOptions:
+    return ModelOptions(
+        mixer="focus", mixer_options={"chunk_length": chunk_length}, hidden_size=64, num_layers=2
+    )
+
+
+def _until(accuracy: float, *, max_steps: int) -> TrainingOptions:
+    return TrainingOptions(
+        max_steps=max_steps,
+        learning_rate=3e-3,
+        evaluate_every=250,
+        checkpoint_every=1000,
+        stop_at=accuracy,
+    )

@@ -1,0 +1,22 @@
+"""Epoch after epoch through a fixed set, each in an order of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def epoch_rows(stream: Sequence[int], step: int, batch_size: int, num: int) -> np.ndarray:
+    """Return which of `num` rows are the batch of `step`, (batch_size,); each once an epoch.
+
+    The order of an epoch is drawn from `stream` and the epoch's number, so any step may be the
+    first. Where `num` is no multiple of `batch_size` a batch reaches into the next epoch.
+    """
+    wanted = np.arange(step * batch_size, (step + 1) * batch_size)
+    rows = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(wanted // num):
+        order = np.random.default_rng([*stream, int(epoch)]).permutation(num)
+        here = wanted // num == epoch
+        rows[here] = order[wanted[here] % num]
+    return rows
