@@ -64,3 +64,9 @@ def test_content_that_is_not_the_original_is_refused_and_not_kept(served, tmp_pa
 )
 def test_archives_are_unpacked_by_what_they_are(pack):
     assert unpack(pack(CONTENT)) == CONTENT
+
+
+def test_what_has_no_address_is_refused_with_its_origin(monkeypatch, tmp_path):
+    monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"spoken_digits cannot: it comes from github\.com/Jakobo"):
+        fetch_data_set("spoken_digits", say=lambda _: None)

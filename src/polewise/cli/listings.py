@@ -49,7 +49,7 @@ def data(fetch: str | None = None) -> int:
     Args:
         fetch: Download the public original of this data set and check it.
     """
-    from polewise.tasks.data_sets import DATA_SETS, data_folders, locate
+    from polewise.tasks.data_sets import DATA_SETS, data_folders, how_to_get, locate
     from polewise.tasks.fetch import fetch_data_set
 
     if fetch is not None:
@@ -71,9 +71,7 @@ def data(fetch: str | None = None) -> int:
                 for file, path in zip(data_set.files, found, strict=True)
                 if path is None
             ]
-            print(
-                f"{name:16} missing: `polewise data --fetch {name}`, or place {', '.join(missing)}"
-            )
+            print(f"{name:16} missing: place {', '.join(missing)}; {how_to_get(name)}")
         print(f"{'':16} {data_set.what}")
     return 0
 

@@ -21,6 +21,7 @@ from polewise.recipes import (
     focus_recall,
     induction,
     selective_copy,
+    spoken_digits,
 )
 from polewise.tasks import AnyTask, RecallTask
 from polewise.training import ModelOptions, Outcome, Run, TrainingOptions, train
@@ -150,6 +151,13 @@ TRAIN_COMMANDS: dict[str, Command] = {
         "",
         " --source mnist --max-seconds 900",
         " --source mnist --permuted --num-train 10000",
+    ),
+    "spoken_digits": _command(
+        spoken_digits(),
+        "Train on spoken digits as raw audio, up to 8192 samples a recording.",
+        "",
+        " --test-speaker theo --max-seconds 900",
+        " --source recordings --samples-per-step 1 --batch-size 8",
     ),
 }
 """Each task of `polewise.tasks.TASKS` with the options of its recipe."""

@@ -5,13 +5,22 @@ from polewise.tasks.induction import InductionTask as InductionTask
 from polewise.tasks.mqar import MqarTask as MqarTask
 from polewise.tasks.recall import RecallTask as RecallTask
 from polewise.tasks.selective_copy import SelectiveCopyTask as SelectiveCopyTask
+from polewise.tasks.spoken_digits import SpokenDigitsTask as SpokenDigitsTask
 from polewise.tasks.task import Batch as Batch
 from polewise.tasks.task import Metrics as Metrics
 from polewise.tasks.task import Task as Task
 from polewise.tasks.task import TaskSpec as TaskSpec
 from polewise.tasks.text import TextTask as TextTask
 
-AnyTask = RecallTask | MqarTask | SelectiveCopyTask | InductionTask | TextTask | ImagesTask
+AnyTask = (
+    RecallTask
+    | MqarTask
+    | SelectiveCopyTask
+    | InductionTask
+    | TextTask
+    | ImagesTask
+    | SpokenDigitsTask
+)
 """One of the tasks that a run can be of."""
 
 TASKS: dict[str, type[AnyTask]] = {
@@ -21,5 +30,6 @@ TASKS: dict[str, type[AnyTask]] = {
     "induction": InductionTask,
     "text": TextTask,
     "images": ImagesTask,
+    "spoken_digits": SpokenDigitsTask,
 }
 """The tasks by the name that the command line and run folders use."""

@@ -25,7 +25,7 @@ class DataFile:
     md5: str
     """Checksum of the content, unpacked."""
     url: str | None = None
-    """The public original, if it can be fetched."""
+    """The public original, if it can be fetched; else the data set's `origin` is the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class DataSet:
     """One line about it."""
     files: tuple[DataFile, ...]
     """Its files."""
+    origin: str = ""
+    """Where to get by hand what cannot be fetched."""
 
 
 def _mnist(name: str, num_bytes: int, md5: str) -> DataFile:
@@ -99,6 +101,18 @@ DATA_SETS: dict[str, DataSet] = {
             _mnist("t10k-labels-idx1-ubyte", 10_008, "27ae3e4e09519cfbb04c329615203637"),
         ),
     ),
+    "spoken_digits": DataSet(
+        what="3,000 spoken digits, 8 kHz (Free Spoken Digit Dataset), for `train spoken_digits`",
+        files=(
+            DataFile(
+                paths=("spoken_digits/fsdd_recordings.tar.gz",),
+                num_bytes=23_429_120,
+                md5="a533eeca66c3b8a9ca7ddc47d4e5254b",
+            ),
+        ),
+        origin="github.com/Jakobovski/free-spoken-digit-dataset (or name its folder `recordings`: "
+        "--source FOLDER)",
+    ),
 }
 
 
@@ -120,6 +134,12 @@ def download_folder() -> Path:
     """Return the folder that downloads go to: `POLEWISE_DATA`, or `~/.cache/polewise`."""
     named = os.environ.get("POLEWISE_DATA")
     return Path(named) if named else Path.home() / ".cache" / "polewise"
+
+
+def how_to_get(name: str) -> str:
+    """Return where data set `name` comes from, for a message that says where to place it."""
+    origin = DATA_SETS[name].origin
+    return f"it comes from {origin}" if origin else f"`polewise data --fetch {name}` downloads it"
 
 
 def locate(file: DataFile) -> Path | None:
@@ -146,6 +166,6 @@ def find(name: str) -> list[Path]:
         raise ValueError(
             f"source {name!r} must be on disk; place {folder / missing[0].paths[0]} there "
             f"(or set POLEWISE_DATA to the folder that holds {missing[0].paths[0]}; "
-            f"`polewise data --fetch {name}` downloads it)."
+            f"{how_to_get(name)})."
         )
     return [path for path in found if path is not None]

@@ -13,7 +13,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from polewise.tasks.data_sets import DATA_SETS, DataFile, download_folder, locate
+from polewise.tasks.data_sets import (
+    DATA_SETS,
+    DataFile,
+    download_folder,
+    how_to_get,
+    locate,
+)
 from polewise.tasks.options import require_choice
 
 _TIMEOUT_SECONDS = 30.0
@@ -25,10 +31,16 @@ def fetch_data_set(name: str, *, say: Callable[[str], object]) -> list[Path]:
     The content is checked, unpacked, against its size and MD5 before anything is put in place.
 
     Raises:
-        ValueError: the name is unknown, there is no network, or the content is not the original.
+        ValueError: the name is unknown or has no address, there is no network, or the content is
+            not the original.
     """
     require_choice("fetch", name, DATA_SETS)
-    return [locate(file) or _fetch(file, say) for file in DATA_SETS[name].files]
+    data_set = DATA_SETS[name]
+    if data_set.origin:
+        raise ValueError(
+            f"fetch must name a data set that can be downloaded; {name} cannot: {how_to_get(name)}."
+        )
+    return [locate(file) or _fetch(file, say) for file in data_set.files]
 
 
 def _fetch(file: DataFile, say: Callable[[str], object]) -> Path:

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
 from polewise.tasks.byte_source import ByteSource, MemoryBytes, open_bytes
-from polewise.tasks.data_sets import DATA_SETS, find
+from polewise.tasks.data_sets import find
 from polewise.tasks.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NUM_BYTES = 256
 """The vocabulary: every byte value."""
+
+_NAMED = ("dickens", "tinyshakespeare", "enwik8", "text8")
 
 Part = Literal["train", "valid", "test"]
 
@@ -176,11 +178,11 @@ class TextTask:
     def _text(self) -> ByteSource:
         if self.source == "embedded":
             return MemoryBytes(_embedded_text())
-        if self.source in DATA_SETS:
+        if self.source in _NAMED:
             return open_bytes(find(self.source)[0])
         path = Path(self.source)
         if not os.path.lexists(path):
-            names = ["embedded", *(name for name in DATA_SETS if name != "mnist")]
+            names = ["embedded", *_NAMED]
             raise ValueError(
                 f"source must be one of {', '.join(names)}, or a file; there is no file {path}."
                 f"{did_you_mean(self.source, names)}"

@@ -1,0 +1,22 @@
+"""Series of measured values: audio."""
+
+from __future__ import annotations
+
+from polewise.tasks import SpokenDigitsTask
+from polewise.training import ModelOptions, Run, TrainingOptions
+
+
+def spoken_digits(minutes: float = 15.0) -> Run:
+    """Return spoken digits as raw audio, 8 samples a step, for a budget in minutes on two cores."""
+    return Run(
+        task=SpokenDigitsTask(samples_per_step=8),
+        model=ModelOptions(
+            mixer="focus", mixer_options={"chunk_length": 32}, hidden_size=64, num_layers=2
+        ),
+        training=TrainingOptions(
+            max_seconds=60 * minutes,
+            learning_rate=3e-3,
+            evaluate_every=100,
+            checkpoint_every=500,
+        ),
+    )
