@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import scipy.signal
@@ -98,6 +99,20 @@ def test_any_split_gives_the_outputs_of_one_pass(form, backend, dtype, cuts, rag
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(torch.cat(outputs, 1), whole, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(state, end, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_wider_than_a_unit_of_the_compiled_loops_are_exact_gradients_included(
+    form, monkeypatch
+):
+    monkeypatch.setattr(sys.modules[__name__], "DIM", 1030)
+    case = Case(form, Draw(), 300, 37, torch.tensor([5, 0]), torch.tensor([300, 261]))
+    expected, got = case.run(backend="torch"), case.run(backend="cpu")
+    assert got[0].nbytes > 1 << 22  # large enough to ask for large pages
+    expected = (*expected, *all_gradients(*expected, case.inputs))
+    got = (*got, *all_gradients(*got, case.inputs))
+    for ours, wanted in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.ops._compiled import array, compiled, require_covered, run_units
+from polewise.ops._compiled import array, compiled, fresh, require_covered, run_units
 
 
 def forward(
@@ -24,7 +24,7 @@ def forward(
     reset: bool,
 ) -> tuple[Tensor, Tensor]:
     require_covered(offsets, lengths, bin_length, a.shape[1])
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = fresh(x)
     last = torch.empty(state.shape, dtype=state.dtype)
     run_units(
         _forward, *x.shape,
@@ -45,7 +45,7 @@ def backward(
     bin_length: int,
     reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = torch.empty(y.shape, dtype=y.dtype)
+    grad_x = fresh(y)
     grad_a = torch.zeros(a.shape, dtype=a.dtype)
     grad_state = torch.empty(state.shape, dtype=state.dtype)
     run_units(

@@ -2,6 +2,13 @@
 
 Forward keeps the state at every 128th step (1.6 % of the input); backward restarts from
 there, 128 steps at a time from the last to the first, and never inverts a pole.
+
+Gradient. Against time, l[t] = c gy[t] + conj(p) l[t+1] gives grad x = Re l. The pole's gradient is
+the sum of l[t] conj(s[t-1]), which would want the states again when time runs backwards. Where p
+is constant the same number comes out along time: with d[t] = p d[t-1] + s[t-1], the derivative of
+s[t] by p, it is c conj(sum of gy[t] d[t]) + m conj(d[end]), m being what the future says about the
+state at the end. So no state is stored, and both directions keep their numbers in registers for
+several steps at a time.
 """
 
 from __future__ import annotations
@@ -10,8 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.ops._compiled import array, compiled, require_covered, run_units
+from polewise.ops._compiled import array, compiled, fresh, require_covered, run_units
 from polewise.ops.normal_form import SEGMENT
+
+TOGETHER = 4
+"""Steps whose numbers stay in registers; with 8 the compiler no longer vectorises."""
 
 
 def forward(
@@ -26,7 +36,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, dim = x.shape
     require_covered(offsets, lengths, bin_length, pole.shape[1])
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = fresh(x)
     last = torch.empty(state.shape, dtype=state.dtype)
     starts = torch.empty(batch, -(-length // SEGMENT), dim, 2, dtype=x.dtype)
     run_units(
@@ -49,7 +59,7 @@ def backward(
     bin_length: int,
     reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    grad_x = fresh(x)
     grad_pole = torch.zeros(pole.shape, dtype=pole.dtype)
     grad_mix = torch.zeros(mix.shape, dtype=mix.dtype)
     grad_state = torch.empty(grad_last.shape, dtype=grad_last.dtype)
@@ -110,12 +120,18 @@ def _backward(
     grad_y, grad_last, x, pole, mix, offsets, lengths, starts, grad_x, grad_pole, grad_mix,
     grad_state, segment_length, bin_length, reset, block, first, stop,
 ):  # fmt: skip
-    """Recompute a segment's states forwards, then run their gradient (g, h) backwards."""
+    """Segment by segment, the last one first: along time what its steps say about their pole and
+    mix, then against time the gradient (g, h) of the state.
+
+    A *run* is what a bin and a segment have in common. The derivative d of the state by the pole
+    starts from 0 in each run; what later steps say about the state at its end comes when time
+    runs backwards.
+    """
     dim = x.shape[2]
     blocks = -(-dim // block)
-    reals = np.empty((segment_length + 1, block), x.dtype)
-    imags = np.empty((segment_length + 1, block), x.dtype)
-    scratch = np.empty((10, block), x.dtype)
+    sums = np.empty((segment_length // bin_length + 2, 6, block), x.dtype)
+    scratch = np.empty((8, block), x.dtype)
+    read = np.zeros(1, np.int32)
     for unit in range(first, stop):
         row, low = unit // blocks, unit % blocks * block
         high = min(low + block, dim)
@@ -123,65 +139,137 @@ def _backward(
         g, h = scratch[0, :width], scratch[1, :width]
         pole_real, pole_imag = scratch[2, :width], scratch[3, :width]
         mix_real, mix_imag = scratch[4, :width], scratch[5, :width]
-        gain_pole_real, gain_pole_imag = scratch[6, :width], scratch[7, :width]
-        gain_mix_real, gain_mix_imag = scratch[8, :width], scratch[9, :width]
+        real, imag = scratch[6, :width], scratch[7, :width]
         end, offset = lengths[row], offsets[row]
         g[:], h[:] = grad_last[row, low:high, 0], grad_last[row, low:high, 1]
         grad_x[row, end:, low:high] = 0
         for segment in range(-(-end // segment_length) - 1, -1, -1):
             start, close = segment * segment_length, min(end, (segment + 1) * segment_length)
-            reals[0, :width] = starts[row, segment, low:high, 0]
-            imags[0, :width] = starts[row, segment, low:high, 1]
-            time = start
-            while time < close:  # states before every step of the segment
+            real[:] = starts[row, segment, low:high, 0]
+            imag[:] = starts[row, segment, low:high, 1]
+            for t in range(start, close):
+                _fetch(x[row, t, low:high].view(np.int32), read)
+            for t in range(start, close):
+                _fetch(grad_y[row, t, low:high].view(np.int32), read)
+            time, run = start, 0
+            while time < close:
                 bin_index = (offset + time) // bin_length
                 begin = bin_index * bin_length - offset
+                bin_end = min(close, begin + bin_length)
                 pole_real[:] = pole[row, bin_index, low:high, 0]
                 pole_imag[:] = pole[row, bin_index, low:high, 1]
                 if reset and begin == time:
-                    reals[time - start, :], imags[time - start, :] = 0, 0
-                bin_end = min(close, begin + bin_length)
-                for t in range(time, bin_end):
-                    i = t - start
-                    x_t, real, imag = x[row, t, low:high], reals[i, :width], imags[i, :width]
-                    next_real, next_imag = reals[i + 1, :width], imags[i + 1, :width]
-                    for c in range(width):
-                        next_real[c] = pole_real[c] * real[c] - pole_imag[c] * imag[c] + x_t[c]
-                        next_imag[c] = pole_imag[c] * real[c] + pole_real[c] * imag[c]
-                time = bin_end
-            time = close
+                    real[:], imag[:] = 0, 0
+                sums[run] = 0
+                d_real, d_imag, along_real, along_imag, by_mix_real, by_mix_imag = sums[run]
+                while time + TOGETHER <= bin_end:
+                    _sense(
+                        x[row, time : time + TOGETHER], grad_y[row, time : time + TOGETHER], low,
+                        pole_real, pole_imag, real, imag, d_real, d_imag, along_real, along_imag,
+                        by_mix_real, by_mix_imag,
+                    )  # fmt: skip
+                    time += TOGETHER
+                while time < bin_end:
+                    _sense_one(
+                        x[row, time : time + 1], grad_y[row, time : time + 1], low, pole_real,
+                        pole_imag, real, imag, d_real, d_imag, along_real, along_imag,
+                        by_mix_real, by_mix_imag,
+                    )  # fmt: skip
+                    time += 1
+                run += 1
             while time > start:
                 bin_index = (offset + time - 1) // bin_length
                 begin = bin_index * bin_length - offset
                 run_start = max(start, begin)
+                run -= 1
                 pole_real[:] = pole[row, bin_index, low:high, 0]
                 pole_imag[:] = pole[row, bin_index, low:high, 1]
                 mix_real[:] = mix[row, bin_index, low:high, 0]
                 mix_imag[:] = mix[row, bin_index, low:high, 1]
-                scratch[6:, :] = 0
-                for t in range(time - 1, run_start - 1, -1):
-                    x_t, grad = x[row, t, low:high], grad_y[row, t, low:high]
-                    real, imag = reals[t - start, :width], imags[t - start, :width]
-                    grad_x_t = grad_x[row, t, low:high]
-                    for c in range(width):
-                        # The state after the step, computed again: a reset may have
-                        # cleared its place.
-                        after_real = pole_real[c] * real[c] - pole_imag[c] * imag[c] + x_t[c]
-                        after_imag = pole_imag[c] * real[c] + pole_real[c] * imag[c]
-                        gain_mix_real[c] += grad[c] * after_real
-                        gain_mix_imag[c] += grad[c] * after_imag
-                        grad_real = g[c] + grad[c] * mix_real[c]
-                        grad_imag = h[c] + grad[c] * mix_imag[c]
-                        grad_x_t[c] = grad_real
-                        gain_pole_real[c] += grad_real * real[c] + grad_imag * imag[c]
-                        gain_pole_imag[c] += grad_imag * real[c] - grad_real * imag[c]
-                        g[c] = pole_real[c] * grad_real + pole_imag[c] * grad_imag
-                        h[c] = pole_real[c] * grad_imag - pole_imag[c] * grad_real
-                grad_pole[row, bin_index, low:high, 0] += gain_pole_real
-                grad_pole[row, bin_index, low:high, 1] += gain_pole_imag
-                grad_mix[row, bin_index, low:high, 0] += gain_mix_real
-                grad_mix[row, bin_index, low:high, 1] += gain_mix_imag
+                d_real, d_imag, along_real, along_imag, by_mix_real, by_mix_imag = sums[run]
+                to_pole = grad_pole[row, bin_index, low:high]
+                to_mix = grad_mix[row, bin_index, low:high]
+                for c in range(width):
+                    # c conj(along) + (g + jh) conj(d)
+                    to_pole[c, 0] += (
+                        mix_real[c] * along_real[c] + mix_imag[c] * along_imag[c]
+                        + g[c] * d_real[c] + h[c] * d_imag[c]
+                    )  # fmt: skip
+                    to_pole[c, 1] += (
+                        mix_imag[c] * along_real[c] - mix_real[c] * along_imag[c]
+                        + h[c] * d_real[c] - g[c] * d_imag[c]
+                    )  # fmt: skip
+                    to_mix[c, 0] += by_mix_real[c]
+                    to_mix[c, 1] += by_mix_imag[c]
+                while time - TOGETHER >= run_start:
+                    time -= TOGETHER
+                    _retreat(
+                        grad_y[row, time : time + TOGETHER], grad_x[row, time : time + TOGETHER],
+                        low, pole_real, pole_imag, mix_real, mix_imag, g, h,
+                    )  # fmt: skip
+                while time > run_start:
+                    time -= 1
+                    _retreat_one(
+                        grad_y[row, time : time + 1], grad_x[row, time : time + 1], low,
+                        pole_real, pole_imag, mix_real, mix_imag, g, h,
+                    )  # fmt: skip
                 if reset and begin == run_start:
                     g[:], h[:] = 0, 0
-                time = run_start
         grad_state[row, low:high, 0], grad_state[row, low:high, 1] = g, h
+
+
+@compiled
+def _fetch(values, read):
+    """Bring a row of numbers, seen as integers, into the caches: memory is faster read in a
+    straight line than four rows at once. The sum keeps the compiler from dropping the reading."""
+    total = np.int32(0)
+    for value in values:
+        total ^= value
+    read[0] ^= total
+
+
+def _sense_steps(count):
+    @compiled
+    def sense(
+        x, grad_y, low, pole_real, pole_imag, real, imag, d_real, d_imag, along_real, along_imag,
+        by_mix_real, by_mix_imag,
+    ):  # fmt: skip
+        """`count` steps of the state, of its derivative by the pole, and of the sums weighted by
+        `grad_y`."""
+        low = np.uintp(low)
+        for c in range(np.uintp(len(real))):
+            re, im, dr, di = real[c], imag[c], d_real[c], d_imag[c]
+            ar, ai, mr, mi = along_real[c], along_imag[c], by_mix_real[c], by_mix_imag[c]
+            pr, pi = pole_real[c], pole_imag[c]
+            for i in range(count):
+                grad = grad_y[i, low + c]
+                dr, di = pr * dr - pi * di + re, pi * dr + pr * di + im
+                re, im = pr * re - pi * im + x[i, low + c], pi * re + pr * im
+                ar, ai, mr, mi = ar + grad * dr, ai + grad * di, mr + grad * re, mi + grad * im
+            real[c], imag[c], d_real[c], d_imag[c] = re, im, dr, di
+            along_real[c], along_imag[c], by_mix_real[c], by_mix_imag[c] = ar, ai, mr, mi
+
+    return sense
+
+
+def _retreat_steps(count):
+    @compiled
+    def retreat(grad_y, grad_x, low, pole_real, pole_imag, mix_real, mix_imag, g, h):
+        """`count` steps of the state's gradient against time, each of which is a grad x."""
+        low = np.uintp(low)
+        for c in range(np.uintp(len(g))):
+            re, im, pr, pi = g[c], h[c], pole_real[c], pole_imag[c]
+            mr, mi = mix_real[c], mix_imag[c]
+            for i in range(count):
+                t = np.uintp(count - 1 - i)
+                grad = grad_y[t, low + c]
+                re, im = re + grad * mr, im + grad * mi
+                grad_x[t, low + c] = re
+                re, im = pr * re + pi * im, pr * im - pi * re
+            g[c], h[c] = re, im
+
+    return retreat
+
+
+_sense, _sense_one = _sense_steps(TOGETHER), _sense_steps(1)
+_retreat, _retreat_one = _retreat_steps(TOGETHER), _retreat_steps(1)
