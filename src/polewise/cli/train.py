@@ -20,6 +20,7 @@ from polewise.recipes import (
     focus_mqar,
     focus_recall,
     induction,
+    japanese_vowels,
     selective_copy,
     spoken_digits,
 )
@@ -158,6 +159,12 @@ TRAIN_COMMANDS: dict[str, Command] = {
         "",
         " --test-speaker theo --max-seconds 900",
         " --source recordings --samples-per-step 1 --batch-size 8",
+    ),
+    "series": _command(
+        japanese_vowels(),
+        "Train on series of several channels and unequal lengths, sets of the UEA archive.",
+        "",
+        " --source basic_motions",
     ),
 }
 """Each task of `polewise.tasks.TASKS` with the options of its recipe."""

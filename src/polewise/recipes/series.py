@@ -1,8 +1,8 @@
-"""Series of measured values: audio."""
+"""Series of measured values: audio, and several channels at once."""
 
 from __future__ import annotations
 
-from polewise.tasks import SpokenDigitsTask
+from polewise.tasks import SeriesTask, SpokenDigitsTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
 
@@ -10,13 +10,26 @@ def spoken_digits(minutes: float = 15.0) -> Run:
     """Return spoken digits as raw audio, 8 samples a step, for a budget in minutes on two cores."""
     return Run(
         task=SpokenDigitsTask(samples_per_step=8),
-        model=ModelOptions(
-            mixer="focus", mixer_options={"chunk_length": 32}, hidden_size=64, num_layers=2
-        ),
+        model=_model(),
         training=TrainingOptions(
             max_seconds=60 * minutes,
             learning_rate=3e-3,
             evaluate_every=100,
             checkpoint_every=500,
         ),
+    )
+
+
+def japanese_vowels() -> Run:
+    """Return the UEA archive's vowels of nine speakers: 7 to 29 steps, about a minute."""
+    return Run(
+        task=SeriesTask(),
+        model=_model(),
+        training=TrainingOptions(max_steps=300, learning_rate=1e-3, evaluate_every=25),
+    )
+
+
+def _model() -> ModelOptions:
+    return ModelOptions(
+        mixer="focus", mixer_options={"chunk_length": 32}, hidden_size=64, num_layers=2
     )

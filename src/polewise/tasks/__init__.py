@@ -5,6 +5,7 @@ from polewise.tasks.induction import InductionTask as InductionTask
 from polewise.tasks.mqar import MqarTask as MqarTask
 from polewise.tasks.recall import RecallTask as RecallTask
 from polewise.tasks.selective_copy import SelectiveCopyTask as SelectiveCopyTask
+from polewise.tasks.series import SeriesTask as SeriesTask
 from polewise.tasks.spoken_digits import SpokenDigitsTask as SpokenDigitsTask
 from polewise.tasks.task import Batch as Batch
 from polewise.tasks.task import Metrics as Metrics
@@ -20,6 +21,7 @@ AnyTask = (
     | TextTask
     | ImagesTask
     | SpokenDigitsTask
+    | SeriesTask
 )
 """One of the tasks that a run can be of."""
 
@@ -31,5 +33,6 @@ TASKS: dict[str, type[AnyTask]] = {
     "text": TextTask,
     "images": ImagesTask,
     "spoken_digits": SpokenDigitsTask,
+    "series": SeriesTask,
 }
 """The tasks by the name that the command line and run folders use."""

@@ -40,10 +40,20 @@ class DataSet:
     """Where to get by hand what cannot be fetched."""
 
 
+_UEA = "the UEA archive, timeseriesclassification.com"
+
+
 def _mnist(name: str, num_bytes: int, md5: str) -> DataFile:
     mirror = "https://ossci-datasets.s3.amazonaws.com/mnist/"
     return DataFile(
         paths=(f"mnist/{name}.gz",), num_bytes=num_bytes, md5=md5, url=f"{mirror}{name}.gz"
+    )
+
+
+def _uea(name: str, *parts: tuple[str, int, str]) -> tuple[DataFile, ...]:
+    return tuple(
+        DataFile(paths=(f"uea/{name}/{name}_{part}.ts",), num_bytes=num_bytes, md5=md5)
+        for part, num_bytes, md5 in parts
     )
 
 
@@ -112,6 +122,24 @@ DATA_SETS: dict[str, DataSet] = {
         ),
         origin="github.com/Jakobovski/free-spoken-digit-dataset (or name its folder `recordings`: "
         "--source FOLDER)",
+    ),
+    "japanese_vowels": DataSet(
+        what="640 vowels of nine speakers, 7 to 29 steps, for `train series`",
+        files=_uea(
+            "JapaneseVowels",
+            ("TRAIN", 487_971, "9165e3eec783ac6342d658685c864d19"),
+            ("TEST", 649_132, "14d15214e3ab6ac39ab2d48901d3e2a3"),
+        ),
+        origin=_UEA,
+    ),
+    "basic_motions": DataSet(
+        what="80 recordings of a smart watch, 4 motions, for `train series --source basic_motions`",
+        files=_uea(
+            "BasicMotions",
+            ("TRAIN", 227_790, "ebf723e9e78fb3396ab2420cddfb0856"),
+            ("TEST", 227_713, "72a1a7bec5ac32a305fe0a6d0a2cefdc"),
+        ),
+        origin=_UEA,
     ),
 }
 
