@@ -61,13 +61,15 @@ def rows_of_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
     """How many steps of each row are real: (batch,) int64."""
     if lengths is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
-    return _rows("lengths", lengths, x).clamp(0, x.shape[1])
+    _require_rows("lengths", lengths, x)
+    return lengths.to(torch.int64).clamp(0, x.shape[1])
 
 
-def rows_of_offsets(offset: int | Tensor, bin_length: int, x: Tensor) -> Tensor:
-    """Where `x[:, 0]` stands in its bin, for each row: (batch,) int64."""
+def require_offset(offset: int | Tensor, bin_length: int, x: Tensor) -> None:
+    """`offset` can say where `x[:, 0]` stands in its bin: one number, or one a row."""
     if isinstance(offset, Tensor):
-        return _rows("offset", offset, x)
+        _require_rows("offset", offset, x)
+        return
     if isinstance(offset, bool) or not isinstance(offset, int):
         raise TypeError(
             f"offset must be an int or an int64 tensor (batch,); got {type(offset).__name__}."
@@ -77,6 +79,12 @@ def rows_of_offsets(offset: int | Tensor, bin_length: int, x: Tensor) -> Tensor:
             f"offset must lie in [0, bin_length), the position of x[:, 0] in its bin; "
             f"got {offset} for bin_length {bin_length}."
         )
+
+
+def rows_of_offsets(offset: int | Tensor, x: Tensor) -> Tensor:
+    """Where `x[:, 0]` stands in its bin, for each row: (batch,) int64."""
+    if isinstance(offset, Tensor):
+        return offset.to(torch.int64)
     return torch.full((x.shape[0],), offset, dtype=torch.int64, device=x.device)
 
 
@@ -127,7 +135,7 @@ def require_triton(backend: str, x: Tensor) -> None:
         )
 
 
-def _rows(name: str, value: Tensor, x: Tensor) -> Tensor:
+def _require_rows(name: str, value: Tensor, x: Tensor) -> None:
     if tuple(value.shape) != (x.shape[0],):
         raise ValueError(
             f"{name} must have one entry a row, shape ({x.shape[0]},); got {tuple(value.shape)}."
@@ -136,7 +144,6 @@ def _rows(name: str, value: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"{name} must be int64; got {_short(value.dtype)}.")
     if value.device != x.device:
         raise ValueError(f"{name} must be on {x.device} like the sequence; got {value.device}.")
-    return value.to(torch.int64)
 
 
 def _short(dtype: torch.dtype) -> str:

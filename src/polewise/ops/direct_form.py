@@ -21,6 +21,7 @@ from polewise.ops._checks import (
     require_bins,
     require_cpu,
     require_like,
+    require_offset,
     require_positive,
     require_sequence,
     require_triton,
@@ -85,12 +86,22 @@ def direct_form_filter(
     require_positive("bin_length", bin_length, "steps")
     require_sequence("a", a, "(batch, bins, dim, 2)")
     require_like("a", a, (batch, a.shape[1], dim, 2), x, "(batch, bins, dim, 2)")
-    offsets = rows_of_offsets(offset, bin_length, x)
+    require_offset(offset, bin_length, x)
     require_bins("a", a.shape[1], offset, length, bin_length)
     dtype = accumulator_dtype(x)
     if state is None:
         state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
-    require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
+    else:
+        require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
+        state = state.to(dtype)
+    a = a.to(dtype)
+
+    if length == 1 and lengths is None and backend is None:
+        if reset:
+            starts = rows_of_offsets(offset, x) % bin_length == 0
+            state = torch.where(starts[:, None, None], 0, state)
+        y, state = _one_step(x.to(dtype), a, state)
+        return y.to(x.dtype), state
 
     backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(x))
     if backend_name == "cpu":
@@ -98,11 +109,9 @@ def direct_form_filter(
     if backend_name == "triton":
         require_triton(backend_name, x)
     run = _BACKENDS[backend_name]
-    if length == 1 and lengths is None and backend is None:
-        run = _one_step
     y, state = run(
-        x if run is _triton else x.to(dtype), a.to(dtype), offsets,
-        rows_of_lengths(lengths, x), state.to(dtype), bin_length, bool(reset),
+        x if run is _triton else x.to(dtype), a, rows_of_offsets(offset, x),
+        rows_of_lengths(lengths, x), state, bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
@@ -141,10 +150,8 @@ def _definition(x, a, offsets, lengths, state, bin_length, reset):
     return torch.stack(outputs).to(x.dtype), torch.stack(states).to(state.dtype)
 
 
-def _one_step(x, a, offsets, lengths, state, bin_length, reset):
+def _one_step(x, a, state):
     """A single step, as in decoding, is the equation itself: any other form costs more to call."""
-    if reset:
-        state = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
     y = x - (a * state[:, None]).sum(-1)
     return y, torch.stack([y[:, 0], state[..., 0]], -1)
 

@@ -21,6 +21,7 @@ from polewise.ops._checks import (
     require_bins,
     require_cpu,
     require_like,
+    require_offset,
     require_positive,
     require_sequence,
     require_triton,
@@ -94,18 +95,27 @@ def normal_form_filter(
     bins = decay.shape[1]
     require_like("decay", decay, (batch, bins, dim), x, "(batch, bins, dim)")
     require_like("angle", angle, (batch, bins, dim), x, "(batch, bins, dim)")
-    offsets = rows_of_offsets(offset, bin_length, x)
+    require_offset(offset, bin_length, x)
     require_bins("decay", bins, offset, length, bin_length)
-    dtype = accumulator_dtype(x)
-    if mix is None:
-        mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device).expand(dim, 2)
-    if mix.ndim == 2:
+    if mix is not None and mix.ndim == 2:
         require_like("mix", mix, (dim, 2), x, "(dim, 2)")
-        mix = mix.expand(batch, bins, dim, 2)
-    require_like("mix", mix, (batch, bins, dim, 2), x, "(dim, 2) or (batch, bins, dim, 2)")
+    elif mix is not None:
+        require_like("mix", mix, (batch, bins, dim, 2), x, "(dim, 2) or (batch, bins, dim, 2)")
+    dtype = accumulator_dtype(x)
     if state is None:
         state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
-    require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
+    else:
+        require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
+        state = state.to(dtype)
+    decay, angle = decay.to(dtype), angle.to(dtype)
+    mix = None if mix is None else mix.to(dtype)
+
+    if length == 1 and lengths is None and backend is None:
+        if reset:
+            starts = rows_of_offsets(offset, x) % bin_length == 0
+            state = torch.where(starts[:, None, None], 0, state)
+        y, state = _one_step(x.to(dtype), decay, angle, mix, state)
+        return y.to(x.dtype), state
 
     backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(x))
     if backend_name == "cpu":
@@ -113,11 +123,11 @@ def normal_form_filter(
     if backend_name == "triton":
         require_triton(backend_name, x)
     run = _BACKENDS[backend_name]
-    if length == 1 and lengths is None and backend is None:
-        run = _one_step
+    if mix is None:
+        mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device)
     y, state = run(
-        x if run is _triton else x.to(dtype), decay.to(dtype), angle.to(dtype), mix.to(dtype),
-        offsets, rows_of_lengths(lengths, x), state.to(dtype), bin_length, bool(reset),
+        x if run is _triton else x.to(dtype), decay, angle, mix.expand(batch, bins, dim, 2),
+        rows_of_offsets(offset, x), rows_of_lengths(lengths, x), state, bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
@@ -150,14 +160,14 @@ def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset
     return torch.stack(outputs).to(x.dtype), torch.stack(states).to(state.dtype)
 
 
-def _one_step(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+def _one_step(x, decay, angle, mix, state):
     """A single step, as in decoding, is the equation itself: any other form costs more to call."""
-    if reset:
-        state = torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
     real, imag = state[:, None].unbind(-1)
     cosine, sine = decay * angle.cos(), decay * angle.sin()
-    after = torch.stack([cosine * real - sine * imag + x, sine * real + cosine * imag], -1)
-    return (mix * after).sum(-1), after[:, 0]
+    after_real = torch.addcmul(torch.addcmul(x, cosine, real), sine, imag, value=-1)
+    after_imag = torch.addcmul(sine * real, cosine, imag)
+    after = torch.stack([after_real, after_imag], -1)
+    return after_real if mix is None else (mix * after).sum(-1), after[:, 0]
 
 
 def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
