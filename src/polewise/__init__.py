@@ -3,8 +3,8 @@
 Layers     Focus, Associative, Attention, LocalAttention, Mega, LongConv, Hyena, S4d,
            Mamba2, Mamba3, GatedLinearAttention and their configurations
 Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification,
-           PolewiseCache (with the extra `models`), Backbone, BackboneConfig and generate in plain
-           torch
+           PolewiseForForecasting, PolewiseCache (with the extra `models`), Backbone,
+           BackboneConfig and generate in plain torch
 Ops        direct_form_filter, normal_form_filter, associative_filter, gated_filter,
            long_conv, chunked_attention, circular_filter
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
@@ -63,6 +63,7 @@ _MODELS = (
     "PolewiseCache",
     "PolewiseConfig",
     "PolewiseForCausalLM",
+    "PolewiseForForecasting",
     "PolewiseForSequenceClassification",
     "PolewiseModel",
 )

@@ -39,14 +39,15 @@ def draw_learning_curve(folder: RunFolder) -> Path:
     """Draw the training loss and the headline metric over the steps."""
     run, records = folder.read_run(), folder.read_metrics()
     headline = run.task.headline
+    named = f"training loss ({'squared error' if run.task.spec.kind == 'forecast' else 'nats'})"
     figure, axes = _figure()
     try:
         loss = learning_curve(records, "train", "loss")
-        axes.plot(loss.steps, loss.values, color="0.6", label="training loss (nats)")
+        axes.plot(loss.steps, loss.values, color="0.6", label=named)
     except ValueError:
         pass  # a run shorter than one line of the log
     axes.set_xlabel("step")
-    axes.set_ylabel("training loss (nats)")
+    axes.set_ylabel(named)
     measured = learning_curve(records, "eval", headline)
     unit = headline.replace("_", " ")
     right = axes.twinx()

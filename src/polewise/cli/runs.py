@@ -9,7 +9,7 @@ from typing import Any
 
 from polewise.cli.output import pairs
 from polewise.cli.parsing import RunPath
-from polewise.tasks import TextTask
+from polewise.tasks import ForecastTask, TextTask
 from polewise.training import RunFolder, evaluate
 
 
@@ -37,6 +37,8 @@ def eval(  # noqa: A001
         )
     if isinstance(task, TextTask):
         task = replace(task, eval_bytes=0)
+    if isinstance(task, ForecastTask):
+        task = replace(task, eval_stride=1)
     task.prepare()
     metrics = evaluate(folder.load_model(), task)
     if isinstance(task, TextTask):

@@ -17,6 +17,7 @@ from polewise.recipes import (
     CHUNK_LENGTH,
     demo_text,
     digits,
+    etth1,
     focus_mqar,
     focus_recall,
     induction,
@@ -165,6 +166,13 @@ TRAIN_COMMANDS: dict[str, Command] = {
         "Train on series of several channels and unequal lengths, sets of the UEA archive.",
         "",
         " --source basic_motions",
+    ),
+    "forecast": _command(
+        etth1(),
+        "Train to forecast a table of numbers: ETTh1, or a .csv file.",
+        "",
+        " --horizon 720 --eval-stride 1",
+        " --source table.csv --horizon 24 --length 168 --univariate",
     ),
 }
 """Each task of `polewise.tasks.TASKS` with the options of its recipe."""

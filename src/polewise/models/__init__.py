@@ -17,6 +17,7 @@ _HUGGING_FACE = (
     "PolewiseCache",
     "PolewiseConfig",
     "PolewiseForCausalLM",
+    "PolewiseForForecasting",
     "PolewiseForSequenceClassification",
     "PolewiseModel",
 )

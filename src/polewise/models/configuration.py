@@ -42,6 +42,8 @@ class PolewiseConfig(PreTrainedConfig):
     """Tokens; 256 for bytes."""
     num_input_features: int = 0
     """Numbers per step of `input_values`; 0 for models of tokens."""
+    prediction_length: int = 0
+    """Steps that a forecasting model predicts."""
     max_position_embeddings: int = 1 << 20
     """Advice to evaluation tools; nothing in the model depends on it."""
     tie_word_embeddings: bool = True
@@ -68,7 +70,7 @@ class PolewiseConfig(PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("intermediate_size", "num_input_features"):
+        for name in ("intermediate_size", "num_input_features", "prediction_length"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:

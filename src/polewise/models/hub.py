@@ -25,6 +25,7 @@ _AUTO_CLASSES = {
     "PolewiseModel": "AutoModel",
     "PolewiseForCausalLM": "AutoModelForCausalLM",
     "PolewiseForSequenceClassification": "AutoModelForSequenceClassification",
+    "PolewiseForForecasting": "AutoModelForTimeSeriesPrediction",
 }
 
 _CARD = """\
@@ -59,7 +60,7 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
     A byte model (`vocab_size=256`) gets its tokenizer. Files that are there are replaced.
 
     Raises:
-        ValueError: not one of our three classes of models, or `folder` is a file.
+        ValueError: not one of our classes of models, or `folder` is a file.
     """
     folder = Path(folder)
     name = type(model).__name__

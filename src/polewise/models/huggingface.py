@@ -1,4 +1,4 @@
-"""The Hugging Face family: one configuration and three models for all mixers.
+"""The Hugging Face family: one configuration and four models for all mixers.
 
 Importing it registers the Auto classes.
 """
@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -430,9 +431,69 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         return self.model.state_num_bytes(batch, length)
 
 
+class PolewiseForForecasting(PolewisePreTrainedModel):
+    """What comes next in a series of numbers: a linear layer on the last real step.
+
+    A forecast is `prediction_length` steps of the `num_input_features` numbers that are read.
+    """
+
+    def __init__(self, config: PolewiseConfig) -> None:
+        super().__init__(config)
+        for name in ("num_input_features", "prediction_length"):
+            if not getattr(config, name):
+                raise ValueError(f"{name} must be at least 1 for a forecasting model; got 0.")
+        self.model = PolewiseModel(config)
+        self.forecast = nn.Linear(
+            config.hidden_size, config.prediction_length * config.num_input_features
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Forecast, as `logits`, (batch, prediction_length, num_input_features).
+
+        Args:
+            input_values: (batch, length, num_input_features).
+            attention_mask: (batch, length), 0 where a step does not exist.
+            inputs_embeds: (batch, length, hidden_size), in place of values.
+            labels: what came, like the forecast; the loss is the mean squared error.
+            kwargs: as in `PolewiseModel.forward`.
+        """
+        if kwargs.get("seq_idx") is not None:
+            raise ValueError("seq_idx must be None: a row has one forecast, so it is one series.")
+        output = self.model(
+            None, attention_mask, None, inputs_embeds, False, input_values, **kwargs
+        )
+        hidden = output.last_hidden_state
+        if attention_mask is None:
+            last = hidden[:, -1]
+        else:
+            steps = torch.arange(hidden.shape[1], device=hidden.device)
+            newest = (attention_mask.bool() * steps).argmax(1)
+            last = hidden[torch.arange(len(hidden), device=hidden.device), newest]
+        shape = (self.config.prediction_length, self.config.num_input_features)
+        forecast = self.forecast(last).unflatten(-1, shape)
+        loss = None if labels is None else nn.functional.mse_loss(forecast, labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=forecast, hidden_states=output.hidden_states
+        )
+
+    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
+        """Bytes of the state after `length` steps of `batch` sequences."""
+        return self.model.state_num_bytes(batch, length)
+
+
 AutoConfig.register("polewise", PolewiseConfig, exist_ok=True)
 AutoModel.register(PolewiseConfig, PolewiseModel, exist_ok=True)
 AutoModelForCausalLM.register(PolewiseConfig, PolewiseForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(
     PolewiseConfig, PolewiseForSequenceClassification, exist_ok=True
 )
+AutoModelForTimeSeriesPrediction.register(PolewiseConfig, PolewiseForForecasting, exist_ok=True)

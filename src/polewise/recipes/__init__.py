@@ -8,6 +8,7 @@ from polewise.recipes.pixels import smnist as smnist
 from polewise.recipes.recall import CHUNK_LENGTH as CHUNK_LENGTH
 from polewise.recipes.recall import focus_recall as focus_recall
 from polewise.recipes.recall import focus_recall_2000 as focus_recall_2000
+from polewise.recipes.series import etth1 as etth1
 from polewise.recipes.series import japanese_vowels as japanese_vowels
 from polewise.recipes.series import spoken_digits as spoken_digits
 from polewise.recipes.synthetic import induction as induction

@@ -1,8 +1,8 @@
-"""Series of measured values: audio, and several channels at once."""
+"""Series of measured values: audio, several channels at once, and what comes next."""
 
 from __future__ import annotations
 
-from polewise.tasks import SeriesTask, SpokenDigitsTask
+from polewise.tasks import ForecastTask, SeriesTask, SpokenDigitsTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
 
@@ -26,6 +26,15 @@ def japanese_vowels() -> Run:
         task=SeriesTask(),
         model=_model(),
         training=TrainingOptions(max_steps=300, learning_rate=1e-3, evaluate_every=25),
+    )
+
+
+def etth1(horizon: int = 96) -> Run:
+    """Return the forecast of the next `horizon` hours of ETTh1 from 336, every 8th window tested."""
+    return Run(
+        task=ForecastTask(horizon=horizon, subtract_last=True, eval_stride=8),
+        model=_model(),
+        training=TrainingOptions(max_steps=1000, learning_rate=1e-3, evaluate_every=100),
     )
 
 

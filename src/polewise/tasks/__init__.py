@@ -1,5 +1,6 @@
 """Problems to learn: data, loss and metric. One file per problem; none of them knows a model."""
 
+from polewise.tasks.forecast import ForecastTask as ForecastTask
 from polewise.tasks.images import ImagesTask as ImagesTask
 from polewise.tasks.induction import InductionTask as InductionTask
 from polewise.tasks.mqar import MqarTask as MqarTask
@@ -22,6 +23,7 @@ AnyTask = (
     | ImagesTask
     | SpokenDigitsTask
     | SeriesTask
+    | ForecastTask
 )
 """One of the tasks that a run can be of."""
 
@@ -34,5 +36,6 @@ TASKS: dict[str, type[AnyTask]] = {
     "images": ImagesTask,
     "spoken_digits": SpokenDigitsTask,
     "series": SeriesTask,
+    "forecast": ForecastTask,
 }
 """The tasks by the name that the command line and run folders use."""

@@ -141,6 +141,17 @@ DATA_SETS: dict[str, DataSet] = {
         ),
         origin=_UEA,
     ),
+    "etth1": DataSet(
+        what="two years of an electricity transformer, hourly (ETTh1), for `train forecast`",
+        files=(
+            DataFile(
+                paths=("ett/ETTh1.csv",),
+                num_bytes=2_589_657,
+                md5="8381763947c85f4be6ac456c508460d6",
+                url="https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/ETTh1.csv",
+            ),
+        ),
+    ),
 }
 
 

@@ -13,7 +13,8 @@ Batch = dict[str, Tensor]
 
 * `inputs`: (batch, length) int64 tokens, or (batch, length, features) float32 values.
 * `labels`: (batch, length) int64, aligned: `labels[:, t]` is the target of position t and -100
-  is ignored; or (batch,) int64 for a classification.
+  is ignored; (batch,) int64 for a classification; (batch, horizon, features) float32 for a
+  forecast.
 * `lengths` (optional): (batch,) int64, the real length of each row; the rest is right padding.
 """
 
@@ -28,8 +29,8 @@ IGNORED = -100
 class TaskSpec:
     """What a model must know to take part: the shape of a task's inputs and outputs."""
 
-    kind: Literal["language", "classification"]
-    """One prediction per position, or one per sequence."""
+    kind: Literal["language", "classification", "forecast"]
+    """One prediction per position, one class per sequence, or the steps that come next."""
     length: int
     """Positions of an input."""
     vocab_size: int | None = None
@@ -38,6 +39,8 @@ class TaskSpec:
     """Values per position, for real-valued inputs."""
     num_classes: int | None = None
     """Classes, for a classification."""
+    horizon: int | None = None
+    """Steps to predict, for a forecast."""
 
 
 class Task(Protocol):
@@ -84,7 +87,8 @@ class Task(Protocol):
         ...
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean training loss of a batch, a scalar in nats."""
+        """Return the mean training loss of a batch, a scalar; in nats, or of a forecast the mean
+        squared error."""
         ...
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:

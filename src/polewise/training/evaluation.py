@@ -13,7 +13,7 @@ from polewise.tasks import Batch, Task
 
 
 def compute_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the model's float32 logits for the inputs of a batch, tokens or values."""
+    """Return the model's float32 logits, or forecast, for the tokens or values of a batch."""
     inputs = batch["inputs"]
     arguments = {"input_values" if inputs.is_floating_point() else "input_ids": inputs}
     if "lengths" in batch:

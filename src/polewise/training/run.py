@@ -237,6 +237,8 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
         shape["num_input_features"] = spec.num_features
     if spec.num_classes is not None:
         shape["num_labels"] = spec.num_classes
+    if spec.horizon is not None:
+        shape["prediction_length"] = spec.horizon
     inner = options.intermediate_size
     inner = 2 * options.hidden_size if inner is None else inner
     config = PolewiseConfig(
@@ -306,9 +308,13 @@ def require_buildable(run: Run) -> int:
 
 def model_class(spec: TaskSpec) -> Any:
     """Return the class of the models for this kind of task."""
-    from polewise.models import PolewiseForCausalLM, PolewiseForSequenceClassification
+    from polewise import models
 
-    return PolewiseForCausalLM if spec.kind == "language" else PolewiseForSequenceClassification
+    return {
+        "language": models.PolewiseForCausalLM,
+        "classification": models.PolewiseForSequenceClassification,
+        "forecast": models.PolewiseForForecasting,
+    }[spec.kind]
 
 
 def mixer_option_types(mixer: str) -> dict[str, Any]:
