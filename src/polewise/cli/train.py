@@ -22,6 +22,7 @@ from polewise.recipes import (
     focus_recall,
     induction,
     japanese_vowels,
+    listops,
     selective_copy,
     spoken_digits,
 )
@@ -139,6 +140,14 @@ TRAIN_COMMANDS: dict[str, Command] = {
         "Tests at longer lengths than it trains on; stops at 99.9 % over all of them.",
         "",
         " --test-lengths 256,4096,65536",
+    ),
+    "listops": _command(
+        listops(),
+        "Train on ListOps: what do nested lists of digits come to?\n\n"
+        "At a size for a CPU; the second example has the Long Range Arena's.",
+        "",
+        " --min-length 500 --max-length 2000 --max-depth 10 --max-arguments 10 --num-eval 2000",
+        " --source listops-1000 --max-length 2000",
     ),
     "text": _command(
         demo_text(),

@@ -12,6 +12,7 @@ from polewise.recipes.series import etth1 as etth1
 from polewise.recipes.series import japanese_vowels as japanese_vowels
 from polewise.recipes.series import spoken_digits as spoken_digits
 from polewise.recipes.synthetic import induction as induction
+from polewise.recipes.synthetic import listops as listops
 from polewise.recipes.synthetic import selective_copy as selective_copy
 from polewise.recipes.text import demo_text as demo_text
 from polewise.recipes.text import dickens as dickens

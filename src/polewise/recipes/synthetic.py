@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polewise.tasks import InductionTask, SelectiveCopyTask
+from polewise.tasks import InductionTask, ListOpsTask, SelectiveCopyTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
 
@@ -22,6 +22,18 @@ def induction() -> Run:
     """Return induction heads at the published size: trained at 256, width 64, 2 layers."""
     return Run(
         task=InductionTask(batch_size=32),
+        model=_model(chunk_length=32),
+        training=_until(0.999, max_steps=5000),
+    )
+
+
+def listops() -> Run:
+    """Return ListOps at a size for a CPU: at most 5 arguments, 5 deep, 17 to 127 tokens.
+
+    The Long Range Arena's is `ListOpsTask()`.
+    """
+    return Run(
+        task=ListOpsTask(min_length=16, max_length=128, max_depth=5, max_arguments=5, num_eval=500),
         model=_model(chunk_length=32),
         training=_until(0.999, max_steps=5000),
     )

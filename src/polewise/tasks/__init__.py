@@ -3,6 +3,7 @@
 from polewise.tasks.forecast import ForecastTask as ForecastTask
 from polewise.tasks.images import ImagesTask as ImagesTask
 from polewise.tasks.induction import InductionTask as InductionTask
+from polewise.tasks.listops import ListOpsTask as ListOpsTask
 from polewise.tasks.mqar import MqarTask as MqarTask
 from polewise.tasks.recall import RecallTask as RecallTask
 from polewise.tasks.selective_copy import SelectiveCopyTask as SelectiveCopyTask
@@ -19,6 +20,7 @@ AnyTask = (
     | MqarTask
     | SelectiveCopyTask
     | InductionTask
+    | ListOpsTask
     | TextTask
     | ImagesTask
     | SpokenDigitsTask
@@ -32,6 +34,7 @@ TASKS: dict[str, type[AnyTask]] = {
     "mqar": MqarTask,
     "selective_copy": SelectiveCopyTask,
     "induction": InductionTask,
+    "listops": ListOpsTask,
     "text": TextTask,
     "images": ImagesTask,
     "spoken_digits": SpokenDigitsTask,
