@@ -11,6 +11,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLOATING = (torch.float32, torch.float64, *LOW_PRECISION)
@@ -114,7 +115,36 @@ def require_backend(backend: str | None, known: tuple[str, ...], default: str) -
     return backend
 
 
+def is_transformed() -> bool:
+    """Whether `torch.func` (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
+
+    They see through tensor operations, not into compiled loops, whose forward derivative
+    would come out as 0 without a word.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    in_func = torch._C._functorch.peek_interpreter_stack() is not None
+    return in_func or forward_ad._current_level >= 0
+
+
+def require_untransformed(backend: str) -> None:
+    if is_transformed():
+        raise ValueError(
+            f"backend {backend!r} cannot run inside torch.func or forward-mode differentiation, "
+            "which do not see into compiled loops. Use backend='torch', or None."
+        )
+
+
+def refuse_second_derivative(ctx: object, *gradients: object) -> None:
+    """The gradient of a compiled gradient."""
+    raise RuntimeError(
+        "backend must be 'torch' for second derivatives: the compiled loops of 'cpu' and 'triton' "
+        "have a first one only. Pass backend='torch' to the filter."
+    )
+
+
 def require_cpu(backend: str, x: Tensor) -> None:
+    require_untransformed(backend)
     if x.device.type != "cpu":
         raise ValueError(
             f"backend {backend!r} runs on the CPU; got a tensor on {x.device}. "
@@ -123,6 +153,7 @@ def require_cpu(backend: str, x: Tensor) -> None:
 
 
 def require_triton(backend: str, x: Tensor) -> None:
+    require_untransformed(backend)
     if not HAS_TRITON:
         raise ValueError(
             f"backend {backend!r} needs the package triton, which is not installed here. "

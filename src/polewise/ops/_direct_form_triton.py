@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from polewise.ops._checks import refuse_second_derivative
 from polewise.ops._segments_triton import (
     AHEAD,
     CONFIGURATIONS,
@@ -127,6 +128,9 @@ def backward(
 @backward.register_fake
 def _(grad_y, grad_last, y, a, offsets, lengths, state, bin_length, reset):
     return tuple(like.new_empty(like.shape) for like in (y, a, state))
+
+
+backward.register_autograd(refuse_second_derivative)
 
 
 def _setup_context(ctx, inputs, output):

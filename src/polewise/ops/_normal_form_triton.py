@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from polewise.ops._checks import refuse_second_derivative
 from polewise.ops._segments_triton import (
     AHEAD,
     CONFIGURATIONS,
@@ -146,6 +147,9 @@ def backward(
 @backward.register_fake
 def _(grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset):
     return tuple(like.new_empty(like.shape) for like in (x, pole, mix, grad_last))
+
+
+backward.register_autograd(refuse_second_derivative)
 
 
 def _setup_context(ctx, inputs, output):

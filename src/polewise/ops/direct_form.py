@@ -17,6 +17,8 @@ from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_s
 from polewise.ops._checks import (
     HAS_TRITON,
     accumulator_dtype,
+    is_transformed,
+    refuse_second_derivative,
     require_backend,
     require_bins,
     require_cpu,
@@ -70,8 +72,12 @@ def direct_form_filter(
         state: the last two outputs, float32 or wider. Feed it to the next segment and the
             outputs are those of one pass. An empty `x` returns the state it was given.
 
-    Every floating argument has a gradient. Values are not checked (NaN comes out as
-    NaN), except that "cpu" refuses an offset tensor outside [0, `bin_length`).
+    Every floating argument has a gradient. Second derivatives want `backend="torch"`, the
+    others refuse them; inside `torch.func` and forward-mode differentiation None takes "torch"
+    by itself. `torch.autocast` casts nothing here: the dtypes given are those that count.
+
+    Values are not checked (NaN comes out as NaN), except that "cpu" refuses an offset tensor
+    outside [0, `bin_length`).
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -118,9 +124,9 @@ def direct_form_filter(
 
 def choose_backend(x: Tensor) -> str:
     """The fastest backend for `x`: compiled on a CPU and on a GPU that Triton knows, tensor
-    operations elsewhere, and in an exported program, which must run where Polewise is not
-    installed."""
-    if torch.compiler.is_exporting():
+    operations elsewhere, under transforms that see nothing else, and in an exported program,
+    which must run where Polewise is not installed."""
+    if torch.compiler.is_exporting() or is_transformed():
         return "torch"
     if x.device.type == "cuda" and HAS_TRITON:
         return "triton"
@@ -249,6 +255,9 @@ def _(grad_y, grad_last, y, a, offsets, lengths, state, bin_length, reset):
     return tuple(
         torch.empty_like(like, memory_format=torch.contiguous_format) for like in (y, a, state)
     )
+
+
+_backward_op.register_autograd(refuse_second_derivative)
 
 
 def _setup_context(ctx, inputs, output):

@@ -17,6 +17,7 @@ from torch import Tensor
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
     accumulator_dtype,
+    refuse_second_derivative,
     require_backend,
     require_bins,
     require_cpu,
@@ -78,8 +79,12 @@ def normal_form_filter(
         state: $s$ after the last real step, float32 or wider. Feed it to the next segment
             and the outputs are those of one pass. An empty `x` returns the state it was given.
 
-    Every floating argument has a gradient. Values are not checked (NaN comes out as NaN),
-    except that "cpu" refuses an offset tensor outside [0, `bin_length`).
+    Every floating argument has a gradient. Second derivatives want `backend="torch"`, the
+    others refuse them; inside `torch.func` and forward-mode differentiation None takes "torch"
+    by itself. `torch.autocast` casts nothing here: the dtypes given are those that count.
+
+    Values are not checked (NaN comes out as NaN), except that "cpu" refuses an offset tensor
+    outside [0, `bin_length`).
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -272,6 +277,9 @@ def _backward_op(
 @_backward_op.register_fake
 def _(grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset):
     return tuple(like.new_empty(like.shape) for like in (x, pole, mix, grad_last))
+
+
+_backward_op.register_autograd(refuse_second_derivative)
 
 
 def _setup_context(ctx, inputs, output):
