@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.ops import long_conv, normal_form_filter
+from polewise.ops import KernelSpectrum, long_conv, normal_form_filter
 from polewise.ops.shards import Shards, normal_form_state_before
 
 
@@ -27,6 +27,7 @@ class LongConvEmbedder(nn.Module):
         super().__init__()
         self.squash = squash
         self.shards: Shards | None = None
+        self.spectrum = KernelSpectrum()
         self.kernel = nn.Parameter(torch.empty(taps, dim))
         self.skip = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
@@ -51,7 +52,9 @@ class LongConvEmbedder(nn.Module):
         if self.shards is not None:
             state = self.shards.window_before(x, self.kernel.shape[0] - 1)
         kernel = self.kernel.sign() * (self.kernel.abs() - self.squash).clamp(min=0)
-        y, state = long_conv(x, kernel.to(x.dtype), lengths=lengths, state=state)
+        y, state = long_conv(
+            x, kernel.to(x.dtype), lengths=lengths, state=state, spectrum=self.spectrum
+        )
         return y + self.skip * x, state
 
 

@@ -9,11 +9,12 @@ from polewise.ops.chunked_attention import AttentionState, chunked_attention
 from polewise.ops.circular_filter import circular_filter
 from polewise.ops.direct_form import direct_form_filter
 from polewise.ops.gated_filter import gated_filter
-from polewise.ops.long_conv import long_conv
+from polewise.ops.long_conv import KernelSpectrum, long_conv
 from polewise.ops.normal_form import normal_form_filter
 
 __all__ = [
     "AttentionState",
+    "KernelSpectrum",
     "associative_filter",
     "chunked_attention",
     "circular_filter",

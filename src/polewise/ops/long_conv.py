@@ -19,6 +19,7 @@ from polewise.ops._checks import (
     rows_of_lengths,
 )
 from polewise.ops.padding import hide_padding, newest
+from polewise.ops.taint import may_look
 
 
 def long_conv(
@@ -27,6 +28,7 @@ def long_conv(
     *,
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch history dim"] | None = None,
+    spectrum: KernelSpectrum | None = None,
     backend: Literal["reference", "torch"] | None = None,
 ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch history dim"]]:
     r"""Convolve every channel with a kernel of its own, causally.
@@ -39,12 +41,18 @@ def long_conv(
             bfloat16.
         lengths: real steps in each row; later ones neither enter the state nor give output.
         state: the last $K - 1$ inputs, oldest first; None is silence.
+        spectrum: where the kernel's spectrum is kept from call to call; None computes it anew.
         backend: "reference" sums tap by tap in float64; "torch" uses the real FFT in float32
-            or wider (float16 sums overflow), zero-padded so that nothing wraps around.
+            or wider (float16 sums overflow). What wraps around falls on outputs of the
+            segment before, which are dropped.
 
     Returns:
         y: like `x`, in its dtype.
         state: the last $K - 1$ inputs of each row, in `x`'s dtype.
+
+    In a stream, a segment of $B$ steps costs three transforms (two with a kept spectrum) of
+    about $K + B$ points, $O((1 + K / B) \log (K + B))$ for each of its steps; a single step is the
+    sum itself, $K$ products and a copy of the state, $O(K)$.
 
     An FFT mixes all times to rounding error: `y[t]` depends on later inputs by at most about
     1e-7 (float32) or 1e-16 (float64) of the largest entry, and a NaN anywhere reaches every
@@ -77,8 +85,44 @@ def long_conv(
     past = torch.cat([state.to(x.dtype), x_real], 1)
     if length == 1 and backend is None:
         run = _one_step  # as in decoding: a transform would cost more
-    y = run(past, kernel, length) if x.numel() else torch.empty_like(x)
+    y = run(past, kernel, length, spectrum) if x.numel() else torch.empty_like(x)
     return hide_padding(y, lengths), newest(state, x_real, lengths)
+
+
+class KernelSpectrum:
+    """Keeps the spectrum of one kernel from call to call, for one length at a time.
+
+    Only where no gradient of the kernel is wanted. The kernel is compared value by value before its
+    spectrum is used again, a tenth of the transform's cost, so that no way of changing it is
+    overlooked. On an accelerator, which would have to be waited for, and in compiled programs
+    nothing is kept. Copies and files of a module go without it.
+
+    Costs the memory of the kernel and of its spectrum, about as much as `length + taps` more taps.
+    """
+
+    _kept: tuple[Tensor, int, Tensor] | None = None
+
+    def of(self, kernel: Float[Tensor, "taps dim"], size: int) -> Tensor:
+        """The real FFT of `kernel`, zero-padded to `size`, in float32 or wider."""
+        if not may_look(kernel) or (torch.is_grad_enabled() and kernel.requires_grad):
+            return _spectrum(kernel, size)
+        kept = self._kept
+        if kept is None or kept[1] != size or not _same(kept[0], kernel):
+            # Not as inference tensors, which a later call with gradients could not use.
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._kept = kernel.detach().clone(), size, _spectrum(kernel, size)
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
+def _spectrum(kernel: Tensor, size: int) -> Tensor:
+    return torch.fft.rfft(kernel.to(accumulator_dtype(kernel)), size, dim=0)
 
 
 def good_fft_length(at_least: int) -> int:
@@ -97,7 +141,9 @@ def good_fft_length(at_least: int) -> int:
     return best
 
 
-def _definition(past: Tensor, kernel: Tensor, length: int) -> Tensor:
+def _definition(
+    past: Tensor, kernel: Tensor, length: int, spectrum: KernelSpectrum | None
+) -> Tensor:
     """The sum, tap by tap, in float64."""
     history = kernel.shape[0] - 1
     y = past.new_zeros(past.shape[0], length, past.shape[2], dtype=torch.float64)
@@ -106,18 +152,18 @@ def _definition(past: Tensor, kernel: Tensor, length: int) -> Tensor:
     return y.to(past.dtype)
 
 
-def _one_step(past: Tensor, kernel: Tensor, length: int) -> Tensor:
+def _one_step(past: Tensor, kernel: Tensor, length: int, spectrum: KernelSpectrum | None) -> Tensor:
     """The sum itself, for the last step of `past`."""
     dtype = accumulator_dtype(past)
     return (past.to(dtype) * kernel.flip(0).to(dtype)).sum(1, keepdim=True).to(past.dtype)
 
 
-def _by_fft(past: Tensor, kernel: Tensor, length: int) -> Tensor:
-    """Multiply spectra; the first taps - 1 outputs belong to the segment before."""
+def _by_fft(past: Tensor, kernel: Tensor, length: int, spectrum: KernelSpectrum | None) -> Tensor:
+    """Multiply spectra. With as many points as `past` has steps, what wraps around falls on the
+    first taps - 1 outputs, which belong to the segment before."""
     dtype = accumulator_dtype(past)
-    size = good_fft_length(past.shape[1] + kernel.shape[0] - 1)
+    size = good_fft_length(past.shape[1])
     with torch.autocast(past.device.type, enabled=False):
-        spectrum = torch.fft.rfft(past.to(dtype), size, dim=1)
-        response = torch.fft.rfft(kernel.to(dtype), size, dim=0)
-        y = torch.fft.irfft(spectrum * response, size, dim=1)
+        response = _spectrum(kernel, size) if spectrum is None else spectrum.of(kernel, size)
+        y = torch.fft.irfft(torch.fft.rfft(past.to(dtype), size, dim=1) * response, size, dim=1)
     return y[:, kernel.shape[0] - 1 :][:, :length].to(past.dtype)
