@@ -146,7 +146,7 @@ TRAIN_COMMANDS: dict[str, Command] = {
         "Train on ListOps: what do nested lists of digits come to?\n\n"
         "At a size for a CPU; the second example has the Long Range Arena's.",
         "",
-        " --min-length 500 --max-length 2000 --max-depth 10 --max-arguments 10 --num-eval 2000",
+        " --min-length 500 --max-length 2000 --max-arguments 10 --num-eval 2000",
         " --source listops-1000 --max-length 2000",
     ),
     "text": _command(

@@ -13,8 +13,8 @@ def selective_copy() -> Run:
     """
     return Run(
         task=SelectiveCopyTask(length=256, batch_size=32),
-        model=_model(chunk_length=32),
-        training=_until(0.999, max_steps=5000),
+        model=_model(),
+        training=_training(),
     )
 
 
@@ -22,34 +22,34 @@ def induction() -> Run:
     """Return induction heads at the published size: trained at 256, width 64, 2 layers."""
     return Run(
         task=InductionTask(batch_size=32),
-        model=_model(chunk_length=32),
-        training=_until(0.999, max_steps=5000),
+        model=_model(),
+        training=_training(),
     )
 
 
 def listops() -> Run:
-    """Return ListOps at a size for a CPU: at most 5 arguments, 5 deep, 17 to 127 tokens.
+    """Return ListOps at a size for a CPU: at most 5 arguments, 33 to 127 tokens.
 
     The Long Range Arena's is `ListOpsTask()`.
     """
     return Run(
-        task=ListOpsTask(min_length=16, max_length=128, max_depth=5, max_arguments=5, num_eval=500),
-        model=_model(chunk_length=32),
-        training=_until(0.999, max_steps=5000),
+        task=ListOpsTask(min_length=32, max_length=128, max_arguments=5, num_eval=500),
+        model=_model(),
+        training=_training(),
     )
 
 
-def _model(chunk_length: int) -> ModelOptions:
+def _model() -> ModelOptions:
     return ModelOptions(
-        mixer="focus", mixer_options={"chunk_length": chunk_length}, hidden_size=64, num_layers=2
+        mixer="focus", mixer_options={"chunk_length": 32}, hidden_size=64, num_layers=2
     )
 
 
-def _until(accuracy: float, *, max_steps: int) -> TrainingOptions:
+def _training() -> TrainingOptions:
     return TrainingOptions(
-        max_steps=max_steps,
+        max_steps=5000,
         learning_rate=3e-3,
         evaluate_every=250,
         checkpoint_every=1000,
-        stop_at=accuracy,
+        stop_at=0.999,
     )
