@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import statistics
-from collections import Counter
 from itertools import islice
 
 import pytest
@@ -74,25 +73,25 @@ def test_drawn_expressions_keep_the_rules_and_come_to_their_labels():
     assert arguments == {2, 3, 4}
 
 
-def test_nodes_are_operators_with_the_published_probability():
-    """Without bounds that bind: one root in four, and of every operator's arguments one in four."""
-    task = ListOpsTask(
-        min_length=0, max_length=10_000, max_depth=3, max_arguments=3, num_eval=4000, batch_size=1
+def test_nodes_are_drawn_with_the_published_probabilities():
+    task = ListOpsTask(  # lists of any length: the longest possible has 17 tokens
+        min_length=1, max_length=20, max_depth=3, max_arguments=3, num_eval=1, batch_size=1
     )
-    trees = [parsed(words)[0] for batch in task.eval_batches() for words, _ in rows_of(batch)]
-    # Held-out expressions are all different, so single digits are ten; the rest are operators.
-    assert sum(isinstance(tree, int) for tree in trees) <= 10
-    roots = [tree for tree in trees if not isinstance(tree, int)]
-    pairs = [tree[1] for tree in roots if depth_of(tree) == 3]
-    # A list of two or three with at least one operator in it: 2 q / (1 - p^2) with p + q = 1, ...
-    for num, operators in ((2, 2 / 4 / (1 - 0.75**2)), (3, 3 / 4 / (1 - 0.75**3))):
-        lists = [children for children in pairs if len(children) == num]
-        mean = sum(isinstance(child, tuple) for each in lists for child in each) / len(lists)
-        assert mean == pytest.approx(operators, abs=0.06)
-    names = Counter(tree[0] for tree in roots)
-    assert {name: share / len(roots) for name, share in names.items()} == pytest.approx(
-        dict.fromkeys(FUNCTIONS, 0.25), abs=0.03
-    )
+    batches = islice(task.train_batches(0), 2000)
+    lists = [parsed(words)[0] for batch in batches for words, _ in rows_of(batch)]
+    children = [child for tree in lists for child in tree[1]]
+    operators = [child for child in children if isinstance(child, tuple)]
+    assert len(operators) / len(children) == pytest.approx(0.25, abs=0.025)
+    shares = {name: sum(tree[0] == name for tree in lists) / len(lists) for name in FUNCTIONS}
+    assert shares == pytest.approx(dict.fromkeys(FUNCTIONS, 0.25), abs=0.04)
+    assert sum(len(tree[1]) == 2 for tree in lists) / len(lists) == pytest.approx(0.5, abs=0.05)
+    digits = [child for child in children if isinstance(child, int)]
+    assert statistics.mean(digits) == pytest.approx(4.5, abs=0.2)
+
+
+def test_both_bounds_of_the_length_are_exclusive():
+    task = ListOpsTask(min_length=4, max_length=6, max_depth=2, num_eval=100, batch_size=100)
+    assert {len(words) for words, _ in rows_of(next(task.eval_batches()))} == {5}
 
 
 def test_the_deepest_nodes_are_digits():

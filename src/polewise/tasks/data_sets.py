@@ -120,8 +120,8 @@ DATA_SETS: dict[str, DataSet] = {
                 md5="a533eeca66c3b8a9ca7ddc47d4e5254b",
             ),
         ),
-        origin="github.com/Jakobovski/free-spoken-digit-dataset (or name its folder `recordings`: "
-        "--source FOLDER)",
+        origin="github.com/Jakobovski/free-spoken-digit-dataset, whose folder `recordings` will "
+        "also do: --source FOLDER",
     ),
     "japanese_vowels": DataSet(
         what="640 vowels of nine speakers, 7 to 29 steps, for `train series`",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polewise.tasks.byte_source import open_bytes
 from polewise.tasks.classification import class_loss, class_metrics
-from polewise.tasks.data_sets import DATA_SETS, find
+from polewise.tasks.data_sets import find
 from polewise.tasks.epochs import epoch_rows
 from polewise.tasks.options import (
     require_at_least,
@@ -182,7 +182,7 @@ class SpokenDigitsTask:
         if not path.exists():
             raise ValueError(
                 f"source must be spoken_digits, or a folder or .tar.gz of wav files; there is no "
-                f"{path}. The data set's origin: {DATA_SETS['spoken_digits'].origin}."
+                f"{path}."
             )
         return read_recordings(path)
 
