@@ -6,6 +6,7 @@ them for a GPU that need not be there.
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -21,9 +22,10 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it runs 
 INTERPRETED = triton.knobs.runtime.interpret
 
 
-def test_the_interpreted_kernels_compute_the_filters():
+@pytest.mark.parametrize("of", ["triton", "associative"])
+def test_the_interpreted_kernels_compute_the_filters(of):
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "-x", "tests/ops/interpreted_triton.py"]
+    command = [sys.executable, "-m", "pytest", "-x", f"tests/ops/interpreted_{of}.py"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         command, cwd=root, env=environment, capture_output=True, text=True, check=False
@@ -50,32 +52,61 @@ def kernels():
                 yield pytest.param(value.fn, id=f"{module.__name__.split('.')[-1]}.{name}")
 
 
+def compiled_for_hopper(kernel, warps, given, elements, element, numbers):
+    """Machine code of a kernel: `given` are its constants, `elements` its arrays of the
+    sequence's dtype."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {
+        name: "constexpr" if name in given
+        else f"*{element}" if name in elements
+        else "*i64" if name in ROWS
+        else "i32" if name in numbers
+        else "*fp32"
+        for name in kernel.arg_names
+    }  # fmt: skip
+    constants = {name: given[name] for name in types if name in given}
+    return triton.compile(
+        ASTSource(kernel, types, constants),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": warps, "enable_fp_fusion": True},
+    )
+
+
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("element", ["bf16", "fp32"])
 @pytest.mark.parametrize("kernel", list(kernels()))
 def test_every_kernel_compiles_for_a_hopper_gpu_and_spills_nothing(
     kernel, element, tmp_path, monkeypatch
 ):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = {
-        name: "constexpr" if name in CONSTANTS
-        else f"*{element}" if name in ELEMENTS
-        else "*i64" if name in ROWS
-        else "i32" if name in NUMBERS
-        else "*fp32"
-        for name in kernel.arg_names
-    }  # fmt: skip
-    constants = {name: CONSTANTS[name] for name in types if name in CONSTANTS}
-    program = triton.compile(
-        ASTSource(kernel, types, constants),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": 1, "enable_fp_fusion": True},
-    )
+    program = compiled_for_hopper(kernel, 1, CONSTANTS, ELEMENTS, element, NUMBERS)
     assert program.asm["cubin"]
     assert ".local" not in program.asm["ptx"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "name", ["_states", "_outputs", "_futures", "_value_gradients", "_gradients"]
+)
+def test_every_kernel_of_the_associative_filter_compiles_for_a_hopper_gpu(
+    name, element, tmp_path, monkeypatch
+):
+    from polewise.ops import _associative_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    given = {
+        "key_dim": 64, "value_dim": 64, "TURNING": True, "KEYS": 64, "TILE": 32, "CHUNK": 32,
+        "PRECISION": "tf32x3" if element == "fp32" else "tf32",
+    }  # fmt: skip
+    program = compiled_for_hopper(
+        getattr(_associative_triton, name), 8 if name == "_gradients" else 4, given,
+        {"q", "k", "v", "y", "grad_y", "grad_q", "grad_k", "grad_v"}, element,
+        {"length", "heads"},
+    )  # fmt: skip
+    assert program.asm["cubin"]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs on a CPU")
@@ -97,3 +128,15 @@ def test_the_device_chooses_the_backend(monkeypatch):
     monkeypatch.setattr(direct_form, "HAS_TRITON", False)
     assert direct_form.choose_backend(on_cuda) == "torch"
     assert direct_form.choose_backend(torch.zeros(1)) == "cpu"
+
+
+def test_the_device_the_dtype_and_the_width_choose_the_associative_filters_backend():
+    choose = importlib.import_module("polewise.ops.associative_filter").choose_backend
+
+    def on_cuda(dtype, key_dim):
+        return SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 4, 2, key_dim))
+
+    assert choose(on_cuda(torch.bfloat16, 64)) == "triton"
+    assert choose(on_cuda(torch.float64, 64)) == "torch"
+    assert choose(on_cuda(torch.float32, 129)) == "torch"
+    assert choose(torch.zeros(1, 4, 2, 64)) == "torch"

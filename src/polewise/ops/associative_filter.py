@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
+    HAS_TRITON,
     accumulator_dtype,
+    is_transformed,
     require_backend,
     require_like,
     require_sequence,
+    require_triton,
     rows_of_lengths,
 )
 from polewise.ops.padding import hide_padding
@@ -27,6 +30,9 @@ from polewise.ops.taint import clean_and_mark, put_back
 
 CHUNK = 32
 """Steps whose products are taken at once."""
+
+LARGEST_KEY = 128
+"""Widest key that a Triton kernel keeps in registers."""
 
 SPAN = 64
 """Chunks whose states are found at once; longer sequences go span by span."""
@@ -41,7 +47,7 @@ def associative_filter(
     *,
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch heads parts key_dim value_dim"] | None = None,
-    backend: Literal["reference", "torch"] | None = None,
+    backend: Literal["reference", "torch", "triton"] | None = None,
 ) -> tuple[
     Float[Tensor, "batch length heads value_dim"],
     Float[Tensor, "batch heads parts key_dim value_dim"],
@@ -64,13 +70,15 @@ def associative_filter(
         state: $S_{-1}$, `parts` = 1 for real poles, 2 for complex ones (real and imaginary
             part); None is empty.
         backend: "reference" is the recursion in float64, step by step; "torch" works in
-            chunks of 32 steps by matrix products, in float32 or wider.
+            chunks of 32 steps by matrix products, in float32 or wider; "triton" does so in
+            kernels for a GPU (up to float32, keys of at most 128). None takes the fastest.
 
     Returns:
         y: like `v`, in its dtype.
         state: $S$ after the last real step, float32 or wider.
 
-    Every floating argument has a gradient.
+    Every floating argument has a gradient; "triton" has no second one, and inside `torch.func`
+    and forward-mode differentiation None takes "torch". `torch.autocast` casts nothing here.
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -92,14 +100,15 @@ def associative_filter(
         require_like("angle", angle, (batch, length, heads), q, "(batch, length, heads)")
     parts = 1 if angle is None else 2
     shape = (batch, heads, parts, key_dim, value_dim)
-    dtype = accumulator_dtype(q)
+    given, dtype = q.dtype, accumulator_dtype(q)
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
-    run = {"reference": _definition, "torch": _by_chunks}[
-        require_backend(backend, ("reference", "torch"), "torch")
-    ]
-
+    backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(q))
+    if backend_name == "triton":
+        require_triton(backend_name, q)
+        _require_size_for_triton(q)
+    run = _BACKENDS[backend_name]
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks would cost more than they save
 
@@ -109,10 +118,29 @@ def associative_filter(
         real = torch.arange(length, device=q.device) < lengths[:, None]
         decay = torch.where(real[..., None], decay, 1)
     angle = None if angle is None else hide_padding(angle, lengths).to(dtype)
-    k, v = (hide_padding(part, lengths).to(dtype) for part in (k, v))
+    if run is not _triton:
+        q, k, v = (part.to(dtype) for part in (q, k, v))
+    k, v = (hide_padding(part, lengths) for part in (k, v))
     with torch.autocast(q.device.type, enabled=False):
-        y, last = run(q.to(dtype), k, v, decay.to(dtype), angle, state.to(dtype))
-    return hide_padding(y, lengths).to(q.dtype), last
+        y, last = run(q, k, v, decay.to(dtype), angle, state.to(dtype))
+    return hide_padding(y, lengths).to(given), last
+
+
+def choose_backend(q: Tensor) -> str:
+    """The fastest backend for `q`."""
+    if q.device.type != "cuda" or not HAS_TRITON or q.dtype == torch.float64:
+        return "torch"
+    if torch.compiler.is_exporting() or is_transformed() or q.shape[3] > LARGEST_KEY:
+        return "torch"
+    return "triton"
+
+
+def _require_size_for_triton(q: Tensor) -> None:
+    if q.dtype == torch.float64 or q.shape[3] > LARGEST_KEY:
+        raise ValueError(
+            f"backend 'triton' takes up to float32 and keys of at most {LARGEST_KEY}; got "
+            f"{q.dtype} and {q.shape[3]}. Use backend='torch', or None."
+        )
 
 
 def _definition(q, k, v, decay, angle, state):
@@ -199,6 +227,22 @@ def _span(q, k, v, decay, angle, state):
     y = put_back(y, (tainted - marks.sum(-1))[..., None, None])
     last = put_back(last, tainted[:, :, -1, None, None, None])
     return y.flatten(2, 3).transpose(1, 2)[:, :length], last
+
+
+def _triton(q, k, v, decay, angle, state):
+    """The same chunks as kernels, whose masks are products too: cleaned first, marked after."""
+    from polewise.ops._associative_triton import forward  # Triton is not everywhere
+
+    poles = decay[..., None] if angle is None else torch.stack([decay, angle], -1)
+    (k, v, poles), marks = clean_and_mark(k, v, poles)
+    turn = None if angle is None else poles[..., 1]
+    y, last, _ = forward(q, k, v, poles[..., 0], turn, state)
+    seen = marks.cumsum(1)
+    last = put_back(last, marks.sum(1)[:, :, None, None, None])
+    return put_back(y, seen[..., None]), last
+
+
+_BACKENDS = {"reference": _definition, "torch": _by_chunks, "triton": _triton}
 
 
 def _chunks(x: Tensor) -> Tensor:
