@@ -150,7 +150,7 @@ def _backward(ctx, grad_y, grad_last, _):
 forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _sizes(q: Tensor, v: Tensor, state: Tensor) -> tuple[tuple[int, ...], dict[str, object]]:
+def _sizes(q: Tensor, v: Tensor, state: Tensor) -> tuple[tuple[int, int], dict[str, int | str]]:
     """Arguments of every kernel: run-time sizes, and what it is compiled for."""
     _, length, heads, key_dim = q.shape
     options = {
