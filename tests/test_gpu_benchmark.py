@@ -1,0 +1,39 @@
+"""The GPU benchmark runs end to end, by Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (it runs on Linux)")
+
+
+def run(*arguments, interpret):
+    command = [sys.executable, "benchmarks/gpu.py", "--smoke", *arguments]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    return subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_every_timed_section_of_the_gpu_benchmark_runs(tmp_path):
+    output, sections = tmp_path / "gpu.json", ["filters", "segments", "products", "block"]
+    ran = run("--rounds", "1", "--output", str(output), "--sections", *sections, interpret="1")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    report = json.loads(output.read_text())
+    assert list(report["sections"]) == sections
+    for name, rows in report["sections"].items():
+        assert all(row["ms"] > 0 for row in rows)
+        assert f"## {name}" in output.with_suffix(".md").read_text()
+
+
+def test_a_smoke_run_says_that_it_wants_the_interpreter():
+    ran = run(interpret="0")
+    assert ran.returncode != 0
+    assert "TRITON_INTERPRET=1" in ran.stderr
