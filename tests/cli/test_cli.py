@@ -50,7 +50,7 @@ def files_in(folder):
         ("train text --length 999999 --batch-size 1", "length must be less than the training part"),
         ("train images --source cifar", "--source"),
         ("train images --num-train 99999", "num_train must be at most 1397"),
-        ("train selective_copy --num-tokens 999", "num_tokens must be at most length, 256"),
+        ("train selective_copy --num-tokens 999", "num_tokens must be at most length, 64"),
         ("train induction --test-lengths 64;3", "test_lengths must be lengths separated by commas"),
         ("train listops --max-length 33", "max_length must be an integer of at least 34; got 33."),
         ("train listops --source nowhere", "nowhere/basic_val.tsv: [Errno 2] No such file"),

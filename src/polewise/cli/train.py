@@ -132,14 +132,14 @@ TRAIN_COMMANDS: dict[str, Command] = {
         "Train on selective copying: repeat the tokens that stand among noise, in order.\n\n"
         "Stops at 99.9 % held-out accuracy.",
         "",
-        " --length 4096 --batch-size 64 --max-steps 400000",
+        " --length 4096 --num-tokens 16 --max-steps 400000",
     ),
     "induction": _command(
         induction(),
         "Train on induction heads: what followed the special token must follow it again.\n\n"
         "Tests at longer lengths than it trains on; stops at 99.9 % over all of them.",
         "",
-        " --test-lengths 256,4096,65536",
+        " --length 256 --test-lengths 256,4096,65536",
     ),
     "listops": _command(
         listops(),

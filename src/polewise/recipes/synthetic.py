@@ -7,21 +7,24 @@ from polewise.training import ModelOptions, Run, TrainingOptions
 
 
 def selective_copy() -> Run:
-    """Return selective copying of 16 tokens among 256: width 64, 2 layers.
+    """Return selective copying of 4 tokens among 60 of noise: width 64, 2 layers.
 
-    The published length is 4096, in 400,000 steps of 64 sequences.
+    The published size is `SelectiveCopyTask()`, 16 tokens in 4096, for 400,000 steps.
     """
     return Run(
-        task=SelectiveCopyTask(length=256, batch_size=32),
+        task=SelectiveCopyTask(length=64, num_tokens=4),
         model=_model(),
         training=_training(),
     )
 
 
 def induction() -> Run:
-    """Return induction heads at the published size: trained at 256, width 64, 2 layers."""
+    """Return induction heads trained at length 64 and tested up to 1024: width 64, 2 layers.
+
+    The published size is `InductionTask()`, trained at length 256, for 200,000 steps.
+    """
     return Run(
-        task=InductionTask(batch_size=32),
+        task=InductionTask(length=64, test_lengths="64,128,256,1024", batch_size=128),
         model=_model(),
         training=_training(),
     )
@@ -47,7 +50,7 @@ def _model() -> ModelOptions:
 
 def _training() -> TrainingOptions:
     return TrainingOptions(
-        max_steps=5000,
+        max_steps=2000,
         learning_rate=3e-3,
         evaluate_every=250,
         checkpoint_every=1000,
