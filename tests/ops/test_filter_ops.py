@@ -177,10 +177,11 @@ def test_the_registered_ops_pass_opcheck(form):
         arguments = (x, a, offsets, lengths, state, 4, False)
         torch.library.opcheck(direct_form._forward_op, arguments)
     else:
-        pole = (0.5 * draw.normal(2, 3, 3, 2)).requires_grad_()
-        mix = draw.normal(2, 3, 3, 2).requires_grad_()
-        arguments = (x, pole, mix, offsets, lengths, state, 4, True)
-        torch.library.opcheck(normal_form._forward_op, arguments)
+        decay, angle = (draw.uniform(2, 3, 3).requires_grad_() for _ in range(2))
+        for rows in ((2, 3), (1, 1)):
+            mix = draw.normal(*rows, 3, 2).requires_grad_()
+            arguments = (x, decay, angle, mix, offsets, lengths, state, 4, True)
+            torch.library.opcheck(normal_form._forward_op, arguments)
 
 
 @pytest.mark.parametrize("form", FORMS)

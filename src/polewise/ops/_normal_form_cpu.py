@@ -26,7 +26,8 @@ TOGETHER = 4
 
 def forward(
     x: Tensor,
-    pole: Tensor,
+    decay: Tensor,
+    angle: Tensor,
     mix: Tensor,
     offsets: Tensor,
     lengths: Tensor,
@@ -34,15 +35,16 @@ def forward(
     bin_length: int,
     reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and the states at every 128th step. `mix` has one row and bin, or all."""
     batch, length, dim = x.shape
-    require_covered(offsets, lengths, bin_length, pole.shape[1])
+    require_covered(offsets, lengths, bin_length, decay.shape[1])
     y = fresh(x)
     last = torch.empty(state.shape, dtype=state.dtype)
     starts = torch.empty(batch, -(-length // SEGMENT), dim, 2, dtype=x.dtype)
     run_units(
         _forward, *x.shape,
-        array(x), array(pole), array(mix), offsets.numpy(), lengths.numpy(), array(state),
-        y.numpy(), last.numpy(), starts.numpy(), SEGMENT, bin_length, reset,
+        array(x), array(_poles(decay, angle)), array(mix), offsets.numpy(), lengths.numpy(),
+        array(state), y.numpy(), last.numpy(), starts.numpy(), SEGMENT, bin_length, reset,
     )  # fmt: skip
     return y, last, starts
 
@@ -51,25 +53,47 @@ def backward(
     grad_y: Tensor,
     grad_last: Tensor,
     x: Tensor,
-    pole: Tensor,
+    decay: Tensor,
+    angle: Tensor,
     mix: Tensor,
     offsets: Tensor,
     lengths: Tensor,
     starts: Tensor,
     bin_length: int,
     reset: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, decay, angle, mix and the first state.
+
+    Poles are made again from radius and angle: keeping them, and the cosines and sines of their
+    derivative, would take half again as much memory as the states kept.
+    """
+    batch, _, dim = x.shape
     grad_x = fresh(x)
-    grad_pole = torch.zeros(pole.shape, dtype=pole.dtype)
-    grad_mix = torch.zeros(mix.shape, dtype=mix.dtype)
+    # First the gradients of the pole's real and imaginary part.
+    grad_decay, grad_angle = (torch.zeros(decay.shape, dtype=decay.dtype) for _ in range(2))
+    # One row for each of x: units of different rows run at once.
+    by_mix = torch.zeros(batch, mix.shape[1], dim, 2, dtype=mix.dtype)
     grad_state = torch.empty(grad_last.shape, dtype=grad_last.dtype)
     run_units(
         _backward, *x.shape,
-        array(grad_y), array(grad_last), array(x), array(pole), array(mix), offsets.numpy(),
-        lengths.numpy(), array(starts), grad_x.numpy(), grad_pole.numpy(), grad_mix.numpy(),
-        grad_state.numpy(), SEGMENT, bin_length, reset,
+        array(grad_y), array(grad_last), array(x), array(_poles(decay, angle)), array(mix),
+        offsets.numpy(), lengths.numpy(), array(starts), grad_x.numpy(), grad_decay.numpy(),
+        grad_angle.numpy(), by_mix.numpy(), grad_state.numpy(), SEGMENT, bin_length, reset,
     )  # fmt: skip
-    return grad_x, grad_pole, grad_mix, grad_state
+    cosine, sine = angle.cos(), angle.sin()
+    across = grad_decay * sine
+    grad_decay.mul_(cosine).addcmul_(grad_angle, sine)
+    grad_angle.mul_(cosine).sub_(across).mul_(decay)
+    grad_mix = by_mix if mix.shape[0] == batch else by_mix.sum(0, keepdim=True)
+    return grad_x, grad_decay, grad_angle, grad_mix, grad_state
+
+
+def _poles(decay: Tensor, angle: Tensor) -> Tensor:
+    """Real and imaginary parts, (batch, bins, dim, 2)."""
+    poles = torch.empty(*decay.shape, 2, dtype=decay.dtype)
+    torch.mul(decay, angle.cos(), out=poles[..., 0])
+    torch.mul(decay, angle.sin(), out=poles[..., 1])
+    return poles
 
 
 @compiled
@@ -94,8 +118,8 @@ def _forward(
             bin_end = min(end, begin + bin_length)
             pole_real[:] = pole[row, bin_index, low:high, 0]
             pole_imag[:] = pole[row, bin_index, low:high, 1]
-            mix_real[:] = mix[row, bin_index, low:high, 0]
-            mix_imag[:] = mix[row, bin_index, low:high, 1]
+            mixed = mix[row % mix.shape[0], bin_index % mix.shape[1]]
+            mix_real[:], mix_imag[:] = mixed[low:high, 0], mixed[low:high, 1]
             if reset and begin >= 0:
                 real[:], imag[:] = 0, 0
             for t in range(time, bin_end):
@@ -117,8 +141,8 @@ def _forward(
 
 @compiled
 def _backward(
-    grad_y, grad_last, x, pole, mix, offsets, lengths, starts, grad_x, grad_pole, grad_mix,
-    grad_state, segment_length, bin_length, reset, block, first, stop,
+    grad_y, grad_last, x, pole, mix, offsets, lengths, starts, grad_x, grad_real, grad_imag,
+    grad_mix, grad_state, segment_length, bin_length, reset, block, first, stop,
 ):  # fmt: skip
     """Segment by segment, the last one first: along time what its steps say about their pole and
     mix, then against time the gradient (g, h) of the state.
@@ -184,18 +208,19 @@ def _backward(
                 run -= 1
                 pole_real[:] = pole[row, bin_index, low:high, 0]
                 pole_imag[:] = pole[row, bin_index, low:high, 1]
-                mix_real[:] = mix[row, bin_index, low:high, 0]
-                mix_imag[:] = mix[row, bin_index, low:high, 1]
+                mixed = mix[row % mix.shape[0], bin_index % mix.shape[1]]
+                mix_real[:], mix_imag[:] = mixed[low:high, 0], mixed[low:high, 1]
                 d_real, d_imag, along_real, along_imag, by_mix_real, by_mix_imag = sums[run]
-                to_pole = grad_pole[row, bin_index, low:high]
-                to_mix = grad_mix[row, bin_index, low:high]
+                to_real = grad_real[row, bin_index, low:high]
+                to_imag = grad_imag[row, bin_index, low:high]
+                to_mix = grad_mix[row, bin_index % mix.shape[1], low:high]
                 for c in range(width):
                     # c conj(along) + (g + jh) conj(d)
-                    to_pole[c, 0] += (
+                    to_real[c] += (
                         mix_real[c] * along_real[c] + mix_imag[c] * along_imag[c]
                         + g[c] * d_real[c] + h[c] * d_imag[c]
                     )  # fmt: skip
-                    to_pole[c, 1] += (
+                    to_imag[c] += (
                         mix_imag[c] * along_real[c] - mix_real[c] * along_imag[c]
                         + h[c] * d_real[c] - g[c] * d_imag[c]
                     )  # fmt: skip

@@ -129,16 +129,19 @@ def normal_form_filter(
         require_triton(backend_name, x)
     run = _BACKENDS[backend_name]
     if mix is None:
-        mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device)
+        mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device).expand(dim, 2)
+    if mix.ndim == 2:
+        mix = mix[None, None]
     y, state = run(
-        x if run is _triton else x.to(dtype), decay, angle, mix.expand(batch, bins, dim, 2),
-        rows_of_offsets(offset, x), rows_of_lengths(lengths, x), state, bin_length, bool(reset),
+        x if run is _triton else x.to(dtype), decay, angle, mix, rows_of_offsets(offset, x),
+        rows_of_lengths(lengths, x), state, bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
 
 def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     """The equation, one row, one step at a time, in float64. Slow, and right by inspection."""
+    mix = mix.expand(*decay.shape, 2)
     outputs, states = [], []
     for row in range(x.shape[0]):
         real, imag = state[row].double().unbind(-1)
@@ -192,6 +195,7 @@ def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
     drive = torch.where(real_step[..., None], x, 0)
     drive = torch.stack([drive, torch.zeros_like(drive)], -1)
     states = affine_scan(matrix, drive, fresh, state)
+    mix = mix.expand(*decay.shape, 2)
     y = (states * spread_over_steps(mix, bins)).sum(-1)
     return torch.where(real_step[..., None], y, 0), states[:, -1].clone()
 
@@ -200,13 +204,13 @@ def _triton(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     from polewise.ops._normal_form_triton import forward  # Triton is not everywhere
 
     pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
+    mix = mix.expand(*decay.shape, 2)
     y, last, _ = forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
     return y, last
 
 
 def _compiled(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
-    pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
-    y, last, _ = _forward_op(x, pole, mix, offsets, lengths, state, bin_length, reset)
+    y, last, _ = _forward_op(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
     return y, last
 
 
@@ -219,13 +223,14 @@ _BACKENDS = {
     "polewise::normal_form_forward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor x, Tensor pole, Tensor mix, Tensor offsets, "
+    schema="(Tensor x, Tensor decay, Tensor angle, Tensor mix, Tensor offsets, "
     "Tensor lengths, Tensor state, int bin_length, bool reset) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def _forward_op(
     x: Tensor,
-    pole: Tensor,
+    decay: Tensor,
+    angle: Tensor,
     mix: Tensor,
     offsets: Tensor,
     lengths: Tensor,
@@ -236,11 +241,11 @@ def _forward_op(
     """y, the last state, and the states at every 128th step, which the gradient restarts from."""
     from polewise.ops._normal_form_cpu import forward  # numba takes half a second to import
 
-    return forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
+    return forward(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
 
 
 @_forward_op.register_fake
-def _(x, pole, mix, offsets, lengths, state, bin_length, reset):
+def _(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     batch, length, dim = x.shape
     return (
         x.new_empty(batch, length, dim),
@@ -253,48 +258,50 @@ def _(x, pole, mix, offsets, lengths, state, bin_length, reset):
     "polewise::normal_form_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor grad_y, Tensor grad_last, Tensor x, Tensor pole, Tensor mix, Tensor offsets, "
-    "Tensor lengths, Tensor starts, int bin_length, bool reset) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad_y, Tensor grad_last, Tensor x, Tensor decay, Tensor angle, Tensor mix, "
+    "Tensor offsets, Tensor lengths, Tensor starts, int bin_length, bool reset) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_op(
     grad_y: Tensor,
     grad_last: Tensor,
     x: Tensor,
-    pole: Tensor,
+    decay: Tensor,
+    angle: Tensor,
     mix: Tensor,
     offsets: Tensor,
     lengths: Tensor,
     starts: Tensor,
     bin_length: int,
     reset: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from polewise.ops._normal_form_cpu import backward
 
-    return backward(grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset)
+    return backward(
+        grad_y, grad_last, x, decay, angle, mix, offsets, lengths, starts, bin_length, reset
+    )
 
 
 @_backward_op.register_fake
-def _(grad_y, grad_last, x, pole, mix, offsets, lengths, starts, bin_length, reset):
-    return tuple(like.new_empty(like.shape) for like in (x, pole, mix, grad_last))
+def _(grad_y, grad_last, x, decay, angle, mix, offsets, lengths, starts, bin_length, reset):
+    return tuple(like.new_empty(like.shape) for like in (x, decay, angle, mix, grad_last))
 
 
 _backward_op.register_autograd(refuse_second_derivative)
 
 
 def _setup_context(ctx, inputs, output):
-    x, pole, mix, offsets, lengths, _, ctx.bin_length, ctx.reset = inputs
+    *sequences, _, ctx.bin_length, ctx.reset = inputs
     starts = output[2]
     ctx.mark_non_differentiable(starts)
-    ctx.save_for_backward(x, pole, mix, offsets, lengths, starts)
+    ctx.save_for_backward(*sequences, starts)
 
 
 def _backward(ctx, grad_y, grad_last, _):
-    x, pole, mix, offsets, lengths, starts = ctx.saved_tensors
-    grad_x, grad_pole, grad_mix, grad_state = _backward_op(
-        grad_y, grad_last, x, pole, mix, offsets, lengths, starts, ctx.bin_length, ctx.reset
+    *gradients, grad_state = _backward_op(
+        grad_y, grad_last, *ctx.saved_tensors, ctx.bin_length, ctx.reset
     )
-    return grad_x, grad_pole, grad_mix, None, None, grad_state, None, None
+    return *gradients, None, None, grad_state, None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
