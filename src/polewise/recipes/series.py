@@ -30,7 +30,7 @@ def japanese_vowels() -> Run:
 
 
 def etth1(horizon: int = 96) -> Run:
-    """Return the forecast of the next `horizon` hours of ETTh1 from 336, every 8th window tested."""
+    """Return the forecast of `horizon` hours of ETTh1 from 336, evaluated at every 8th window."""
     return Run(
         task=ForecastTask(horizon=horizon, subtract_last=True, eval_stride=8),
         model=_model(),
