@@ -1,0 +1,32 @@
+"""The filter benchmark runs at a small size, part by part into one file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "filters.py"
+
+
+def run(part, output):
+    small = ["--batch", "1", "--length", "256", "--dim", "16", "--rounds", "1"]
+    ran = subprocess.run(
+        [sys.executable, SCRIPT, "--only", part, *small, "--output", output],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return json.loads(output.read_text())
+
+
+def test_a_part_is_added_to_what_the_file_has(tmp_path):
+    output = tmp_path / "filters.json"
+    first = run("size", output)
+    both = run("calls", output)
+    assert both["size"] == first["size"]
+    assert all(row["median_us"] > 0 for row in both["calls"]["rows"])
+    names = [row["name"] for row in both["size"]["systems"]]
+    assert {"x.clone()", "normal_form_filter, forward", "FFT in each bin, circular"} <= set(names)
