@@ -196,7 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = versions()
     if found["torchlpc"] is None:
         print(f"torchlpc is not installed; to compare: {INSTALL_TORCHLPC}")
-    report: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
+    before = json.loads(output.read_text()) if output.exists() else {}
+    report: dict[str, Any] = {name: before[name] for name in PARTS if name in before}
     report |= {"hardware": machine(), "threads": options.threads, "versions": found}
     has_torchlpc = found["torchlpc"] is not None
     parts: dict[str, Callable[[], Any]] = {
