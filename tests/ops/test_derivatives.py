@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from polewise.ops import (
     associative_filter,
     chunked_attention,
+    gated_filter,
     long_conv,
 )
 
@@ -104,6 +105,29 @@ def test_a_transform_of_compiled_loops_is_refused(form):
     x, *others = (t.detach() for t in case.inputs)
     with pytest.raises(ValueError, match=r"backend 'cpu' cannot run inside torch\.func"):
         grad(lambda x: case.run([x, *others], backend="cpu")[0].sum())(x)
+
+
+@pytest.mark.parametrize("op", ["associative", "gated", "convolution", "attention"])
+def test_the_other_ops_go_through_every_transform(op):
+    draw = Draw()
+    q, k, v = (draw.normal(BATCH, 40, 2, 4) for _ in range(3))
+    decay, taps = draw.uniform(BATCH, 40, 2, 4), draw.normal(5, 2, 4).flatten(1)
+    run = {
+        "associative": lambda v: associative_filter(q, k, v, decay[..., 0], k[..., 0])[0],
+        "gated": lambda v: gated_filter(q, k, v, decay)[0],
+        "convolution": lambda v: long_conv(v.flatten(2), taps)[0],
+        "attention": lambda v: chunked_attention(q, k, v, 8)[0],
+    }[op]
+
+    def total(v):
+        return run(v).square().sum()
+
+    leaf = v.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(total(leaf), leaf)
+    torch.testing.assert_close(grad(total)(v), wanted)
+    torch.testing.assert_close(vmap(grad(total))(torch.stack([v, v]))[1], wanted)
+    direction = draw.normal(*v.shape)
+    torch.testing.assert_close(jvp(total, (v,), (direction,))[1], (wanted * direction).sum())
 
 
 @pytest.mark.parametrize("length", [1, 12])

@@ -28,7 +28,7 @@ def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor]:
 
     The mark drops the last axis; factors agree on all others.
     """
-    if may_look(factors[0]) and all(_is_finite(factor) for factor in factors):
+    if all(may_look(factor) and _is_finite(factor) for factor in factors):
         return list(factors), factors[0].new_zeros(factors[0].shape[:-1])
     finite = [torch.isfinite(factor) for factor in factors]
     cleaned = [torch.where(good, factor, 0) for good, factor in zip(finite, factors, strict=True)]
