@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import cmath
+
 import pytest
 import torch
+from torch.nn import functional
 
 from polewise import Focus, FocusConfig
 from polewise.filters import is_stable
@@ -78,6 +81,7 @@ def test_focus_without_hypernetwork_ignores_the_input_when_placing_poles():
         ({"heads": 3}, "dim must be a multiple of heads"),
         ({"realisation": "norml"}, "Did you mean 'normal'"),
         ({"chunk_length": 0}, "chunk_length must be at least 1"),
+        ({"turning": False, "realisation": "direct"}, "turning must be True"),
         ({"max_decay": 1.0}, "max_decay must lie between 0 and 1"),
         ({"causal": False, "sliding": True}, "sliding needs causal=True"),
     ],
@@ -97,3 +101,96 @@ def test_a_wrong_input_or_state_is_named():
         both_ways(torch.randn(1, 5, 8), state)
     with pytest.raises(ValueError, match="shared must be the features"):
         FocusConfig(**SMALL, hypernetwork="shared_recurrent").build()(torch.randn(1, 5, 8))
+
+
+def test_focus_is_its_equations_step_by_step():
+    torch.manual_seed(0)
+    mixer = FocusConfig(
+        **SMALL, associative_heads=2, associative_key_dim=3, associative_value_dim=5
+    ).build()
+    mixer = mixer.double()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(1, 21, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x)[0][0], _by_loops(mixer, x), rtol=1e-9, atol=1e-11)
+
+
+def _by_loops(mixer, x):
+    """Focus with chunks and bins of 8, one head, one filter, real memories: a step at a time."""
+    coefficients = mixer.coefficients(x)[0, :, :, 0]
+    recalled = mixer.from_memory(_memory_by_loops(mixer.memory, x[0]))
+    x = _short_conv(x[0], mixer.short_conv.kernel) + x[0]
+    query = mixer.to_query(x)
+    states, keys, values, outputs = [0j] * 8, [], [], []
+    for t, now in enumerate(x):
+        filtered = mixer.skip * now
+        for channel in range(8):
+            decay, angle = coefficients[t // 8, channel].tolist()
+            pole = decay * cmath.exp(1j * angle)
+            states[channel] = pole * states[channel] + now[channel].item()
+            c0, c1 = mixer.mix[0, 0, channel].tolist()
+            gain = (1 - decay**2) ** 0.5
+            filtered[channel] += gain * (c0 * states[channel].real + c1 * states[channel].imag)
+        reset, update, candidate, value, key = mixer.from_filtered(filtered).split(8)
+        if t % 8 == 0:
+            keys, values = [], []
+        keys.append(key)
+        values.append(value)
+        logits = torch.stack(
+            [query[t] @ k / 8**0.5 + mixer.position_bias()[0, len(keys) - 1 - j]
+             for j, k in enumerate(keys)]
+        )  # fmt: skip
+        attended = logits.softmax(0) @ torch.stack(values) + recalled[t]
+        z = candidate + mixer.from_attention(functional.silu(reset) * attended)
+        outputs.append(update.sigmoid() * z)
+    return torch.stack(outputs)
+
+
+def _memory_by_loops(memory, x):
+    queries, mixed, gate, pole = memory.projection(x).split(memory.parts, -1)
+    mixed = _short_conv(mixed, memory.short_conv.kernel)
+    state = torch.zeros(2, 3, 5, dtype=x.dtype)
+    outputs = []
+    for t in range(len(x)):
+        heads = []
+        for head in range(2):
+            q = queries[t].unflatten(-1, (2, 3))[head]
+            k, v = mixed[t].unflatten(-1, (2, 8))[head].split([3, 5])
+            rho = (pole[t, head] + memory.decay_bias[head]).sigmoid()
+            state[head] = rho * state[head] + torch.outer(k / k.norm(), v)
+            read = (q / q.norm()) @ state[head] + memory.skip[head] * v
+            heads.append(memory.norm(read * functional.silu(gate[t].unflatten(-1, (2, 5))[head])))
+        outputs.append(torch.cat(heads))
+    return torch.stack(outputs)
+
+
+def _short_conv(x, kernel):
+    padded = functional.pad(x, (0, 0, len(kernel) - 1, 0))
+    return sum(
+        tap * padded[len(kernel) - 1 - i : len(kernel) - 1 - i + len(x)]
+        for i, tap in enumerate(kernel)
+    )
+
+
+def test_the_gates_as_printed_mix_the_candidate_with_the_input():
+    options = dict(SMALL, associative_heads=0, conv_width=0, skip=False)
+    ours, printed = (
+        FocusConfig(**options, published_gates=each).build().double() for each in (False, True)
+    )
+    printed.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        for mixer in (ours, printed):  # the share becomes one half
+            mixer.from_filtered.weight[8:16] = 0
+            mixer.from_filtered.bias[8:16] = 0
+    x = torch.randn(1, 21, 8, dtype=torch.float64)
+    y, expected = printed(x)[0], (functional.silu(2 * ours(x)[0]) + x) / 2
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_poles_that_do_not_turn_are_first_order_averages():
+    mixer = FocusConfig(**SMALL, turning=False, filters=2).build()
+    coefficients = mixer.coefficients(torch.randn(1, 24, 8))
+    assert (coefficients[..., 1] == 0).all()
+    assert mixer.base.shape[-1] == 1

@@ -94,7 +94,8 @@ def test_measures_that_only_some_processes_see_are_reported(tmp_path):
 
 def test_sharded_parameters_learn_what_whole_ones_learn(runs):
     assert farthest(runs / "sharded/saved", runs / "data parallel/saved") < 1e-6
-    assert farthest(runs / "split and sharded/saved", runs / "split/saved") < 1e-6
+    # The keys' bias shifts all logits alike: its gradient is rounding, and AdamW makes steps of it.
+    assert farthest(runs / "split and sharded/saved", runs / "split/saved") < 3e-5
     # In bfloat16, and sharded gradients are summed over processes first, then over batches.
     assert farthest(runs / "sharded/rounded", runs / "data parallel/rounded") < 1e-3
     assert farthest(runs / "sharded/rounded", runs / "sharded/saved") > 1e-3

@@ -27,7 +27,8 @@ class AssociativeMemory(nn.Module):
     r"""Read what was stored under a key.
 
     $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + k_t v_t^\top, \qquad
-       y_t = \operatorname{RMSNorm}\big(\operatorname{Re}(q_t^\top S_t)\big) $$
+       y_t = \operatorname{RMSNorm}\big(
+       (\operatorname{Re}(q_t^\top S_t) + d\, v_t) \odot \operatorname{SiLU}(W_g x_t)\big) $$
 
     Keys and queries have norm 1. Keys and values pass a short convolution first, so that a
     value can be stored under the key that stood before it. $\rho_t$ is chosen from the input
@@ -40,10 +41,11 @@ class AssociativeMemory(nn.Module):
         turning: complex poles, an angle per head and step; else real ones.
         causal: look back only; else the sum of both directions.
 
-    Source: ours (see `associative_filter`).
+    Source: ours (see `associative_filter`); gate, skip $d$ and norm are those of Mamba-2 (Dao & Gu
+    2024).
     """
 
-    filter_parameters = ("decay_bias",)
+    filter_parameters = ("decay_bias", "skip")
 
     def __init__(
         self,
@@ -59,10 +61,12 @@ class AssociativeMemory(nn.Module):
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         self.turning, self.causal = turning, causal
         self.shards: Shards | None = None
-        # W_q, W_k, W_v and the poles' projection side by side.
-        self.parts = [heads * key_dim, heads * (key_dim + value_dim), heads * (1 + turning)]
+        # Queries; keys and values; the gate; the poles: side by side.
+        mixed = heads * (key_dim + value_dim)
+        self.parts = [heads * key_dim, mixed, heads * value_dim, heads * (1 + turning)]
         self.projection = nn.Linear(dim, sum(self.parts), bias=False)
-        self.short_conv = ShortConv(heads * (key_dim + value_dim))
+        self.short_conv = ShortConv(mixed)
+        self.skip = nn.Parameter(torch.ones(heads))
         self.decay_bias = nn.Parameter(torch.empty(heads))
         self.norm = nn.RMSNorm(value_dim, eps=1e-5)
         self.reset_parameters()
@@ -73,6 +77,7 @@ class AssociativeMemory(nn.Module):
         memory = 16 * 64 ** (order / max(self.heads - 1, 1))
         with torch.no_grad():
             self.decay_bias.copy_((memory - 1).log())
+        nn.init.ones_(self.skip)
 
     def forward(
         self,
@@ -82,14 +87,13 @@ class AssociativeMemory(nn.Module):
     ) -> tuple[Float[Tensor, "batch length channels"], AssociativeMemoryState | None]:
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
+        q, mixed, gate, pole = self.projection(x).split(self.parts, -1)
+        mixed, neighbours = self.short_conv(mixed, state.neighbours if state else None, lengths)
         per_head = (self.heads, -1)
-        q, key_value, pole = self.projection(x).split(self.parts, -1)
-        q = q.unflatten(-1, per_head)
-        mixed, neighbours = self.short_conv(key_value, state.neighbours if state else None, lengths)
-        k, v = mixed.split([self.heads * self.key_dim, self.heads * self.value_dim], -1)
-        k, v = k.unflatten(-1, per_head), v.unflatten(-1, per_head)
-        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        q, mixed = q.unflatten(-1, per_head), mixed.unflatten(-1, per_head)
+        k, v = mixed.split([self.key_dim, self.value_dim], -1)
         decay, angle = self._poles(pole)
+        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
         before = state.products if state else None
         if self.shards is not None:
             before = associative_state_before(k, v, decay, angle, self.shards)
@@ -98,7 +102,8 @@ class AssociativeMemory(nn.Module):
             parts = [part for part in (q, k, v, decay, angle) if part is not None]
             reverse, _ = associative_filter(*(hide_padding(p, lengths).flip(1) for p in parts))
             y = y + reverse.flip(1)
-        y = self.norm(y).flatten(2)
+        y = y + self.skip[:, None].to(y.dtype) * v
+        y = self.norm(y * functional.silu(gate).unflatten(-1, per_head)).flatten(2)
         return y, AssociativeMemoryState(neighbours, products) if self.causal else None
 
     def _poles(self, pole: Tensor) -> tuple[Tensor, Tensor | None]:

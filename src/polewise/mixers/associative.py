@@ -1,4 +1,4 @@
-"""The associative filter as a mixer of its own: memory, a gate, and nothing local."""
+"""The associative memory as a mixer of its own, with nothing local."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polewise.layers import AssociativeMemory, AssociativeMemoryState
 from polewise.mixers.options import require_at_least
@@ -47,9 +46,9 @@ class AssociativeState(NamedTuple):
 
 
 class Associative(nn.Module):
-    r"""$y = W_o\,\big(\operatorname{SiLU}(W_g x) \odot \operatorname{memory}(x)\big)$.
+    r"""$y = W_o\,\operatorname{memory}(x)$, see `AssociativeMemory`.
 
-    Source: ours; the gate is gated linear attention's (Yang et al. 2024).
+    Source: ours.
     """
 
     def __init__(self, config: AssociativeConfig) -> None:
@@ -66,7 +65,6 @@ class Associative(nn.Module):
             causal=config.causal,
         )
         channels = config.heads * config.value_dim
-        self.gate = nn.Linear(config.dim, channels)
         self.to_output = nn.Linear(channels, config.dim, bias=False)
 
     def forward(
@@ -79,5 +77,5 @@ class Associative(nn.Module):
             raise ValueError("state must be None without causal: both directions need it all.")
         x = hide_padding(x, lengths)
         recalled, memory = self.memory(x, state.memory if state else None, lengths)
-        y = hide_padding(self.to_output(functional.silu(self.gate(x)) * recalled), lengths)
+        y = hide_padding(self.to_output(recalled), lengths)
         return y, None if memory is None else AssociativeState(memory)

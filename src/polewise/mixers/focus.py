@@ -2,14 +2,19 @@
 
 For a sequence x, in the order of the paper's equations:
 
+    x       = x + conv(x), of a few steps                              ours
     e       = MaxPool(Embed(x)), bin by bin, shifted by one bin        Eq. 1-2   BinFeatures
     poles   = squash(base + MLP(e))                                    Eq. 3     coefficients
     xf      = sum over F filters of filter(x, poles of the bin)        Eq. 4-8   filter
+            + d x                                                      ours
     y       = Attention(Q x, K xf, V xf) inside chunks                 Eq. 9-10  attend
             + associative memory of x                                  ours
     gamma   = SiLU(W_gamma xf),   phi = sigmoid(W_phi xf)              Eq. 11-12
-    z       = SiLU(W_h xf + U_h (gamma * y))                           Eq. 13
-    output  = phi * z + (1 - phi) * x                                  Eq. 14
+    z       = W_h xf + U_h (gamma * y)                                 Eq. 13
+    output  = phi * z                                                  Eq. 14
+
+As printed, Eq. 13 ends in a SiLU and Eq. 14 adds (1 - phi) * x (`published_gates`). A block adds
+its own input to what a mixer returns, so the sum would hold x twice, once by halves.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from polewise.layers import (
     LongConvEmbedder,
     PositionBias,
     RecurrentEmbedder,
+    ShortConv,
 )
 from polewise.mixers.options import require_at_least, require_choice, require_multiple
 from polewise.ops import (
@@ -73,6 +79,8 @@ class FocusConfig:
     realisation: Literal["normal", "direct", "circular"] = "normal"
     """normal: a contraction for any poles. direct: the paper's coefficients, over the whole
     stability triangle. circular: the published formula, which sees the future."""
+    turning: bool = True
+    """Complex poles, which ring. False: real ones, first-order averages; the normal form's."""
     reset: bool = False
     """Clear the filter's state where a bin starts, as the paper's transform of single bins does."""
     hypernetwork: Hypernetwork = "recurrent"
@@ -97,6 +105,12 @@ class FocusConfig:
     """Channels of a value."""
     associative_turning: bool = False
     """Complex poles in the associative memory."""
+    skip: bool = True
+    """Add the input itself, with a weight for each channel, to what the filters return."""
+    published_gates: bool = False
+    """Eq. 13 and 14 as printed: a SiLU around the candidate, mixed with the input."""
+    conv_width: int = 4
+    """Taps of the short convolution that comes first; 0 leaves it out."""
     max_decay: float = 0.9999
     """Largest pole radius: a memory of 1 / (1 - max_decay) steps."""
     causal: bool = True
@@ -109,7 +123,8 @@ class FocusConfig:
             require_at_least(name, getattr(self, name), 1)
         for name in ("taps", "associative_key_dim", "associative_value_dim"):
             require_at_least(name, getattr(self, name), 1)
-        require_at_least("associative_heads", self.associative_heads, 0)
+        for name in ("associative_heads", "conv_width"):
+            require_at_least(name, getattr(self, name), 0)
         require_choice("realisation", self.realisation, ("normal", "direct", "circular"))
         require_choice(
             "hypernetwork",
@@ -119,6 +134,11 @@ class FocusConfig:
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_multiple("dim", self.dim, "heads", self.heads)
         require_multiple("value_dim", self.value_dim or self.dim, "heads", self.heads)
+        if not self.turning and self.realisation != "normal":
+            raise ValueError(
+                f"turning must be True for realisation={self.realisation!r}: its numbers are the "
+                "coefficients of a whole section; got False."
+            )
         if not 0 < self.max_decay < 1:
             raise ValueError(f"max_decay must lie between 0 and 1; got {self.max_decay}.")
         if self.sliding and not self.causal:
@@ -131,7 +151,7 @@ class FocusConfig:
         cls, *, dim: int, bin_length: int, chunk_length: int, causal: bool = False, **options: Any
     ) -> FocusConfig:
         """The publication as literally as it can be followed: circular, conjugate, theta in
-        (0, 1), one filter, long-convolution hypernetwork, no associative memory.
+        (0, 1), one filter, long-convolution hypernetwork, gates as printed; nothing of ours.
 
         Raises:
             ValueError: `causal=True` without `leak=True`, for the formula sees the future.
@@ -140,6 +160,9 @@ class FocusConfig:
             "realisation": "circular",
             "hypernetwork": "long_conv",
             "associative_heads": 0,
+            "conv_width": 0,
+            "skip": False,
+            "published_gates": True,
             "windows": 1,
         }
         return cls(
@@ -150,6 +173,11 @@ class FocusConfig:
     @property
     def values(self) -> int:
         return self.value_dim or self.dim
+
+    @property
+    def numbers(self) -> int:
+        """Numbers that a filter is chosen by: decay and angle, or decay alone."""
+        return 1 + self.turning
 
     def build(self) -> Focus:
         return Focus(self)
@@ -174,6 +202,8 @@ class FocusState(NamedTuple):
 
     position: Int[Tensor, " batch"]
     """Steps seen so far by each row, which fixes its place in bin and chunk."""
+    neighbours: Float[Tensor, "batch history dim"] | None
+    """The last inputs of the short convolution."""
     features: BinFeaturesState | None
     filter: Float[Tensor, "batch dim filters 2"]
     attention: AttentionState
@@ -186,11 +216,11 @@ class PoleNetwork(nn.Module):
     One small network for all channels and bins; it mixes no channels.
     """
 
-    def __init__(self, windows: int, hidden: int, filters: int) -> None:
+    def __init__(self, windows: int, hidden: int, filters: int, numbers: int) -> None:
         super().__init__()
         self.filters = filters
         self.up = nn.Linear(windows, hidden)
-        self.down = nn.Linear(hidden, 2 * filters, bias=False)
+        self.down = nn.Linear(hidden, filters * numbers, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -202,9 +232,9 @@ class PoleNetwork(nn.Module):
 
     def forward(
         self, pooled: Float[Tensor, "batch bins windows dim"]
-    ) -> Float[Tensor, "batch bins dim filters 2"]:
+    ) -> Float[Tensor, "batch bins dim filters numbers"]:
         moved = self.down(self.up(pooled.transpose(2, 3)).sigmoid())
-        return moved.unflatten(-1, (self.filters, 2))
+        return moved.unflatten(-1, (self.filters, -1))
 
 
 class Focus(nn.Module):
@@ -214,7 +244,7 @@ class Focus(nn.Module):
     `docs/errata.md` says where and why it differs.
     """
 
-    filter_parameters: ClassVar[tuple[str, ...]] = ("base", "mix")
+    filter_parameters: ClassVar[tuple[str, ...]] = ("base", "mix", "skip")
 
     def __init__(self, config: FocusConfig) -> None:
         super().__init__()
@@ -222,13 +252,17 @@ class Focus(nn.Module):
         self.causal = config.causal
         self.shards: Shards | None = None
         dim, values = config.dim, config.values
+        self.short_conv = ShortConv(dim, config.conv_width) if config.conv_width else None
         self.features = config.build_own()
         self.to_poles = None
         if config.hypernetwork != "none":
-            self.to_poles = PoleNetwork(config.windows, config.hidden, config.filters)
-        self.base = nn.Parameter(torch.empty(dim, config.filters, 2))
+            self.to_poles = PoleNetwork(
+                config.windows, config.hidden, config.filters, config.numbers
+            )
+        self.base = nn.Parameter(torch.empty(dim, config.filters, config.numbers))
         directions = 1 if config.causal else 2
         self.mix = nn.Parameter(torch.empty(directions, config.filters, dim, 2))
+        self.skip = nn.Parameter(torch.empty(dim)) if config.skip else None
 
         if config.shared_query_key:
             self.to_query_key = nn.Linear(dim, dim)
@@ -288,9 +322,15 @@ class Focus(nn.Module):
         else:
             base = torch.zeros(count, 2, device=order.device)
         with torch.no_grad():
-            self.base.copy_(base.reshape(config.dim, config.filters, 2))
+            base = base[:, : config.numbers].reshape(config.dim, config.filters, config.numbers)
+            self.base.copy_(base)
             self.mix.zero_()
             self.mix[..., 0] = config.filters**-0.5
+            if self.skip is not None:
+                self.skip.fill_(1)
+            if self.short_conv is not None:
+                # Half a short convolution's own start: the present stays the loudest.
+                nn.init.normal_(self.short_conv.kernel, std=0.5 * config.conv_width**-0.5)
             if config.shared_query_key:
                 nn.init.ones_(self.query_scale)
                 nn.init.zeros_(self.query_shift)
@@ -319,7 +359,8 @@ class Focus(nn.Module):
             ValueError: a state where none can be used, or `shared` missing or unexpected.
         """
         self._require_usable(x, state, shared)
-        x = hide_padding(x, lengths)
+        alone = hide_padding(x, lengths)
+        x, neighbours = self._meet_neighbours(alone, state.neighbours if state else None, lengths)
         position = (
             state.position
             if state is not None
@@ -339,6 +380,8 @@ class Focus(nn.Module):
         filtered, filter_state = self._filter(
             x, coefficients, offset, lengths, state.filter if state else None
         )
+        if self.skip is not None:
+            filtered = filtered + self.skip.to(x.dtype) * x
         reset, update, candidate, value, *key = self.from_filtered(filtered).split(self.parts, -1)
         q, k = self._query_key(x, filtered, *key)
         attended, attention_state = self._attend(
@@ -346,16 +389,26 @@ class Focus(nn.Module):
         )
         memory_state = None
         if self.config.associative_heads:
-            recalled, memory_state = self.memory(x, state.memory if state else None, lengths)
+            # A query that holds its neighbours too finds its key later in training, or never.
+            recalled, memory_state = self.memory(alone, state.memory if state else None, lengths)
             attended = attended + self.from_memory(recalled)
 
         gated = functional.silu(reset) * attended
-        candidate = functional.silu(candidate + self.from_attention(gated))
-        y = hide_padding(x + update.sigmoid() * (candidate - x), lengths)
+        candidate, share = candidate + self.from_attention(gated), update.sigmoid()
+        if self.config.published_gates:
+            y = x + share * (functional.silu(candidate) - x)
+        else:
+            y = share * candidate
+        y = hide_padding(y, lengths)
         if filter_state is None or attention_state is None:
             return y, None
         return y, FocusState(
-            attention_state.position, features_state, filter_state, attention_state, memory_state
+            attention_state.position,
+            neighbours,
+            features_state,
+            filter_state,
+            attention_state,
+            memory_state,
         )
 
     def coefficients(
@@ -366,9 +419,19 @@ class Focus(nn.Module):
     ) -> Float[Tensor, "batch bins dim filters 2"]:
         """The filters chosen for every bin of `x`: (decay, angle) in radians a sample for the
         normal form, (a1, a2) otherwise."""
+        x, _ = self._meet_neighbours(x, None, None)
         if self.features is not None:
             shared, _ = self.features(x)
         return self._coefficients(x, shared, streaming=False)
+
+    def _meet_neighbours(
+        self, x: Tensor, state: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """A byte alone says little: every step adds up the few before it, channel by channel."""
+        if self.short_conv is None:
+            return x, None
+        mixed, neighbours = self.short_conv(x, state, lengths)
+        return hide_padding(x + mixed, lengths), neighbours
 
     def _coefficients(self, x: Tensor, features: Features | None, *, streaming: bool) -> Tensor:
         """Eq. 3, with the whole stability region in place of a quarter of it. float32 or wider."""
@@ -385,8 +448,9 @@ class Focus(nn.Module):
             known = features.known[..., None, None, None]
             numbers = base + torch.where(known, moved, 0)
         if config.realisation == "normal":
-            decay, angle = numbers.unbind(-1)
-            return torch.stack([config.max_decay * decay.sigmoid(), torch.pi * angle.sigmoid()], -1)
+            decay = config.max_decay * numbers[..., 0].sigmoid()
+            turn = torch.pi * numbers[..., 1].sigmoid() if config.turning else decay.new_zeros(())
+            return torch.stack([decay, turn.expand_as(decay)], -1)
         if config.realisation == "direct":
             return unconstrained_to_coefficients(numbers, max_decay=config.max_decay)
         return numbers.sigmoid()

@@ -18,6 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "taps": 2048,
             "shared_query_key": True,
             "associative_heads": 0,
+            "conv_width": 0,
+            "skip": False,
+            "published_gates": True,
         },
     },
     # The other layout that gives the same count: values of 1024 as in MEGA, no feed-forward.
@@ -31,6 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "taps": 2048,
             "value_dim": 1024,
             "associative_heads": 0,
+            "conv_width": 0,
+            "skip": False,
+            "published_gates": True,
         },
     },
 }

@@ -14,13 +14,19 @@ Mixers = dict[str, tuple[str, dict[str, Any]]]
 """Name of a system to the name and the options of its mixer."""
 
 _LOCAL = ("focus", "mega", "chunk_attention", "sliding_attention")
+_LONG = ("hyena", "long_conv")
 
 
-def mixers(*names: str, chunk_length: int) -> Mixers:
-    """Return mixers with their default options; those that look nearby see `chunk_length`."""
-    return {
-        name: (name, {"chunk_length": chunk_length} if name in _LOCAL else {}) for name in names
+def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
+    """Return mixers with their default options.
+
+    Those that look nearby see `chunk_length`; convolutions have kernels of `length`.
+    """
+    options: dict[str, dict[str, Any]] = {
+        **{key: {"chunk_length": chunk_length} for key in _LOCAL},
+        **{key: {"taps": length} for key in _LONG},
     }
+    return {name: (name, options.get(name, {})) for name in names}
 
 
 def equal_systems(
