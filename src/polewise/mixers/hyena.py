@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from polewise.layers import ShortConv
 from polewise.mixers.options import require_at_least
-from polewise.ops import long_conv
+from polewise.ops import KernelSpectrum, long_conv
 from polewise.ops.padding import hide_padding
 
 
@@ -112,6 +112,7 @@ class Hyena(nn.Module):
         self.to_gates_value = nn.Linear(config.dim, 3 * config.dim)
         self.short_conv = ShortConv(3 * config.dim)
         self.kernel = ImplicitKernel(config)
+        self.spectrum = KernelSpectrum()
         self.skip = nn.Parameter(torch.empty(config.dim))
         self.to_output = nn.Linear(config.dim, config.dim)
         self.reset_parameters()
@@ -132,7 +133,8 @@ class Hyena(nn.Module):
         outer, inner, value = mixed.chunk(3, -1)
         z = hide_padding(inner * value, lengths)
         y, history = long_conv(
-            z, self.kernel().to(z.dtype), lengths=lengths, state=state.history if state else None
-        )
+            z, self.kernel().to(z.dtype), lengths=lengths,
+            state=state.history if state else None, spectrum=self.spectrum,
+        )  # fmt: skip
         y = self.to_output(outer * (y + self.skip * z))
         return hide_padding(y, lengths), HyenaState(neighbours, history)
