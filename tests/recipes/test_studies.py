@@ -277,6 +277,10 @@ def test_rows_whose_options_have_changed_do_not_count(tiny_study, tmp_path):
     del values["rows"][0]["configuration"]["model"]["mixer_options"]["heads"]
     path.write_text(json.dumps(values))
     assert len(Results(tiny_study(rates=(1e-3,)), path).rows) == 2
+    # But a mixer whose default has become another one has another size, too.
+    values["rows"][0]["parameters"] += 1
+    path.write_text(json.dumps(values))
+    assert len(Results(tiny_study(rates=(1e-3,)), path).rows) == 1
 
 
 def test_seconds_are_not_shared_out_among_more_jobs_than_cores(tiny_study, tmp_path):

@@ -6,7 +6,8 @@
     rows            one per run that is done: options, cost, metrics, curve, command
 
 What is missing follows from `comparisons` and `rows`. A row counts as long as its options are still
-those of the study; so a study goes on from its results file alone, on another machine too.
+those of the study and its model has as many parameters as it would have now; so a study goes on
+from its results file alone, on another machine too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polewise.recipes.studies.study import Comparison, Measured, Study
+from polewise.recipes.parameter_matching import count_parameters
+from polewise.recipes.studies.study import Comparison, Measured, Study, Trial
 from polewise.recipes.studies.trial_run import configuration
 from polewise.training.durable import replace_file
 
@@ -36,7 +38,7 @@ class Results:
             trials = {trial.name: trial for trial in study.trials()}
             for row in read_results(path)["rows"]:
                 trial = trials.get(row["run"])
-                if trial is not None and _agrees(row["configuration"], configuration(trial.run)):
+                if trial is not None and _is_of(row, trial):
                     self.rows[row["run"]] = row
                 else:
                     self.outdated.append(row["run"])
@@ -113,6 +115,15 @@ def _describe(comparison: Comparison) -> dict[str, Any]:
         "max_seconds": training.max_seconds,
         "stop_at": training.stop_at,
     }
+
+
+def _is_of(row: Mapping[str, Any], trial: Trial) -> bool:
+    """Whether a row is a run of today's trial: the same options, and a model of the same size."""
+    run = trial.run
+    if not _agrees(row["configuration"], configuration(run)):
+        return False
+    # An option that is new since then may have changed the model that the others describe.
+    return row.get("parameters") in (None, count_parameters(run.task.spec, run.model))
 
 
 def _agrees(row: Any, now: Any) -> bool:
