@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from polewise.recipes.parameter_matching import count_parameters, match_parameters
@@ -32,22 +33,23 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
 def equal_systems(
     spec: TaskSpec, chosen: Mapping[str, tuple[str, dict[str, Any]]], *, dim: int, num_layers: int
 ) -> tuple[System, ...]:
-    """Return systems with as many parameters as the first, whose feed-forward is twice `dim`.
+    """Return systems with as many parameters as a Transformer of that width and depth.
+
+    Its feed-forward is `4 * dim + 256` wide: the usual four times, and 256 because a memory of
+    constant size is large beside a small width. It depends on no system of the house, so a change
+    to one leaves the others as they are.
 
     Raises:
         ValueError: a mixer does not exist, or has more parameters by itself.
     """
+    transformer = ModelOptions(
+        mixer="attention", hidden_size=dim, num_layers=num_layers, intermediate_size=4 * dim + 256
+    )
+    parameters = count_parameters(spec, transformer)
     models = {
-        name: ModelOptions(
-            mixer=mixer,
-            mixer_options=options,
-            hidden_size=dim,
-            num_layers=num_layers,
-            intermediate_size=2 * dim,
-        )
+        name: replace(transformer, mixer=mixer, mixer_options=options)
         for name, (mixer, options) in chosen.items()
     }
-    parameters = count_parameters(spec, next(iter(models.values())))
     return tuple(
         System(name=name, model=match_parameters(spec, model, parameters))
         for name, model in models.items()
