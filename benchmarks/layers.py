@@ -8,8 +8,8 @@ step. The Transformer's attention is `scaled_dot_product_attention(is_causal=Tru
 the matrix of weights written out ("materialised", memory only, as in the paper's Table 5).
 A million steps are read in segments, with the state in between: the same outputs in little memory.
 
-By default glibc returns large blocks to the system and asks for them again. Every page of 4 KiB is
-then mapped anew, a large part of the time of long sequences. `--keep-memory` keeps them.
+Memory that a step frees is kept for the next one, as in training (`keep_freed_memory`);
+`--no-keep-memory` leaves the C library alone, which maps large tensors anew, page by page.
 
     python benchmarks/layers.py                            # the full size, ten minutes or so
     python benchmarks/layers.py --lengths 512 1024 --alone 4096 --rounds 2 --output try.json
@@ -18,7 +18,6 @@ then mapped anew, a large part of the time of long sequences. `--keep-memory` ke
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import json
 import math
@@ -36,6 +35,7 @@ from torch.nn import functional
 from filters import machine, versions
 from polewise import FocusConfig, MegaConfig
 from polewise.models import Block
+from polewise.training import keep_freed_memory
 
 SEGMENT = 65_536
 """Steps of a segment of the stream."""
@@ -127,11 +127,11 @@ def seconds(block: nn.Module, x: Tensor, training: bool) -> float:
     return time.perf_counter() - began
 
 
-def peak_bytes(name: str, dim: int, length: int, threads: int) -> int | None:
+def peak_bytes(name: str, dim: int, length: int, threads: int, *, keep_memory: bool) -> int | None:
     """Of a training step, in a process of its own; None where it did not fit."""
     command = [
         sys.executable, __file__, "--peak-of", name, "--dim", str(dim), "--lengths", str(length),
-        "--threads", str(threads),
+        "--threads", str(threads), "--keep-memory" if keep_memory else "--no-keep-memory",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
@@ -143,13 +143,6 @@ def peak_here(name: str, dim: int, length: int) -> int:
     before = start_watching_memory()
     step(block, x, training=True)
     return resident("VmHWM") - before
-
-
-def keep_memory() -> None:
-    """Hold on to what is freed: no separate mappings, no trimming (`man mallopt`)."""
-    libc = ctypes.CDLL(None)
-    if not (libc.mallopt(-4, 0) and libc.mallopt(-1, -1)):
-        raise SystemExit("keep-memory needs glibc, whose mallopt refused M_MMAP_MAX = 0.")
 
 
 def start_watching_memory() -> int:
@@ -232,19 +225,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
-        "--keep-memory", action="store_true", help="free memory stays in the process (glibc)"
+        "--keep-memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep what is freed, as in training (default)",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="JSON (default results/layers-DATE.json)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    if options.keep_memory and not keep_freed_memory():
+        raise SystemExit("--keep-memory needs glibc; measure with --no-keep-memory.")
     if options.peak_of:
         print(peak_here(options.peak_of, options.dim, options.lengths[0]))
         return 0
 
-    if options.keep_memory:
-        keep_memory()
     names = ["Focus", "Transformer", "MEGA"]
     blocks = {name: build(name, options.dim) for name in names}
     stream = read_in_segments(blocks["Focus"], options.stream, options.dim)  # in a fresh process
@@ -259,7 +255,10 @@ def main(arguments: list[str] | None = None) -> int:
             row[kind] = measure(taking_part, x, rounds, training=kind == "training")
         of_memory = [*taking_part, *(["Transformer, materialised"] if length <= 4096 else [])]
         row["peak_bytes"] = {
-            name: peak_bytes(name, options.dim, length, options.threads) for name in of_memory
+            name: peak_bytes(
+                name, options.dim, length, options.threads, keep_memory=options.keep_memory
+            )
+            for name in of_memory
         }
         rows.append(row)
     long = [row for row in rows if 4096 <= row["length"] <= 262144] or rows

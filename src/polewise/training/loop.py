@@ -15,6 +15,7 @@ from polewise.training.checkpoint import find_checkpoint, limit_for, read_progre
 from polewise.training.display import Display
 from polewise.training.errors import explained_saving
 from polewise.training.launch import explained_losses, join_processes
+from polewise.training.memory import keep_freed_memory
 from polewise.training.optimizer import learning_rate_share
 from polewise.training.run import Run, require_buildable, require_splittable
 from polewise.training.run_folder import RunFolder
@@ -49,6 +50,8 @@ def train(
     run: Run, out: str | Path, *, title: str = "train", console: Console | None = None
 ) -> Outcome:
     """Train a new run in the new folder `out`.
+
+    What the process frees from now on it keeps for its next step (`keep_freed_memory`).
 
     Raises:
         ValueError: an option, the data or the folder will not do. Nothing has been created then.
@@ -125,6 +128,7 @@ def _train(
     accelerator: Accelerator,
     display: Display,
 ) -> Outcome:
+    keep_freed_memory()
     with explained_losses():
         accelerator.wait_for_everyone()
         session = Session(run, folder, checkpoint, accelerator, display)
