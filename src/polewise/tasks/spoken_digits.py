@@ -55,8 +55,8 @@ class SpokenDigitsTask:
     part then. With `test_speaker` the test is all of that speaker, whom training and validation
     never hear; the mean over all speakers is the figure to report.
 
-    Recordings are padded with zeros to `length` on the right, their `lengths` beside them; longer
-    ones are cut. Samples are scaled to mean 0 and deviation 1 over the whole training part.
+    Recordings are cut at `length` and padded with zeros on the right to the longest of their batch,
+    their `lengths` beside them. Samples are scaled to mean 0 and deviation 1 over the whole training part.
     """
 
     source: str = "spoken_digits"
@@ -65,7 +65,7 @@ class SpokenDigitsTask:
     test_speaker: str | None = None
     """Test on this speaker alone; None takes the official split."""
     length: int = 8192
-    """Samples of an input, 8000 a second. 2,983 of the 3,000 recordings fit in 8192."""
+    """Most samples of an input, 8000 a second. 2,983 of the 3,000 recordings fit in 8192."""
     samples_per_step: int = 1
     """Samples that are read in one step; `length` is a multiple of it. 8 make an eighth of the
     steps."""
@@ -147,14 +147,16 @@ class SpokenDigitsTask:
 
     def _batch(self, recordings: list[Recording]) -> Batch:
         mean, deviation = self._scale
-        inputs = np.zeros((len(recordings), self.length), dtype=np.float32)
         ends = [min(len(recording.samples), self.length) for recording in recordings]
+        steps = [-(-end // self.samples_per_step) for end in ends]
+        longest = max(steps) * self.samples_per_step
+        inputs = np.zeros((len(recordings), longest), dtype=np.float32)
         for row, end, recording in zip(inputs, ends, recordings, strict=True):
             row[:end] = (recording.samples[:end] - mean) / deviation
         return {
             "inputs": torch.from_numpy(inputs).unflatten(1, (-1, self.samples_per_step)),
             "labels": torch.tensor([recording.digit for recording in recordings]),
-            "lengths": torch.tensor([-(-end // self.samples_per_step) for end in ends]),
+            "lengths": torch.tensor(steps),
         }
 
     @cached_property
