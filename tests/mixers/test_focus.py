@@ -120,8 +120,9 @@ def test_focus_is_its_equations_step_by_step():
 def _by_loops(mixer, x):
     """Focus with chunks and bins of 8, one head, one filter, real memories: a step at a time."""
     coefficients = mixer.coefficients(x)[0, :, :, 0]
-    recalled = mixer.from_memory(_memory_by_loops(mixer.memory, x[0]))
-    x = _short_conv(x[0], mixer.short_conv.kernel) + x[0]
+    context = _short_conv(x[0], mixer.short_conv.kernel) + x[0]
+    recalled = mixer.from_memory(_memory_by_loops(mixer.memory, x[0], context))
+    x = context
     query = mixer.to_query(x)
     states, keys, values, outputs = [0j] * 8, [], [], []
     for t, now in enumerate(x):
@@ -133,7 +134,7 @@ def _by_loops(mixer, x):
             c0, c1 = mixer.mix[0, 0, channel].tolist()
             gain = (1 - decay**2) ** 0.5
             filtered[channel] += gain * (c0 * states[channel].real + c1 * states[channel].imag)
-        reset, update, candidate, value, key = mixer.from_filtered(filtered).split(8)
+        reset, candidate, value, key = mixer.from_filtered(filtered).split(8)
         if t % 8 == 0:
             keys, values = [], []
         keys.append(key)
@@ -143,13 +144,13 @@ def _by_loops(mixer, x):
              for j, k in enumerate(keys)]
         )  # fmt: skip
         attended = logits.softmax(0) @ torch.stack(values) + recalled[t]
-        z = candidate + mixer.from_attention(functional.silu(reset) * attended)
-        outputs.append(update.sigmoid() * z)
+        outputs.append(candidate + mixer.from_attention(functional.silu(reset) * attended))
     return torch.stack(outputs)
 
 
-def _memory_by_loops(memory, x):
-    queries, mixed, gate, pole = memory.projection(x).split(memory.parts, -1)
+def _memory_by_loops(memory, x, context):
+    queries, mixed = memory.projection(x).split(memory.parts, -1)
+    gate, pole = memory.to_gates(context).split(memory.gate_parts, -1)
     mixed = _short_conv(mixed, memory.short_conv.kernel)
     state = torch.zeros(2, 3, 5, dtype=x.dtype)
     outputs = []
@@ -179,13 +180,12 @@ def test_the_gates_as_printed_mix_the_candidate_with_the_input():
     ours, printed = (
         FocusConfig(**options, published_gates=each).build().double() for each in (False, True)
     )
-    printed.load_state_dict(ours.state_dict())
-    with torch.no_grad():
-        for mixer in (ours, printed):  # the share becomes one half
-            mixer.from_filtered.weight[8:16] = 0
-            mixer.from_filtered.bias[8:16] = 0
+    with torch.no_grad():  # W_phi is last, and 0: the share becomes one half
+        for name, tensor in ours.named_parameters():
+            target = printed.get_parameter(name).zero_()
+            target[: len(tensor)] = tensor
     x = torch.randn(1, 21, 8, dtype=torch.float64)
-    y, expected = printed(x)[0], (functional.silu(2 * ours(x)[0]) + x) / 2
+    y, expected = printed(x)[0], (functional.silu(ours(x)[0]) + x) / 2
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
 
 

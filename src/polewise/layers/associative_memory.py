@@ -28,11 +28,12 @@ class AssociativeMemory(nn.Module):
 
     $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + k_t v_t^\top, \qquad
        y_t = \operatorname{RMSNorm}\big(
-       (\operatorname{Re}(q_t^\top S_t) + d\, v_t) \odot \operatorname{SiLU}(W_g x_t)\big) $$
+       (\operatorname{Re}(q_t^\top S_t) + d\, v_t) \odot \operatorname{SiLU}(W_g c_t)\big) $$
 
     Keys and queries have norm 1. Keys and values pass a short convolution first, so that a
-    value can be stored under the key that stood before it. $\rho_t$ is chosen from the input
-    at every step.
+    value can be stored under the key that stood before it. $\rho_t$ is chosen at every step, like
+    the gate from a context $c$ that may know more than $x$ does: what is looked up must not (a
+    query that holds its neighbours does not look like its key), when to listen may.
 
     Args:
         dim: channels in.
@@ -61,10 +62,12 @@ class AssociativeMemory(nn.Module):
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         self.turning, self.causal = turning, causal
         self.shards: Shards | None = None
-        # Queries; keys and values; the gate; the poles: side by side.
+        # Queries, then keys and values; the gate, then the poles: side by side.
         mixed = heads * (key_dim + value_dim)
-        self.parts = [heads * key_dim, mixed, heads * value_dim, heads * (1 + turning)]
+        self.parts = [heads * key_dim, mixed]
         self.projection = nn.Linear(dim, sum(self.parts), bias=False)
+        self.gate_parts = [heads * value_dim, heads * (1 + turning)]
+        self.to_gates = nn.Linear(dim, sum(self.gate_parts), bias=False)
         self.short_conv = ShortConv(mixed)
         self.skip = nn.Parameter(torch.ones(heads))
         self.decay_bias = nn.Parameter(torch.empty(heads))
@@ -84,10 +87,14 @@ class AssociativeMemory(nn.Module):
         x: Float[Tensor, "batch length dim"],
         state: AssociativeMemoryState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
+        *,
+        context: Float[Tensor, "batch length dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch length channels"], AssociativeMemoryState | None]:
+        """What `x` recalls; `context` is `x` itself unless given."""
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
-        q, mixed, gate, pole = self.projection(x).split(self.parts, -1)
+        q, mixed = self.projection(x).split(self.parts, -1)
+        gate, pole = self.to_gates(x if context is None else context).split(self.gate_parts, -1)
         mixed, neighbours = self.short_conv(mixed, state.neighbours if state else None, lengths)
         per_head = (self.heads, -1)
         q, mixed = q.unflatten(-1, per_head), mixed.unflatten(-1, per_head)

@@ -9,12 +9,15 @@ For a sequence x, in the order of the paper's equations:
             + d x                                                      ours
     y       = Attention(Q x, K xf, V xf) inside chunks                 Eq. 9-10  attend
             + associative memory of x                                  ours
-    gamma   = SiLU(W_gamma xf),   phi = sigmoid(W_phi xf)              Eq. 11-12
-    z       = W_h xf + U_h (gamma * y)                                 Eq. 13
-    output  = phi * z                                                  Eq. 14
+    gamma   = SiLU(W_gamma xf)                                         Eq. 11
+    output  = W_h xf + U_h (gamma * y)                                 Eq. 13
 
-As printed, Eq. 13 ends in a SiLU and Eq. 14 adds (1 - phi) * x (`published_gates`). A block adds
-its own input to what a mixer returns, so the sum would hold x twice, once by halves.
+As printed, Eq. 13 ends in a SiLU, and Eq. 12 and 14 mix it with the input by a gate of its own
+(`published_gates`): phi = sigmoid(W_phi xf), output = phi * z + (1 - phi) * x. A block adds its own
+input to what a mixer returns, so the sum would hold x twice, once by halves.
+
+The memory looks tokens up as they came, before the convolution; its gate and its poles read x after
+it.
 """
 
 from __future__ import annotations
@@ -108,7 +111,7 @@ class FocusConfig:
     skip: bool = True
     """Add the input itself, with a weight for each channel, to what the filters return."""
     published_gates: bool = False
-    """Eq. 13 and 14 as printed: a SiLU around the candidate, mixed with the input."""
+    """Eq. 12 to 14 as printed: a SiLU around the candidate, mixed with the input."""
     conv_width: int = 4
     """Taps of the short convolution that comes first; 0 leaves it out."""
     max_decay: float = 0.9999
@@ -283,8 +286,10 @@ class Focus(nn.Module):
             channels = config.associative_heads * config.associative_value_dim
             self.from_memory = nn.Linear(channels, values, bias=False)
 
-        # W_gamma, W_phi, W_h, W_V, W_K side by side: one product reads the filtered sequence.
-        self.parts = [values, dim, dim, values, *([] if config.shared_query_key else [dim])]
+        # W_gamma, W_h, W_V, W_K, W_phi side by side: one product reads the filtered sequence.
+        self.parts = [values, dim, values]
+        self.parts += [] if config.shared_query_key else [dim]
+        self.parts += [dim] if config.published_gates else []
         self.from_filtered = nn.Linear(dim, sum(self.parts))
         self.from_attention = nn.Linear(values, dim, bias=False)
         self.reset_parameters()
@@ -382,23 +387,24 @@ class Focus(nn.Module):
         )
         if self.skip is not None:
             filtered = filtered + self.skip.to(x.dtype) * x
-        reset, update, candidate, value, *key = self.from_filtered(filtered).split(self.parts, -1)
-        q, k = self._query_key(x, filtered, *key)
+        reset, candidate, value, *rest = self.from_filtered(filtered).split(self.parts, -1)
+        update = rest.pop() if self.config.published_gates else None
+        q, k = self._query_key(x, filtered, *rest)
         attended, attention_state = self._attend(
             q, k, value, position, lengths, state.attention if state else None
         )
         memory_state = None
         if self.config.associative_heads:
             # A query that holds its neighbours too finds its key later in training, or never.
-            recalled, memory_state = self.memory(alone, state.memory if state else None, lengths)
+            recalled, memory_state = self.memory(
+                alone, state.memory if state else None, lengths, context=x
+            )
             attended = attended + self.from_memory(recalled)
 
         gated = functional.silu(reset) * attended
-        candidate, share = candidate + self.from_attention(gated), update.sigmoid()
-        if self.config.published_gates:
-            y = x + share * (functional.silu(candidate) - x)
-        else:
-            y = share * candidate
+        y = candidate + self.from_attention(gated)
+        if update is not None:
+            y = x + update.sigmoid() * (functional.silu(y) - x)
         y = hide_padding(y, lengths)
         if filter_state is None or attention_state is None:
             return y, None
