@@ -212,3 +212,19 @@ def test_published_tables_name_their_source_and_their_caveats(name):
 def test_a_published_table_with_a_figure_missing_is_refused():
     with pytest.raises(ValueError, match="values must have 2 figures for Focus; got 1"):
         PublishedTable(title="", source="", settings=("a", "b"), values={"Focus": (1.0,)}, note="")
+
+
+def test_the_mean_over_comparisons_is_of_the_figures_on_test():
+    rows = [
+        row("focus", 0.01, 0, 0.9, comparison=name, test={"accuracy": accuracy})
+        for name, accuracy in (("without-a", 0.5), ("without-b", 0.7), ("official", 1.0))
+    ]
+    values = study(*rows)
+    values["mean_over"] = "without-*"
+    values["comparisons"] = [
+        values["comparisons"][0] | {"name": name, "learning_rates": [0.01], "num_seeds": 1}
+        for name in ("official", "without-a", "without-b", "without-c")
+    ]
+    part = next(each for each in study_section(values).parts if each.title == "Mean over without-*")
+    assert part.table.rows == (("focus", "60.0 % (50.0 % to 70.0 %)", "2 of 3"),)
+    assert not any("Mean" in each.title for each in study_section(study(*rows)).parts)

@@ -63,10 +63,9 @@ def test_the_cpu_size_of_a_study_takes_at_most_three_hours_on_two_cores(name):
     study = build_study(name, "cpu")
     assert study.total_seconds is not None
     assert 0 < study.total_seconds <= THREE_HOURS_ON_TWO_CORES
-    # A budget in seconds is meant for two cores.
     for comparison in study.comparisons:
         if comparison.training.max_seconds is not None:
-            assert comparison.expected_seconds == 2 * comparison.training.max_seconds
+            assert comparison.expected_seconds == comparison.training.max_seconds
 
 
 def test_every_study_asks_one_question_in_a_line(name):

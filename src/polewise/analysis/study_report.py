@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from polewise.analysis.published import PUBLISHED, PublishedTable
 from polewise.analysis.study_figures import draw_beside_published, draw_learning_curves
-from polewise.analysis.study_summary import SystemSummary, format_measure, summarize
+from polewise.analysis.study_summary import Spread, SystemSummary, format_measure, summarize
 
 Study = Mapping[str, Any]
 """A results file, as `polewise.recipes.studies.read_results` returns it."""
@@ -51,6 +52,7 @@ class Section:
 def study_section(study: Study) -> Section:
     """Return what a report says of a study."""
     parts = [_comparison_part(study, comparison) for comparison in study["comparisons"]]
+    parts += _mean_part(study)
     parts += [_published_part(table) for table in PUBLISHED.get(study["study"], ())]
     figures = []
     if curves := draw_learning_curves(study):
@@ -168,6 +170,33 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
         table=Table(header=header, rows=rows),
         command=commands[0] if commands else "",
     )
+
+
+def _mean_part(study: Study) -> list[Part]:
+    """Each system's mean over the comparisons that the study names for it, on test data."""
+    pattern = study.get("mean_over", "")
+    chosen = [each for each in study["comparisons"] if fnmatch(each["name"], pattern)]
+    reached: dict[str, list[float]] = {}
+    for comparison in chosen:
+        for summary in summarize(comparison, study["rows"]):
+            spread = summary.spread(comparison["headline"], "test")
+            if spread is not None:
+                reached.setdefault(summary.system, []).append(spread.mean)
+    if not reached:
+        return []
+    headline = chosen[0]["headline"]
+    rows = tuple(
+        (system, Spread(values=tuple(values)).describe(headline), f"{len(values)} of {len(chosen)}")
+        for system, values in reached.items()
+    )
+    header = ("system", f"{headline.replace('_', ' ')} on test", "comparisons")
+    return [
+        Part(
+            title=f"Mean over {pattern}",
+            notes=("With the lowest and the highest of them.",),
+            table=Table(header=header, rows=rows),
+        )
+    ]
 
 
 def _published_part(table: PublishedTable) -> Part:

@@ -56,7 +56,8 @@ class SpokenDigitsTask:
     never hear; the mean over all speakers is the figure to report.
 
     Recordings are cut at `length` and padded with zeros on the right to the longest of their batch,
-    their `lengths` beside them. Samples are scaled to mean 0 and deviation 1 over the whole training part.
+    their `lengths` beside them. Samples are scaled to mean 0 and deviation 1 over the whole
+    training part.
     """
 
     source: str = "spoken_digits"

@@ -2,6 +2,7 @@
 
     study, size, question
     comparisons     name, headline, systems, learning rates, seeds, budget, note
+    mean_over       those of them whose mean is reported
     environments    versions and machines, each once
     rows            one per run that is done: options, cost, metrics, curve, command
 
@@ -74,6 +75,7 @@ class Results:
             "size": self.study.size,
             "question": self.study.question,
             "comparisons": [_describe(each) for each in self.study.comparisons],
+            "mean_over": self.study.mean_over,
             "environments": environments,
             "rows": rows,
         }

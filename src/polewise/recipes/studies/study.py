@@ -145,6 +145,8 @@ class Study:
     """What it asks, in a sentence."""
     comparisons: tuple[Comparison, ...]
     """In the order in which they are run."""
+    mean_over: str = ""
+    """Pattern of the comparisons whose mean says more than each, such as one for every speaker."""
 
     def __post_init__(self) -> None:
         _require_distinct("comparisons", [each.name for each in self.comparisons])
