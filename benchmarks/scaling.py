@@ -43,10 +43,11 @@ def expected_bytes(name: str, config, length: int, size: int) -> dict[str, int]:
     elif name == "mega":
         gathered, windows = 4 * config.dim * config.memories, 0
     else:
-        heads, key, value = (
-            (config.associative_heads, config.associative_key_dim, config.associative_value_dim)
+        heads = config.memories
+        key, value = (
+            (config.associative_key_dim, config.associative_value_dim)
             if name == "focus"
-            else (config.heads, config.key_dim, config.value_dim)
+            else (config.key_dim, config.value_dim)
         )
         gathered = heads * (key * value + 1)
         windows = 2 * heads * (key + value)

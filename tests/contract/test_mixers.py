@@ -32,7 +32,7 @@ FORMS = {
         {"realisation": "direct", "reset": True, "associative_heads": 0},
         {"hypernetwork": "none", "value_dim": 16, "conv_width": 0, "turning": False},
         {"published_gates": True, "skip": False},
-        {"hypernetwork": "long_conv", "taps": 5, "shared_query_key": True},
+        {"hypernetwork": "long_conv", "taps": 5, "shared_query_key": False},
         {"causal": False},
         {"causal": False, "realisation": "circular", "hypernetwork": "long_conv"},
     ],

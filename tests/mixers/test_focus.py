@@ -123,7 +123,7 @@ def _by_loops(mixer, x):
     context = _short_conv(x[0], mixer.short_conv.kernel) + x[0]
     recalled = mixer.from_memory(_memory_by_loops(mixer.memory, x[0], context))
     x = context
-    query = mixer.to_query(x)
+    query = mixer.to_query_key(x) * mixer.query_scale[0] + mixer.query_shift[0]
     states, keys, values, outputs = [0j] * 8, [], [], []
     for t, now in enumerate(x):
         filtered = mixer.skip * now
@@ -134,7 +134,8 @@ def _by_loops(mixer, x):
             c0, c1 = mixer.mix[0, 0, channel].tolist()
             gain = (1 - decay**2) ** 0.5
             filtered[channel] += gain * (c0 * states[channel].real + c1 * states[channel].imag)
-        reset, candidate, value, key = mixer.from_filtered(filtered).split(8)
+        reset, candidate, value = mixer.from_filtered(filtered).split(8)
+        key = mixer.to_query_key(filtered) * mixer.query_scale[1] + mixer.query_shift[1]
         if t % 8 == 0:
             keys, values = [], []
         keys.append(key)
@@ -150,7 +151,7 @@ def _by_loops(mixer, x):
 
 def _memory_by_loops(memory, x, context):
     queries, mixed = memory.projection(x).split(memory.parts, -1)
-    gate, pole = memory.to_gates(context).split(memory.gate_parts, -1)
+    gate, write, pole = memory.to_gates(context).split(memory.gate_parts, -1)
     mixed = _short_conv(mixed, memory.short_conv.kernel)
     state = torch.zeros(2, 3, 5, dtype=x.dtype)
     outputs = []
@@ -160,7 +161,8 @@ def _memory_by_loops(memory, x, context):
             q = queries[t].unflatten(-1, (2, 3))[head]
             k, v = mixed[t].unflatten(-1, (2, 8))[head].split([3, 5])
             rho = (pole[t, head] + memory.decay_bias[head]).sigmoid()
-            state[head] = rho * state[head] + torch.outer(k / k.norm(), v)
+            beta = (write[t, head] + memory.write_bias[head]).sigmoid()
+            state[head] = rho * state[head] + beta * torch.outer(k / k.norm(), v)
             read = (q / q.norm()) @ state[head] + memory.skip[head] * v
             heads.append(memory.norm(read * functional.silu(gate[t].unflatten(-1, (2, 5))[head])))
         outputs.append(torch.cat(heads))

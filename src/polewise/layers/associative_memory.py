@@ -26,14 +26,15 @@ class AssociativeMemoryState(NamedTuple):
 class AssociativeMemory(nn.Module):
     r"""Read what was stored under a key.
 
-    $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + k_t v_t^\top, \qquad
+    $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + \beta_t k_t v_t^\top, \qquad
        y_t = \operatorname{RMSNorm}\big(
        (\operatorname{Re}(q_t^\top S_t) + d\, v_t) \odot \operatorname{SiLU}(W_g c_t)\big) $$
 
     Keys and queries have norm 1. Keys and values pass a short convolution first, so that a
-    value can be stored under the key that stood before it. $\rho_t$ is chosen at every step, like
-    the gate from a context $c$ that may know more than $x$ does: what is looked up must not (a
-    query that holds its neighbours does not look like its key), when to listen may.
+    value can be stored under the key that stood before it. What is forgotten, $\rho_t$, what is
+    stored, $\beta_t$ in (0, 1), and what is let out are chosen at every step from a context $c$ that
+    may know more than $x$ does. Keys and queries must not: one that holds its neighbours does not
+    look like the other, which held others.
 
     Args:
         dim: channels in.
@@ -46,7 +47,7 @@ class AssociativeMemory(nn.Module):
     2024).
     """
 
-    filter_parameters = ("decay_bias", "skip")
+    filter_parameters = ("decay_bias", "write_bias", "skip")
 
     def __init__(
         self,
@@ -62,15 +63,16 @@ class AssociativeMemory(nn.Module):
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         self.turning, self.causal = turning, causal
         self.shards: Shards | None = None
-        # Queries, then keys and values; the gate, then the poles: side by side.
+        # Queries, then keys and values; what is let out, stored and forgotten: side by side.
         mixed = heads * (key_dim + value_dim)
         self.parts = [heads * key_dim, mixed]
         self.projection = nn.Linear(dim, sum(self.parts), bias=False)
-        self.gate_parts = [heads * value_dim, heads * (1 + turning)]
+        self.gate_parts = [heads * value_dim, heads, heads * (1 + turning)]
         self.to_gates = nn.Linear(dim, sum(self.gate_parts), bias=False)
         self.short_conv = ShortConv(mixed)
         self.skip = nn.Parameter(torch.ones(heads))
         self.decay_bias = nn.Parameter(torch.empty(heads))
+        self.write_bias = nn.Parameter(torch.empty(heads))
         self.norm = nn.RMSNorm(value_dim, eps=1e-5)
         self.reset_parameters()
 
@@ -80,6 +82,8 @@ class AssociativeMemory(nn.Module):
         memory = 16 * 64 ** (order / max(self.heads - 1, 1))
         with torch.no_grad():
             self.decay_bias.copy_((memory - 1).log())
+            # Little is stored at first: what a thousand random steps leave would drown the rest.
+            self.write_bias.fill_(-2)
         nn.init.ones_(self.skip)
 
     def forward(
@@ -94,13 +98,15 @@ class AssociativeMemory(nn.Module):
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
         q, mixed = self.projection(x).split(self.parts, -1)
-        gate, pole = self.to_gates(x if context is None else context).split(self.gate_parts, -1)
+        gates = self.to_gates(x if context is None else context)
+        gate, write, pole = gates.split(self.gate_parts, -1)
         mixed, neighbours = self.short_conv(mixed, state.neighbours if state else None, lengths)
         per_head = (self.heads, -1)
         q, mixed = q.unflatten(-1, per_head), mixed.unflatten(-1, per_head)
         k, v = mixed.split([self.key_dim, self.value_dim], -1)
         decay, angle = self._poles(pole)
         q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        k = k * (write + self.write_bias).sigmoid()[..., None]
         before = state.products if state else None
         if self.shards is not None:
             before = associative_state_before(k, v, decay, angle, self.shards)

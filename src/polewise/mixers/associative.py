@@ -20,11 +20,11 @@ class AssociativeConfig:
 
     dim: int
     """Channels."""
-    heads: int = 4
-    """Independent memories."""
-    key_dim: int = 16
+    heads: int | None = None
+    """Independent memories; None is one for every 32 channels."""
+    key_dim: int = 32
     """Channels of a key."""
-    value_dim: int = 32
+    value_dim: int = 64
     """Channels of a value."""
     turning: bool = False
     """Complex poles."""
@@ -32,8 +32,13 @@ class AssociativeConfig:
     """Look back only; False sums both directions."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "key_dim", "value_dim"):
+        for name in ("dim", "key_dim", "value_dim"):
             require_at_least(name, getattr(self, name), 1)
+        require_at_least("heads", self.memories, 1)
+
+    @property
+    def memories(self) -> int:
+        return max(self.dim // 32, 1) if self.heads is None else self.heads
 
     def build(self) -> Associative:
         return Associative(self)
@@ -58,13 +63,13 @@ class Associative(nn.Module):
         self.shards: Shards | None = None
         self.memory = AssociativeMemory(
             config.dim,
-            config.heads,
+            config.memories,
             config.key_dim,
             config.value_dim,
             turning=config.turning,
             causal=config.causal,
         )
-        channels = config.heads * config.value_dim
+        channels = config.memories * config.value_dim
         self.to_output = nn.Linear(channels, config.dim, bias=False)
 
     def forward(

@@ -8,6 +8,7 @@ For a sequence x, in the order of the paper's equations:
     xf      = sum over F filters of filter(x, poles of the bin)        Eq. 4-8   filter
             + d x                                                      ours
     y       = Attention(Q x, K xf, V xf) inside chunks                 Eq. 9-10  attend
+            (Q and K are one matrix, scaled apart, as in MEGA)         ours
             + associative memory of x                                  ours
     gamma   = SiLU(W_gamma xf)                                         Eq. 11
     output  = W_h xf + U_h (gamma * y)                                 Eq. 13
@@ -98,13 +99,14 @@ class FocusConfig:
     """Kernel length of a long-convolution hypernetwork."""
     sliding: bool = False
     """Each token sees its last `chunk_length` tokens instead of its chunk."""
-    shared_query_key: bool = False
-    """One projection for queries and keys, scaled apart (MEGA's); needs no `value_dim`."""
-    associative_heads: int = 4
-    """Heads of the associative memory; 0 leaves it out, and with it recall across chunks."""
-    associative_key_dim: int = 16
+    shared_query_key: bool = True
+    """One projection for queries and keys, scaled apart (MEGA's). False: one each (Eq. 9)."""
+    associative_heads: int | None = None
+    """Heads of the associative memory; None is one for every 32 channels. 0 leaves it out, and with
+    it recall across chunks."""
+    associative_key_dim: int = 32
     """Channels of a key."""
-    associative_value_dim: int = 32
+    associative_value_dim: int = 64
     """Channels of a value."""
     associative_turning: bool = False
     """Complex poles in the associative memory."""
@@ -126,8 +128,8 @@ class FocusConfig:
             require_at_least(name, getattr(self, name), 1)
         for name in ("taps", "associative_key_dim", "associative_value_dim"):
             require_at_least(name, getattr(self, name), 1)
-        for name in ("associative_heads", "conv_width"):
-            require_at_least(name, getattr(self, name), 0)
+        require_at_least("associative_heads", self.memories, 0)
+        require_at_least("conv_width", self.conv_width, 0)
         require_choice("realisation", self.realisation, ("normal", "direct", "circular"))
         require_choice(
             "hypernetwork",
@@ -165,6 +167,7 @@ class FocusConfig:
             "associative_heads": 0,
             "conv_width": 0,
             "skip": False,
+            "shared_query_key": False,
             "published_gates": True,
             "windows": 1,
         }
@@ -176,6 +179,10 @@ class FocusConfig:
     @property
     def values(self) -> int:
         return self.value_dim or self.dim
+
+    @property
+    def memories(self) -> int:
+        return max(self.dim // 32, 1) if self.associative_heads is None else self.associative_heads
 
     @property
     def numbers(self) -> int:
@@ -274,16 +281,16 @@ class Focus(nn.Module):
         else:
             self.to_query = nn.Linear(dim, dim)
         self.position_bias = PositionBias(config.heads, config.chunk_length, causal=config.causal)
-        if config.associative_heads:
+        if config.memories:
             self.memory = AssociativeMemory(
                 dim,
-                config.associative_heads,
+                config.memories,
                 config.associative_key_dim,
                 config.associative_value_dim,
                 turning=config.associative_turning,
                 causal=config.causal,
             )
-            channels = config.associative_heads * config.associative_value_dim
+            channels = config.memories * config.associative_value_dim
             self.from_memory = nn.Linear(channels, values, bias=False)
 
         # W_gamma, W_h, W_V, W_K, W_phi side by side: one product reads the filtered sequence.
@@ -394,7 +401,7 @@ class Focus(nn.Module):
             q, k, value, position, lengths, state.attention if state else None
         )
         memory_state = None
-        if self.config.associative_heads:
+        if self.config.memories:
             # A query that holds its neighbours too finds its key later in training, or never.
             recalled, memory_state = self.memory(
                 alone, state.memory if state else None, lengths, context=x

@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "hypernetwork": "shared_long_conv",
             "taps": 2048,
             "value_dim": 1024,
+            "shared_query_key": False,
             "associative_heads": 0,
             "conv_width": 0,
             "skip": False,

@@ -338,7 +338,9 @@ def ablations(size: Size) -> Study:
         "no-attention": {"chunk_length": 1},
         "filter-alone": {"chunk_length": 1, "associative_heads": 0},
         "sliding": {"sliding": True},
-        "shared-query-key": {"shared_query_key": True},
+        "separate-query-key": {"shared_query_key": False},
+        "gates-as-printed": {"published_gates": True},
+        "no-skip": {"skip": False},
         "short-memories": {"max_decay": 0.9},
         **{f"filters-{n}": {"filters": n} for n in (2, 4)},
         **{f"bins-of-{n}": {"bin_length": n} for n in (8, 128)},
@@ -381,7 +383,7 @@ def leak(size: Size) -> Study:
     the rest of its bin; the others differ from it in the filter alone. Its figure is not a result.
     """
     paper = {"hypernetwork": "long_conv", "taps": 64, "associative_heads": 0, "windows": 1}
-    paper |= {"conv_width": 0, "skip": False, "published_gates": True}
+    paper |= {"conv_width": 0, "skip": False, "published_gates": True, "shared_query_key": False}
     paper |= {"bin_length": 64, "chunk_length": 64}
     cpu = size == "cpu"
     task = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)

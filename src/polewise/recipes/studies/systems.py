@@ -35,15 +35,18 @@ def equal_systems(
 ) -> tuple[System, ...]:
     """Return systems with as many parameters as a Transformer of that width and depth.
 
-    Its feed-forward is `4 * dim + 256` wide: the usual four times, and 256 because a memory of
-    constant size is large beside a small width. It depends on no system of the house, so a change
-    to one leaves the others as they are.
+    Its feed-forward is as wide as usual, `4 * dim`, and wider by `2 * dim`, at least 256, for the
+    mixers that are larger than attention by so much. It depends on no other system of the house, so
+    a change to one leaves the others as they are.
 
     Raises:
         ValueError: a mixer does not exist, or has more parameters by itself.
     """
     transformer = ModelOptions(
-        mixer="attention", hidden_size=dim, num_layers=num_layers, intermediate_size=4 * dim + 256
+        mixer="attention",
+        hidden_size=dim,
+        num_layers=num_layers,
+        intermediate_size=4 * dim + max(2 * dim, 256),
     )
     parameters = count_parameters(spec, transformer)
     models = {
