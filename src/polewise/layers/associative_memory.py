@@ -32,9 +32,9 @@ class AssociativeMemory(nn.Module):
 
     Keys and queries have norm 1. Keys and values pass a short convolution first, so that a
     value can be stored under the key that stood before it. What is forgotten, $\rho_t$, what is
-    stored, $\beta_t$ in (0, 1), and what is let out are chosen at every step from a context $c$ that
-    may know more than $x$ does. Keys and queries must not: one that holds its neighbours does not
-    look like the other, which held others.
+    stored, $\beta_t$ in (0, 1), and what is let out are chosen at every step from a context $c$
+    that may know more than $x$ does. Keys and queries must not: one that holds its neighbours does
+    not look like the other, which held others.
 
     Args:
         dim: channels in.
