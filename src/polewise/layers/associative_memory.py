@@ -82,8 +82,7 @@ class AssociativeMemory(nn.Module):
         memory = 16 * 64 ** (order / max(self.heads - 1, 1))
         with torch.no_grad():
             self.decay_bias.copy_((memory - 1).log())
-            # Little is stored at first: what a thousand random steps leave would drown the rest.
-            self.write_bias.fill_(-2)
+            self.write_bias.fill_(2)  # nearly everything is stored at first
         nn.init.ones_(self.skip)
 
     def forward(
