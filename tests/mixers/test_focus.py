@@ -123,7 +123,7 @@ def _by_loops(mixer, x):
     context = _short_conv(x[0], mixer.short_conv.kernel) + x[0]
     recalled = mixer.from_memory(_memory_by_loops(mixer.memory, x[0], context))
     x = context
-    query = mixer.to_query_key(x) * mixer.query_scale[0] + mixer.query_shift[0]
+    query = mixer.to_query_key(x) * mixer.query_scale[0] + mixer.query_shift
     states, keys, values, outputs = [0j] * 8, [], [], []
     for t, now in enumerate(x):
         filtered = mixer.skip * now
@@ -135,7 +135,7 @@ def _by_loops(mixer, x):
             gain = (1 - decay**2) ** 0.5
             filtered[channel] += gain * (c0 * states[channel].real + c1 * states[channel].imag)
         reset, candidate, value = mixer.from_filtered(filtered).split(8)
-        key = mixer.to_query_key(filtered) * mixer.query_scale[1] + mixer.query_shift[1]
+        key = mixer.to_query_key(filtered) * mixer.query_scale[1]
         if t % 8 == 0:
             keys, values = [], []
         keys.append(key)

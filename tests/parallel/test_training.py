@@ -47,6 +47,8 @@ OPTIONS = [
     *(word for name, value in MIXER_OPTIONS.items() for word in ("--set", f"{name}={value}")),
 ]  # fmt: skip
 
+ROUNDING = 1e-6
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -93,9 +95,8 @@ def test_measures_that_only_some_processes_see_are_reported(tmp_path):
 
 
 def test_sharded_parameters_learn_what_whole_ones_learn(runs):
-    assert farthest(runs / "sharded/saved", runs / "data parallel/saved") < 1e-6
-    # The keys' bias shifts all logits alike: its gradient is rounding, and AdamW makes steps of it.
-    assert farthest(runs / "split and sharded/saved", runs / "split/saved") < 3e-5
+    assert farthest(runs / "sharded/saved", runs / "data parallel/saved") < ROUNDING
+    assert farthest(runs / "split and sharded/saved", runs / "split/saved") < ROUNDING
     # In bfloat16, and sharded gradients are summed over processes first, then over batches.
     assert farthest(runs / "sharded/rounded", runs / "data parallel/rounded") < 1e-3
     assert farthest(runs / "sharded/rounded", runs / "sharded/saved") > 1e-3
@@ -195,7 +196,7 @@ def test_accelerate_launch_goes_on_sharded_with_what_was_not(runs, tmp_path):
     out, said = process.communicate()
     assert process.returncode == 0, said
     assert "finished after 6 steps" in out
-    assert farthest(run, runs / "sharded/2") < 1e-6
+    assert farthest(run, runs / "sharded/2") < ROUNDING
 
 
 def test_sequences_that_cannot_be_split_are_refused_before_a_folder_is_made(tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ class AssociativeMemory(nn.Module):
         k, v = mixed.split([self.key_dim, self.value_dim], -1)
         decay, angle = self._poles(pole)
         q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
-        k = k * (write + self.write_bias).sigmoid()[..., None]
+        k = k * (write + self.write_bias).sigmoid()[..., None].to(k.dtype)
         before = state.products if state else None
         if self.shards is not None:
             before = associative_state_before(k, v, decay, angle, self.shards)

@@ -277,7 +277,7 @@ class Focus(nn.Module):
         if config.shared_query_key:
             self.to_query_key = nn.Linear(dim, dim)
             self.query_scale = nn.Parameter(torch.empty(2, dim))
-            self.query_shift = nn.Parameter(torch.empty(2, dim))
+            self.query_shift = nn.Parameter(torch.empty(dim))  # of keys it would change nothing
         else:
             self.to_query = nn.Linear(dim, dim)
         self.position_bias = PositionBias(config.heads, config.chunk_length, causal=config.causal)
@@ -538,8 +538,10 @@ class Focus(nn.Module):
         """Eq. 9: queries from the raw sequence, keys from the filtered one."""
         if key is not None:
             return self.to_query(x), key
-        q = self.to_query_key(x) * self.query_scale[0] + self.query_shift[0]
-        return q, self.to_query_key(filtered) * self.query_scale[1] + self.query_shift[1]
+        q, k = self.to_query_key(x), self.to_query_key(filtered)
+        # Under autocast the products are narrower than the parameters.
+        of_queries, of_keys = self.query_scale.to(q.dtype)
+        return q * of_queries + self.query_shift.to(q.dtype), k * of_keys
 
     def _attend(
         self,

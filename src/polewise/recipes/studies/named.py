@@ -368,10 +368,10 @@ def ablations(size: Size) -> Study:
             name="recall",
             task=recall,
             systems=systems,
-            training=_steps(600 if cpu else 5000, stop_at=1.0),
+            training=_steps(500 if cpu else 5000, stop_at=1.0),
             learning_rates=(2e-3, 6e-3),
             num_seeds=2 if cpu else 3,
-            expected_seconds=170 if cpu else None,
+            expected_seconds=140 if cpu else None,
         ),
     )
 
