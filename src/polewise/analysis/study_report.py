@@ -128,7 +128,8 @@ _LEGEND = (
     " that of the fewest steps), with the lowest and the highest; never the best run. The state "
     "is what streaming keeps of one sequence as long as the task's. Core seconds are what the "
     "processors worked for a run, evaluations included, which other work on the machine hardly "
-    "changes. The memory is the process's peak."
+    "changes; positions a second are those of training steps, which it does change. The memory is "
+    "the process's peak."
 )
 
 
@@ -145,7 +146,7 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
     header = (
         "system", "parameters", "best rate", headline.replace("_", " "),
         *(["on test"] if tested else []), *(name.replace("_", " ") for name in also),
-        "steps", "core seconds", "memory", "state", "missing",
+        "steps", "core seconds", "positions a second", "memory", "state", "missing",
     )  # fmt: skip
     rows = tuple(
         (
@@ -157,6 +158,7 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
             *(_spread(summary, name) for name in also),
             _number(summary.median("steps")),
             _number(summary.median("cpu_seconds")),
+            _number(summary.median("positions_per_second")),
             _bytes(summary.median("peak_memory_bytes")),
             _bytes(summary.median("state_bytes")),
             summary.missing,

@@ -255,6 +255,36 @@ def table4(size: Size) -> Study:
     return _study(size, table4, _digits(size, permuted=False))
 
 
+def table5(size: Size) -> Study:
+    """What does a training step take, in time and memory, as sequences grow? (paper, Table 5)
+
+    Six steps of recall, one sequence at a time, for their cost alone: the accuracy says nothing.
+    The memory is the whole process's; a system that does not fit ends the study there.
+    """
+    cpu = size == "cpu"
+
+    def steps(length: int, seconds: float | None) -> Comparison:
+        task = RecallTask(length=length, num_eval=1, batch_size=1, align_to=64)
+        return Comparison(
+            name=f"{length}",
+            task=task,
+            systems=equal_systems(
+                task.spec,
+                mixers(*_PEERS, *_RELATIVES, chunk_length=64, length=length),
+                dim=64 if cpu else 256,
+                num_layers=2 if cpu else 6,
+            ),
+            training=_steps(6),
+            learning_rates=(1e-3,),
+            expected_seconds=seconds,
+        )
+
+    if cpu:
+        sizes = {512: 10.0, 2048: 10.0, 8192: 30.0, 16384: 90.0}
+        return _study(size, table5, *(steps(*each) for each in sizes.items()))
+    return _study(size, table5, *(steps(each, None) for each in (2048, 8192, 32768, 131072)))
+
+
 def permuted(size: Size) -> Study:
     """Who names a digit best from its pixels in an order that hides what is near?"""
     return _study(size, permuted, _digits(size, permuted=True))
@@ -417,6 +447,7 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "table4": table4,
     "permuted": permuted,
     "audio": audio,
+    "table5": table5,
     "mqar": mqar,
     "ablations": ablations,
     "leak": leak,
