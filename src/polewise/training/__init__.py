@@ -11,6 +11,7 @@ from polewise.training.loop import Outcome as Outcome
 from polewise.training.loop import resume as resume
 from polewise.training.loop import train as train
 from polewise.training.memory import keep_freed_memory as keep_freed_memory
+from polewise.training.memory import release_freed_memory as release_freed_memory
 from polewise.training.run import ModelOptions as ModelOptions
 from polewise.training.run import Run as Run
 from polewise.training.run import TrainingOptions as TrainingOptions

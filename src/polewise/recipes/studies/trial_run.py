@@ -25,6 +25,7 @@ from polewise.training import (
     Run,
     RunFolder,
     evaluate,
+    release_freed_memory,
     resume,
     run_to_json,
     train,
@@ -194,6 +195,7 @@ def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _reset_peak_memory() -> None:
+    release_freed_memory()  # of the run before
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux: 5 sets the peak to what is held now
