@@ -96,8 +96,9 @@ def test_several_samples_a_step_are_the_same_samples_in_fewer_steps(recordings):
     four = SpokenDigitsTask(source=str(recordings), length=24, samples_per_step=4)
     assert (four.spec.length, four.spec.num_features) == (6, 4)
     for single, several in zip(one.eval_batches(), four.eval_batches(), strict=True):
-        samples = several["inputs"].flatten(1)
-        assert torch.equal(samples[:, : single["inputs"].shape[1]], single["inputs"].flatten(1))
+        wanted = single["inputs"].flatten(1)
+        wanted = torch.nn.functional.pad(wanted, (0, -wanted.shape[1] % 4))
+        assert torch.equal(several["inputs"].flatten(1), wanted)
         wanted = [np.ceil(end / 4) for end in single["lengths"].tolist()]
         assert several["lengths"].tolist() == wanted
     with pytest.raises(ValueError, match="length must be a multiple of samples_per_step, 5; got 2"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from typing import Any
 
 from polewise.analysis.published import PUBLISHED, PublishedTable
@@ -177,7 +177,7 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
 def _mean_part(study: Study) -> list[Part]:
     """Each system's mean over the comparisons that the study names for it, on test data."""
     pattern = study.get("mean_over", "")
-    chosen = [each for each in study["comparisons"] if fnmatch(each["name"], pattern)]
+    chosen = [each for each in study["comparisons"] if fnmatchcase(each["name"], pattern)]
     reached: dict[str, list[float]] = {}
     for comparison in chosen:
         for summary in summarize(comparison, study["rows"]):

@@ -1,6 +1,10 @@
 """Parts that more than one mixer or model needs."""
 
-from polewise.layers.associative_memory import AssociativeMemory, AssociativeMemoryState
+from polewise.layers.associative_memory import (
+    AssociativeMemory,
+    AssociativeMemoryState,
+    memory_heads,
+)
 from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
 from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
@@ -22,4 +26,5 @@ __all__ = [
     "RecurrentEmbedder",
     "ShortConv",
     "StepSize",
+    "memory_heads",
 ]

@@ -15,6 +15,11 @@ from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards, associative_state_before
 
 
+def memory_heads(dim: int, heads: int | None) -> int:
+    """One for every 32 channels unless a number is given."""
+    return max(dim // 32, 1) if heads is None else heads
+
+
 class AssociativeMemoryState(NamedTuple):
     """Batch first; constant in length."""
 

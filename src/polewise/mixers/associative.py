@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers import AssociativeMemory, AssociativeMemoryState
+from polewise.layers import AssociativeMemory, AssociativeMemoryState, memory_heads
 from polewise.mixers.options import require_at_least
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -38,7 +38,7 @@ class AssociativeConfig:
 
     @property
     def memories(self) -> int:
-        return max(self.dim // 32, 1) if self.heads is None else self.heads
+        return memory_heads(self.dim, self.heads)
 
     def build(self) -> Associative:
         return Associative(self)

@@ -42,6 +42,7 @@ from polewise.layers import (
     PositionBias,
     RecurrentEmbedder,
     ShortConv,
+    memory_heads,
 )
 from polewise.mixers.options import require_at_least, require_choice, require_multiple
 from polewise.ops import (
@@ -182,7 +183,7 @@ class FocusConfig:
 
     @property
     def memories(self) -> int:
-        return max(self.dim // 32, 1) if self.associative_heads is None else self.associative_heads
+        return memory_heads(self.dim, self.associative_heads)
 
     @property
     def numbers(self) -> int:
