@@ -51,7 +51,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from safetensors.torch import load_file, save_file, save_model
 
-from polewise.mixers import MIXERS
+from polewise.mixers import MIXERS, mixer_option_types
 from polewise.recipes import demo_text
 from polewise.tasks import ImagesTask, RecallTask, TextTask
 from polewise.tasks.images import read_mnist
@@ -78,7 +78,6 @@ from polewise.training.checkpoint import (
 from polewise.training.manifest import MANIFEST, write_manifest
 from polewise.training.optimizer import build_optimizer
 from polewise.training.progress import Progress
-from polewise.training.run import mixer_option_types
 
 RESULTS = Path(__file__).parent / "results"
 PRELOADED = [

@@ -53,7 +53,7 @@ def expected_bytes(name: str, config, length: int, size: int) -> dict[str, int]:
         windows = 2 * heads * (key + value)
         if name == "focus":
             gathered += 4 * config.dim * (config.filters + 2)  # the embedder has two memories
-            windows += config.windows * config.dim
+            windows += (config.windows + config.conv_width - 1) * config.dim
     windows *= size - 1
     return {
         "forward": NUMBER * (size * gathered + windows),

@@ -36,22 +36,23 @@ def test_the_response_is_that_of_the_filter_the_mixer_runs(realisation):
         bin_length=2048,
         hypernetwork="none",
         realisation=realisation,
+        skip=False,
         max_decay=0.98,
     )
     focus = config.build().double()
     with torch.no_grad():
-        focus.mix.normal_()
+        focus.filters.mix.normal_()
     impulse = torch.zeros(1, 2048, 5, dtype=torch.float64)
     impulse[:, 0] = 1
     coefficients = focus.coefficients(impulse)
-    output, _ = focus._filter(impulse, coefficients, torch.zeros(1, dtype=torch.int64), None, None)
+    output, _ = focus.filters(impulse, None, torch.zeros(1, dtype=torch.int64))
     wanted = torch.fft.rfft(output[0].detach(), dim=0).T
 
     placed = PlacedFilters(
         name="focus",
         realisation=realisation,
         coefficients=coefficients.detach(),
-        mix=focus.mix[0].detach(),
+        mix=focus.filters.mix[0].detach(),
     )
     frequency = torch.linspace(0, 0.5, 1025, dtype=torch.float64)
     torch.testing.assert_close(placed.frequency_response(frequency)[0, 0], wanted)

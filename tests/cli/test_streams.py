@@ -103,7 +103,12 @@ def test_ctrl_c_prints_the_figure_so_far_and_keeps_the_state(text_run, pipe_in, 
     assert bits == pytest.approx(float(defined_costs(text_run, TEXT).sum()), abs=0.1)
 
 
-def test_ctrl_c_reaches_a_process_that_waits_for_its_pipe(text_run, tmp_path):
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [([signal.SIGINT], 130), ([signal.SIGTERM], 143), ([signal.SIGTERM, signal.SIGTERM], 143)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM twice"],
+)
+def test_a_signal_reaches_a_process_that_waits_for_its_pipe(text_run, tmp_path, signals, code):
     words = ["stream", text_run, "--every", "10", "--state", "memory"]
     process = subprocess.Popen(
         [*PROGRAM, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -113,9 +118,10 @@ def test_ctrl_c_reaches_a_process_that_waits_for_its_pipe(text_run, tmp_path):
     process.stdin.write(TEXT[:10])
     process.stdin.flush()
     assert process.stdout.readline().startswith(b"so far 10 bytes")
-    process.send_signal(signal.SIGINT)
+    for number in signals:
+        process.send_signal(number)
     out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert out.startswith(b"stopped after 10 bytes")
     assert b"Traceback" not in err
     assert (tmp_path / "memory").is_file()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from polewise import Focus, FocusConfig
+from polewise import Focus, FocusConfig, states
 from polewise.filters import is_stable
 
 SMALL = {"dim": 8, "chunk_length": 8, "bin_length": 8, "windows": 2}
@@ -49,7 +49,7 @@ def test_every_filter_is_stable_whatever_the_network_says(realisation):
     mixer = FocusConfig(**SMALL, realisation=realisation).build()
     for size in (0.0, 1.0, 1e4, -1e4):
         with torch.no_grad():
-            mixer.base.fill_(size)
+            mixer.filters.base.fill_(size)
         coefficients = mixer.coefficients(torch.randn(1, 24, 8))
         if realisation == "normal":
             assert (coefficients[..., 0] <= mixer.config.max_decay).all()
@@ -58,10 +58,8 @@ def test_every_filter_is_stable_whatever_the_network_says(realisation):
 
 
 def test_the_state_does_not_grow():
-    from polewise.states import num_bytes
-
     mixer = FocusConfig(**SMALL).build()
-    sizes = {num_bytes(mixer(torch.randn(1, length, 8))[1]) for length in (1, 9, 100)}
+    sizes = {states.num_bytes(mixer(torch.randn(1, length, 8))[1]) for length in (1, 9, 100)}
     assert len(sizes) == 1
 
 
@@ -79,8 +77,9 @@ def test_focus_without_hypernetwork_ignores_the_input_when_placing_poles():
             "bin_length must be a multiple of windows; got 10 and 4",
         ),
         ({"heads": 3}, "dim must be a multiple of heads"),
+        ({"value_dim": 0}, "value_dim must be an integer of at least 1"),
         ({"realisation": "norml"}, "Did you mean 'normal'"),
-        ({"chunk_length": 0}, "chunk_length must be at least 1"),
+        ({"chunk_length": 0}, "chunk_length must be an integer of at least 1"),
         ({"turning": False, "realisation": "direct"}, "turning must be True"),
         ({"max_decay": 1.0}, "max_decay must lie between 0 and 1"),
         ({"causal": False, "sliding": True}, "sliding needs causal=True"),
@@ -101,6 +100,15 @@ def test_a_wrong_input_or_state_is_named():
         both_ways(torch.randn(1, 5, 8), state)
     with pytest.raises(ValueError, match="shared must be the features"):
         FocusConfig(**SMALL, hypernetwork="shared_recurrent").build()(torch.randn(1, 5, 8))
+
+
+def test_rows_longer_than_their_segment_end_with_it():
+    mixer, x = FocusConfig(**SMALL).build(), torch.randn(2, 5, 8)
+    y, state = mixer(x, lengths=torch.tensor([5, 5]))
+    longer, after = mixer(x, lengths=torch.tensor([99, 5]))
+    assert torch.equal(longer, y)
+    for ours, theirs in zip(states.tensors(after), states.tensors(state), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_focus_is_its_equations_step_by_step():
@@ -126,12 +134,12 @@ def _by_loops(mixer, x):
     query = mixer.to_query_key(x) * mixer.query_scale[0] + mixer.query_shift
     states, keys, values, outputs = [0j] * 8, [], [], []
     for t, now in enumerate(x):
-        filtered = mixer.skip * now
+        filtered = mixer.filters.skip * now
         for channel in range(8):
             decay, angle = coefficients[t // 8, channel].tolist()
             pole = decay * cmath.exp(1j * angle)
             states[channel] = pole * states[channel] + now[channel].item()
-            c0, c1 = mixer.mix[0, 0, channel].tolist()
+            c0, c1 = mixer.filters.mix[0, 0, channel].tolist()
             gain = (1 - decay**2) ** 0.5
             filtered[channel] += gain * (c0 * states[channel].real + c1 * states[channel].imag)
         reset, candidate, value = mixer.from_filtered(filtered).split(8)
@@ -195,4 +203,4 @@ def test_poles_that_do_not_turn_are_first_order_averages():
     mixer = FocusConfig(**SMALL, turning=False, filters=2).build()
     coefficients = mixer.coefficients(torch.randn(1, 24, 8))
     assert (coefficients[..., 1] == 0).all()
-    assert mixer.base.shape[-1] == 1
+    assert mixer.filters.base.shape[-1] == 1

@@ -75,8 +75,8 @@ def test_the_state_is_of_the_published_size():
     ("options", "message"),
     [
         ({"dim": 8, "decay": "head_wise"}, "decay must be one of key, head, constant"),
-        ({"dim": 8, "key_dim": 0}, "key_dim must be at least 1"),
-        ({"dim": 8, "conv_width": -1}, "conv_width must be at least 0"),
+        ({"dim": 8, "key_dim": 0}, "key_dim must be an integer of at least 1"),
+        ({"dim": 8, "conv_width": -1}, "conv_width must be an integer of at least 0"),
     ],
 )
 def test_wrong_options_are_explained(options, message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch.nn import functional
 
+from polewise.layers.short_conv import _depthwise, _sum_of_shifts
 from polewise.mixers import HyenaConfig, LongConvConfig
 from polewise.ops import long_conv
 
@@ -52,7 +54,10 @@ def test_the_kernel_of_hyena_is_a_function_of_the_time_alone():
     torch.manual_seed(0)
     kernel = HyenaConfig(dim=4, taps=12, hidden=6, bands=3).build().kernel.double()
     tap, channel = 5, 2
-    angles = [2 * math.pi * tap / 12 * band for band in torch.linspace(1e-4, 2, 3).tolist()]
+    angles = [
+        2 * math.pi * tap / 12 * band
+        for band in torch.linspace(1e-4, 2, 3, dtype=torch.float64).tolist()
+    ]
     read = [tap / 11, *map(math.cos, angles), *(-math.sin(angle) for angle in angles)]
     h = torch.tensor(read, dtype=torch.float64)
     for layer in kernel.layers[:-1]:
@@ -61,6 +66,29 @@ def test_the_kernel_of_hyena_is_a_function_of_the_time_alone():
     fading = abs(slow + (fast - slow) * channel / 3)
     expected = (kernel.layers[-1].weight @ h)[channel] * math.exp(-tap / 11 * fading)
     torch.testing.assert_close(kernel()[tap, channel], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_kernel_of_hyena_counts_its_taps_in_any_precision():
+    """bfloat16 counts to 256: later taps would share their time with their neighbours."""
+    torch.manual_seed(0)
+    kernel = HyenaConfig(dim=4, taps=1000).build().kernel.bfloat16()
+    exact = copy.deepcopy(kernel).double()()
+    torch.testing.assert_close(kernel().double(), exact, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(kernel.float()().double(), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2, 33])
+def test_both_forms_of_the_short_convolution_agree_gradients_included(width, length):
+    past = drawn(3, length + width - 1, 5).float().requires_grad_()
+    kernel = drawn(width, 5).float().requires_grad_()
+    results = []
+    for convolve in (_sum_of_shifts, _depthwise):
+        y = convolve(past, kernel)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (past, kernel))))
+    for ours, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, ours, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("taps", [1, 2, 40])

@@ -109,9 +109,9 @@ def test_what_makes_a_pole_is_not_decayed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1"),
+        ({"dim": 0}, "dim must be an integer of at least 1"),
         ({"dim": 9, "heads": 4}, r"expand \* dim must be a multiple of heads; got 18 and 4"),
-        ({"dim": 8, "conv_width": 0}, "conv_width must be at least 1"),
+        ({"dim": 8, "conv_width": 0}, "conv_width must be an integer of at least 1"),
     ],
 )
 def test_wrong_options_are_explained(options, message):

@@ -134,7 +134,7 @@ def test_a_state_is_a_value():
     [
         ({"dim": 9, "heads": 4}, r"expand \* dim must be a multiple of heads; got 18 and 4"),
         ({"dim": 8, "state_dim": 8, "turning": 5}, r"turning must be at most state_dim / 2 = 4"),
-        ({"dim": 8, "turning": -1}, "turning must be at least 0"),
+        ({"dim": 8, "turning": -1}, "turning must be an integer of at least 0"),
     ],
 )
 def test_wrong_options_are_explained(options, message):

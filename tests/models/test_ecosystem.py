@@ -33,7 +33,7 @@ def test_a_half_precision_model_keeps_its_poles_in_float32(byte_model, model_fol
     half = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval()
     mixer = half.model.backbone.blocks[0].mixer
     assert mixer.to_query_key.weight.dtype == dtype
-    assert mixer.base.dtype == mixer.memory.decay_bias.dtype == torch.float32
+    assert mixer.filters.base.dtype == mixer.memory.decay_bias.dtype == torch.float32
     ids = torch.tensor([list(b"It was the best of times")])
     logits, state = half.step(ids[:, :10])
     more, _ = half.step(ids[:, 10:], state)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import fields
 
 import pytest
 import torch
 from torch.nn import functional
 
 from polewise import (
+    FocusConfig,
     PolewiseConfig,
     PolewiseForCausalLM,
     PolewiseForForecasting,
@@ -106,6 +109,13 @@ def test_presets_have_the_published_sizes(preset, adaptive, static):
     assert count(hypernetwork="none") == static
     assert round(adaptive / 1e6) == 22
     assert round(static / 1e6) == 21
+
+
+def test_a_saved_model_names_its_mixer_and_every_option_of_it(tmp_path):
+    PolewiseConfig().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["mixer"] == "focus"
+    assert {*written["mixer_options"], "dim"} == {each.name for each in fields(FocusConfig)}
 
 
 def test_saving_and_loading_changes_nothing(tmp_path):

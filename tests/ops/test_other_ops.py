@@ -17,6 +17,7 @@ from polewise.ops import (
     chunked_attention,
     circular_filter,
     direct_form_filter,
+    gated_filter,
     long_conv,
 )
 from polewise.ops.long_conv import good_fft_length
@@ -89,6 +90,37 @@ def test_nan_in_the_products_reaches_no_earlier_output(place):
     y, _ = associative_filter(q, k, v, decay)
     torch.testing.assert_close(y[:, :40], clean[:, :40], rtol=1e-12, atol=1e-12)
     assert y[:, 40:].isnan().all()
+
+
+@pytest.mark.parametrize("op", ["associative", "gated", "attention"])
+def test_nan_in_padding_reaches_no_gradient(op):
+    draw, lengths = Draw(), torch.tensor([20, 7])
+    q, k, v = (draw.normal(BATCH, 20, HEADS, 4) for _ in range(3))
+    decay = draw.uniform(BATCH, 20, HEADS)
+    run = {
+        "associative": lambda q, k, v: associative_filter(q, k, v, decay, lengths=lengths),
+        "gated": lambda q, k, v: gated_filter(
+            q, k, v, decay[..., None].expand_as(k), lengths=lengths
+        ),
+        "attention": lambda q, k, v: chunked_attention(q, k, v, 8, lengths=lengths),
+    }[op]
+    gradients = []
+    for padding in (0.0, float("nan")):
+        inputs = [part.clone() for part in (q, k, v)]
+        for part in inputs:
+            part[1, 7:] = padding
+            part.requires_grad_()
+        run(*inputs)[0].square().sum().backward()
+        gradients.append([part.grad for part in inputs])
+    for clean, poisoned in zip(*gradients, strict=True):
+        torch.testing.assert_close(poisoned, clean)
+
+
+def test_coefficients_of_another_shape_are_named():
+    x = torch.zeros(2, 8, 3)
+    for a in (torch.zeros(2), torch.zeros(2, 1, 3), torch.zeros(2, 1, 3, 1)):
+        with pytest.raises(ValueError, match="a must have"):
+            circular_filter(x, a, 8)
 
 
 @pytest.mark.parametrize(("causal", "sliding"), [(True, False), (True, True), (False, False)])

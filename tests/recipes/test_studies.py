@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 
 from polewise.recipes.parameter_matching import count_parameters
@@ -22,6 +23,7 @@ from polewise.recipes.studies import (
     running,
 )
 from polewise.recipes.studies.trial_run import OUTCOME
+from polewise.tasks import RecallTask
 from polewise.training.run import require_buildable
 
 SIZES = ("cpu", "gpu")
@@ -219,6 +221,21 @@ def test_a_run_that_diverges_is_done_and_says_why(tiny_study, tmp_path):
     assert diverged["status"] == "diverged"
     assert "NaN or infinite" in diverged["diagnosis"]
     assert rows["short/attention/rate-0.001-seed-1"]["status"] == "done"
+
+
+def test_a_run_whose_last_figure_is_not_finite_counts_as_diverged(
+    tiny_study, tmp_path, monkeypatch
+):
+    figures = {"accuracy": (torch.tensor(math.nan), torch.tensor(1.0))}
+    monkeypatch.setattr(RecallTask, "metrics", lambda *_: figures)
+    study = tiny_study(rates=(1e-3,), names=("attention",), num_seeds=1)
+    for _ in range(2):  # and the study goes on
+        outcome = run_study(study, out=tmp_path / "runs", results=tmp_path / "tiny.json")
+        assert outcome.num_left == 0
+    (row,) = read_results(outcome.results)["rows"]
+    assert (row["status"], row["diagnosis"]) == (
+        "diverged", "accuracy is not a finite number at the end"
+    )  # fmt: skip
 
 
 def test_side_by_side_each_run_has_a_process_and_the_result_is_the_same(tiny_study, tmp_path):

@@ -64,7 +64,7 @@ def test_every_parameter_of_focus_is_in_one_group_and_its_poles_are_filter_param
     groups = names_by_group(model)
     together = sorted(name for names in groups.values() for name in names)
     assert together == sorted(name for name, _ in model.named_parameters())
-    assert any(name.endswith("mixer.base") for name in groups["filter"])
+    assert any(name.endswith("filters.base") for name in groups["filter"])
 
 
 def test_filter_parameters_may_learn_at_a_rate_of_their_own():
@@ -75,9 +75,14 @@ def test_filter_parameters_may_learn_at_a_rate_of_their_own():
     assert rates == {"decay": 0.5, "no_decay": 0.5, "filter": pytest.approx(0.05)}
 
 
-def test_filter_parameters_that_name_something_else_are_refused():
+@pytest.mark.parametrize("name", ["forward", "pole", "inner.pole"])
+def test_filter_parameters_that_name_something_else_are_refused(name):
     class Wrong(nn.Module):
-        filter_parameters = ("forward",)
+        filter_parameters = (name,)
+
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
 
     with pytest.raises(TypeError, match="filter_parameters of Wrong must name parameters"):
         parameter_groups(Wrong(), TrainingOptions(max_steps=1))

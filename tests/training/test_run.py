@@ -1,9 +1,11 @@
 """Facts about the description of a run."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
+from polewise import FocusConfig
 from polewise.recipes import dickens, digits, focus_recall, focus_recall_2000, smnist
 from polewise.tasks import TaskSpec
 from polewise.training import (
@@ -22,6 +24,11 @@ from polewise.training import (
 )
 def test_a_run_survives_json_unchanged(run):
     assert run_from_json(json.loads(json.dumps(run_to_json(run)))) == run
+
+
+def test_a_run_in_json_names_every_option_of_its_mixer():
+    written = run_to_json(focus_recall())["model"]["mixer_options"]
+    assert {*written, "dim"} == {each.name for each in fields(FocusConfig)}
 
 
 def test_an_unknown_option_in_json_is_answered_with_the_nearest():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -20,6 +20,7 @@ from polewise.filters import (
     normal_form_frequency_response,
     normal_form_to_poles,
 )
+from polewise.layers import Realisation
 from polewise.mixers import Focus
 from polewise.tasks import Batch
 from polewise.training import compute_logits
@@ -31,7 +32,7 @@ class PlacedFilters:
 
     name: str
     """The module's name in the model."""
-    realisation: Literal["normal", "direct", "circular"]
+    realisation: Realisation
     """What the coefficients are: (decay, angle), or (a1, a2)."""
     coefficients: Float[Tensor, "batch bins dim filters 2"]
     """What was chosen."""
@@ -55,7 +56,7 @@ class PlacedFilters:
         mix = self.mix.transpose(0, 1)
         if self.realisation == "normal":
             decay, angle = self.coefficients.unbind(-1)
-            # The gain with which Focus brings white noise to unit variance.
+            # The gain with which `AdaptiveFilters` brings white noise to unit variance.
             gain = (1 - decay**2).sqrt()[..., None] * mix
             responses = normal_form_frequency_response(decay, angle, frequency, mix=gain)
         else:
@@ -97,7 +98,7 @@ def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
             name=name,
             realisation=modules[name].config.realisation,
             coefficients=modules[name].coefficients(x, shared=shared).double().cpu(),
-            mix=modules[name].mix[0].detach().double().cpu(),
+            mix=modules[name].filters.mix[0].detach().double().cpu(),
         )
         for name, (x, shared) in seen.items()
     ]

@@ -124,8 +124,9 @@ def render_markdown(studies: Sequence[Study], figures: Mapping[str, Sequence[str
 
 _LEGEND = (
     "Every system of a comparison has the same parameters (to 2 %), data, budget and grid of "
-    "learning rates. Figures are the mean over seeds at its best rate by validation (among equals"
-    " that of the fewest steps), with the lowest and the highest; never the best run. The state "
+    "learning rates. Metrics are the mean over seeds at its best rate by validation (among equals"
+    " that of the fewest steps), with the lowest and the highest, never the best run; what it took "
+    "is the median over seeds. The state "
     "is what streaming keeps of one sequence as long as the task's. Core seconds are what the "
     "processors worked for a run, evaluations included, which other work on the machine hardly "
     "changes; positions a second are those of training steps, which it does change. The memory is "

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from polewise.cli import listings, runs, streams, studies, train
-from polewise.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
+from polewise.cli.output import EXIT_FAILED, EXIT_MISTAKE, exit_code
 from polewise.cli.parsing import Command, choose_command, parse
 from polewise.training import TrainingError
 
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_MISTAKE)
     except TrainingError as error:
         return _fail(str(error), EXIT_FAILED)
-    except KeyboardInterrupt:
-        return _fail("stopped at once; what was saved before is kept", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return _fail("stopped at once; what was saved before is kept", exit_code(stop))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

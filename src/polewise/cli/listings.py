@@ -9,10 +9,9 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from polewise.did_you_mean import did_you_mean
-from polewise.mixers import MIXERS
+from polewise.mixers import MIXERS, mixer_option_types
+from polewise.options import require_choice
 from polewise.recipes import DemoOptions, run_demo
-from polewise.training.run import mixer_option_types
 
 
 def mixers(name: Annotated[Positional[str], arg(metavar="NAME")] = "") -> int:
@@ -25,10 +24,8 @@ def mixers(name: Annotated[Positional[str], arg(metavar="NAME")] = "") -> int:
     Args:
         name: A mixer.
     """
-    if name and name not in MIXERS:
-        raise ValueError(
-            f"mixer must be one of {', '.join(MIXERS)}; got {name!r}.{did_you_mean(name, MIXERS)}"
-        )
+    if name:
+        require_choice("mixer", name, MIXERS)
     for mixer in [name] if name else MIXERS:
         summary = (MIXERS[mixer].__doc__ or "").strip().splitlines()
         print(f"{mixer:16} {summary[0] if summary else ''}")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 EXIT_FAILED = 1
 """The work failed: training met NaN, the demo did not reach 100 %."""
 EXIT_MISTAKE = 2
 """A mistake in the command: one line on stderr, nothing created."""
-EXIT_INTERRUPTED = 130
-"""Ctrl-C: a run is saved, and so is a state that was asked for."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where it ends a command as Ctrl-C does."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """130 for Ctrl-C, 143 for SIGTERM: a run is saved, and so is a state that was asked for."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def pairs(values: dict[str, Any], *without: str) -> str:

@@ -62,7 +62,8 @@ def info(run: RunPath) -> int:
     model: Any = folder.load_model()
     print(f"run         {folder.path}")
     print(f"task        {described.task_name} {pairs(config['task'], 'name')}")
-    print(f"model       {described.model.mixer} {pairs(config['model'], 'mixer')}")
+    print(f"model       {described.model.mixer} {pairs(config['model'], 'mixer', 'mixer_options')}")
+    print(f"mixer       {pairs(described.model.mixer_options)}")
     print(f"training    {pairs(config['training'])}")
     print(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
     if described.task.spec.kind == "language":

@@ -5,19 +5,20 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, NoReturn
 
 import torch
 from torch import Tensor
 from tyro.conf import arg
 
 from polewise import states
-from polewise.cli.output import EXIT_INTERRUPTED
+from polewise.cli.output import Terminated, exit_code
 from polewise.cli.parsing import RunPath
 from polewise.cli.runs import require_text_run
 from polewise.models import generate as draw
@@ -48,7 +49,8 @@ def generate(
         temperature: Below 1 likelier, above 1 wilder; 0 always takes the likeliest byte.
         top_k: Draw among so many likeliest bytes only.
         seed: Chooses among the possible continuations.
-        state: File that is continued if it is there, and written at the end, Ctrl-C included.
+        state: File that is continued if it is there, and written at the end, which Ctrl-C and
+            SIGTERM may bring.
     """
     folder = require_text_run(run)
     if not prompt and (state is None or not state.exists()):
@@ -72,13 +74,14 @@ def generate(
     )
     sys.stdout.write(prompt)
     to_text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    try:
-        for token in tokens:
-            sys.stdout.write(to_text.decode(bytes([token])))
-            sys.stdout.flush()
-        sys.stdout.write(to_text.decode(b"", final=True) + "\n")
-    finally:
-        _write_state(state, ByteStreamState(tokens.state, tokens.unread), model)
+    with _sigterm_interrupts():
+        try:
+            for token in tokens:
+                sys.stdout.write(to_text.decode(bytes([token])))
+                sys.stdout.flush()
+            sys.stdout.write(to_text.decode(b"", final=True) + "\n")
+        finally:
+            _write_state(state, ByteStreamState(tokens.state, tokens.unread), model)
     return 0
 
 
@@ -103,14 +106,15 @@ def stream(
         source: File to read instead of standard input.
         segment_length: Bytes that are read at once, at most. The figures do not depend on it.
         every: Bytes between lines.
-        state: File that is continued if it is there, and written at the end, Ctrl-C included.
-            Figures are of this call's bytes; what earlier calls read helps to expect them.
+        state: File that is continued if it is there, and written at the end, which Ctrl-C and
+            SIGTERM may bring. Figures are of this call's bytes; what earlier calls read helps to
+            expect them.
     """
     folder = require_text_run(run)
     for name, value in (("segment_length", segment_length), ("every", every)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
-    with _open(source) as file:
+    with _open(source) as file, _sigterm_interrupts():
         model: Any = folder.load_model()
         after = _read_state(state, model)
         num_bytes, bits, began = 0, 0.0, time.monotonic()
@@ -134,15 +138,32 @@ def stream(
             if not num_bytes:
                 raise ValueError("input must hold at least one byte; got none.")
             say("in all")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if not num_bytes:
                 raise
             say("stopped after")
-            return EXIT_INTERRUPTED
+            return exit_code(stop)
         finally:
             if num_bytes:
                 _write_state(state, after, model)
     return 0
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that its state is written; a second one, for
+    schedulers send several, changes nothing."""
+
+    def interrupt(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _open(source: Path | None) -> AbstractContextManager[BinaryIO]:

@@ -1,5 +1,6 @@
-"""Parts that more than one mixer or model needs."""
+"""Parts that mixers and models are made of."""
 
+from polewise.layers.adaptive_filters import AdaptiveFilters, Realisation
 from polewise.layers.associative_memory import (
     AssociativeMemory,
     AssociativeMemoryState,
@@ -14,6 +15,7 @@ from polewise.layers.short_conv import ShortConv
 from polewise.layers.step_size import StepSize
 
 __all__ = [
+    "AdaptiveFilters",
     "AssociativeMemory",
     "AssociativeMemoryState",
     "BinFeatures",
@@ -23,6 +25,7 @@ __all__ = [
     "FeedForward",
     "LongConvEmbedder",
     "PositionBias",
+    "Realisation",
     "RecurrentEmbedder",
     "ShortConv",
     "StepSize",

@@ -19,8 +19,6 @@ class Features(NamedTuple):
     pooled: Float[Tensor, "batch bins windows dim"]
     known: Bool[Tensor, "batch bins"]
     """False in the first bin of a sequence: nothing lies before it."""
-    offset: Int[Tensor, " batch"]
-    """Where the segment's first step stands in its bin."""
 
 
 class BinFeaturesState(NamedTuple):
@@ -97,7 +95,7 @@ class BinFeatures(nn.Module):
             finished = self.shards.from_before(maxima[:, -1])
         if not self.causal:
             known = torch.ones(maxima.shape[:2], dtype=torch.bool, device=x.device)
-            return Features(_finite(maxima), known, offset), None
+            return Features(_finite(maxima), known), None
 
         shifted = torch.cat([finished[:, None].to(x.dtype), maxima], 1)
         pooled = shifted[:, : maxima.shape[1]]
@@ -108,7 +106,7 @@ class BinFeatures(nn.Module):
         done = done.expand(-1, 1, self.windows, dim)
         empty = torch.full_like(shifted[:, :1], -torch.inf)
         under_way = torch.cat([maxima if maxima.shape[1] else running[:, None], empty], 1)
-        return Features(_finite(pooled), known, offset), BinFeaturesState(
+        return Features(_finite(pooled), known), BinFeaturesState(
             position + steps,
             embedder_state,
             under_way.gather(1, done).squeeze(1),
@@ -127,7 +125,7 @@ class BinFeatures(nn.Module):
         running = torch.where(here, torch.maximum(running.to(embedded.dtype), embedded), running)
         full = (offset + steps == self.bin_length)[:, None, None]
         known = position[:, None] >= self.bin_length
-        return Features(finished[:, None].to(embedded.dtype), known, offset), BinFeaturesState(
+        return Features(finished[:, None].to(embedded.dtype), known), BinFeaturesState(
             position + steps,
             embedder_state,
             torch.where(full, -torch.inf, running),

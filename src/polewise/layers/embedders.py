@@ -66,7 +66,7 @@ class RecurrentEmbedder(nn.Module):
 
     Causal, free of FFTs, and its state does not depend on how much was read.
 
-    Source: Ma et al. 2023 (MEGA), the multi-dimension damped EMA; gain of one ours.
+    Source: Ma et al. 2023 (MEGA), the multi-dimension damped EMA; unit noise gain ours.
     """
 
     filter_parameters = ("logit", "weight")

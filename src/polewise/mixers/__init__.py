@@ -5,6 +5,10 @@
 x and y are (batch, length, dim). `checks.check_mixer` is the contract as code.
 """
 
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from polewise.did_you_mean import did_you_mean
 from polewise.mixers.associative import Associative, AssociativeConfig, AssociativeState
 from polewise.mixers.attention import Attention, AttentionConfig, FullAttentionState
 from polewise.mixers.focus import Focus, FocusConfig, FocusState
@@ -24,6 +28,7 @@ from polewise.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
 from polewise.mixers.mamba3 import Mamba3, Mamba3Config, Mamba3State
 from polewise.mixers.mega import Mega, MegaConfig, MegaState
 from polewise.mixers.s4d import S4d, S4dConfig, S4dState
+from polewise.options import require_choice, require_type
 
 MIXERS = {
     "focus": FocusConfig,
@@ -40,6 +45,40 @@ MIXERS = {
     "gated_linear_attention": GatedLinearAttentionConfig,
 }
 """Every mixer by name. A new one is a file and a line here."""
+
+
+def mixer_config(name: str, dim: int, options: dict[str, Any]) -> Any:
+    """Return the configuration of the mixer called `name`.
+
+    Raises:
+        ValueError: no mixer or no option of that name, and the nearest is suggested; or a value
+            that will not do.
+    """
+    require_choice("mixer", name, MIXERS)
+    types = mixer_option_types(name)
+    for option, value in options.items():
+        if option not in types:
+            raise ValueError(
+                f"mixer_options must name options of {name} ({', '.join(types)}); got "
+                f"{option!r}.{did_you_mean(option, types)}"
+            )
+        require_type(option, value, types[option])
+    return MIXERS[name](dim=dim, **options)
+
+
+def mixer_option_types(name: str) -> dict[str, Any]:
+    """Return the options of a mixer and their types; `dim` is the model's business."""
+    hints = get_type_hints(MIXERS[name])
+    return {each.name: hints[each.name] for each in fields(MIXERS[name]) if each.name != "dim"}
+
+
+def all_options(config: Any) -> dict[str, Any]:
+    """Return every option of a mixer's configuration but `dim`, for `mixer_config`.
+
+    What is saved says them all: a default may change one day.
+    """
+    return {each.name: getattr(config, each.name) for each in fields(config) if each.name != "dim"}
+
 
 __all__ = [
     "MIXERS",
@@ -76,4 +115,7 @@ __all__ = [
     "S4dConfig",
     "S4dState",
     "SlidingAttentionConfig",
+    "all_options",
+    "mixer_config",
+    "mixer_option_types",
 ]

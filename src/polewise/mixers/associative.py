@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polewise.layers import AssociativeMemory, AssociativeMemoryState, memory_heads
-from polewise.mixers.options import require_at_least
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
+from polewise.options import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)

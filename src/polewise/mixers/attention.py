@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.mixers.options import require_at_least, require_multiple
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards
 from polewise.ops.taint import clean_and_mark, put_back
+from polewise.options import require_at_least, require_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class AttentionConfig:
         require_at_least("dim", self.dim, 1)
         require_at_least("heads", self.heads, 1)
         require_multiple("dim", self.dim, "2 * heads", 2 * self.heads)
+        if not 0 < self.base < math.inf:
+            raise ValueError(f"base must be a positive number; got {self.base}.")
 
     def build(self) -> Attention:
         return Attention(self)
@@ -125,9 +128,9 @@ class Attention(nn.Module):
     def _rotate(self, x: Tensor, time: Tensor) -> Tensor:
         """Turn pairs of channels by an angle that grows with the position."""
         half = x.shape[-1] // 2
-        rates = self.config.base ** (-torch.arange(half, device=x.device) / half)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        angle = (time[..., None] * rates)[:, :, None].to(dtype)
+        rates = self.config.base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
+        angle = (time[..., None] * rates)[:, :, None]
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         left, right = x[..., :half], x[..., half:]
         return torch.cat([left * cosine - right * sine, right * cosine + left * sine], -1)

@@ -157,6 +157,14 @@ def _runs_in_every_precision(mixer: nn.Module, x: Tensor) -> None:
         y, _ = copy.deepcopy(mixer).to(dtype)(x.to(dtype))
         assert y.dtype == dtype, f"y is {y.dtype} for x {dtype}"
         _close(y.double(), exact, f"{dtype} differs from float64", tolerance)
+    mixer = copy.deepcopy(mixer).float()
+    with torch.autocast(x.device.type, torch.bfloat16):
+        y, _ = mixer(x.float())
+    _close(y.double(), exact, "autocast to bfloat16 differs from float64", 0.1)
+    y.sum().backward()
+    for name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None, f"under autocast {name} has no gradient"
+        assert torch.isfinite(parameter.grad).all(), f"under autocast {name} has a bad gradient"
 
 
 def _never_looks_ahead(mixer: nn.Module, x: Tensor) -> None:

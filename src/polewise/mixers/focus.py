@@ -4,8 +4,8 @@ For a sequence x, in the order of the paper's equations:
 
     x       = x + conv(x), of a few steps                              ours
     e       = MaxPool(Embed(x)), bin by bin, shifted by one bin        Eq. 1-2   BinFeatures
-    poles   = squash(base + MLP(e))                                    Eq. 3     coefficients
-    xf      = sum over F filters of filter(x, poles of the bin)        Eq. 4-8   filter
+    poles   = squash(base + MLP(e))                                    Eq. 3     AdaptiveFilters
+    xf      = sum over F filters of filter(x, poles of the bin)        Eq. 4-8
             + d x                                                      ours
     y       = Attention(Q x, K xf, V xf) inside chunks                 Eq. 9-10  attend
             (Q and K are one matrix, scaled apart, as in MEGA)         ours
@@ -24,15 +24,15 @@ it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.filters import coefficients_to_unconstrained, unconstrained_to_coefficients
 from polewise.layers import (
+    AdaptiveFilters,
     AssociativeMemory,
     AssociativeMemoryState,
     BinFeatures,
@@ -40,20 +40,15 @@ from polewise.layers import (
     Features,
     LongConvEmbedder,
     PositionBias,
+    Realisation,
     RecurrentEmbedder,
     ShortConv,
     memory_heads,
 )
-from polewise.mixers.options import require_at_least, require_choice, require_multiple
-from polewise.ops import (
-    AttentionState,
-    chunked_attention,
-    circular_filter,
-    direct_form_filter,
-    normal_form_filter,
-)
+from polewise.ops import AttentionState, chunked_attention
 from polewise.ops.padding import hide_padding
-from polewise.ops.shards import Shards, direct_form_state_before, normal_form_state_before
+from polewise.ops.shards import Shards
+from polewise.options import require_at_least, require_choice, require_multiple
 
 _LEAK = (
     "realisation='circular' is the published formula: a circular convolution with the conjugate "
@@ -81,7 +76,7 @@ class FocusConfig:
     """Channels of values and reset gate; None is `dim`."""
     filters: int = 1
     """Filters per channel, summed."""
-    realisation: Literal["normal", "direct", "circular"] = "normal"
+    realisation: Realisation = "normal"
     """normal: a contraction for any poles. direct: the paper's coefficients, over the whole
     stability triangle. circular: the published formula, which sees the future."""
     turning: bool = True
@@ -129,14 +124,12 @@ class FocusConfig:
             require_at_least(name, getattr(self, name), 1)
         for name in ("taps", "associative_key_dim", "associative_value_dim"):
             require_at_least(name, getattr(self, name), 1)
+        if self.value_dim is not None:
+            require_at_least("value_dim", self.value_dim, 1)
         require_at_least("associative_heads", self.memories, 0)
         require_at_least("conv_width", self.conv_width, 0)
-        require_choice("realisation", self.realisation, ("normal", "direct", "circular"))
-        require_choice(
-            "hypernetwork",
-            self.hypernetwork,
-            get_args(Hypernetwork),
-        )
+        require_choice("realisation", self.realisation, get_args(Realisation))
+        require_choice("hypernetwork", self.hypernetwork, get_args(Hypernetwork))
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_multiple("dim", self.dim, "heads", self.heads)
         require_multiple("value_dim", self.value_dim or self.dim, "heads", self.heads)
@@ -185,11 +178,6 @@ class FocusConfig:
     def memories(self) -> int:
         return memory_heads(self.dim, self.associative_heads)
 
-    @property
-    def numbers(self) -> int:
-        """Numbers that a filter is chosen by: decay and angle, or decay alone."""
-        return 1 + self.turning
-
     def build(self) -> Focus:
         return Focus(self)
 
@@ -221,41 +209,12 @@ class FocusState(NamedTuple):
     memory: AssociativeMemoryState | None
 
 
-class PoleNetwork(nn.Module):
-    """Eq. 3: a channel's pooled values to the numbers that move its poles.
-
-    One small network for all channels and bins; it mixes no channels.
-    """
-
-    def __init__(self, windows: int, hidden: int, filters: int, numbers: int) -> None:
-        super().__init__()
-        self.filters = filters
-        self.up = nn.Linear(windows, hidden)
-        self.down = nn.Linear(hidden, filters * numbers, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        # The published start is for generated weights; these are poles. They start near
-        # their base and are moved by what the network sees.
-        nn.init.xavier_uniform_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-        nn.init.normal_(self.down.weight, std=0.1)
-
-    def forward(
-        self, pooled: Float[Tensor, "batch bins windows dim"]
-    ) -> Float[Tensor, "batch bins dim filters numbers"]:
-        moved = self.down(self.up(pooled.transpose(2, 3)).sigmoid())
-        return moved.unflatten(-1, (self.filters, -1))
-
-
 class Focus(nn.Module):
     """The adaptive-filter mixer, `(batch, length, dim)` to the same shape.
 
     Source: Lutati, Zimerman, Wolf 2023 (arXiv 2305.14952), made causal, stable and streaming;
     `docs/errata.md` says where and why it differs.
     """
-
-    filter_parameters: ClassVar[tuple[str, ...]] = ("base", "mix", "skip")
 
     def __init__(self, config: FocusConfig) -> None:
         super().__init__()
@@ -265,16 +224,19 @@ class Focus(nn.Module):
         dim, values = config.dim, config.values
         self.short_conv = ShortConv(dim, config.conv_width) if config.conv_width else None
         self.features = config.build_own()
-        self.to_poles = None
-        if config.hypernetwork != "none":
-            self.to_poles = PoleNetwork(
-                config.windows, config.hidden, config.filters, config.numbers
-            )
-        self.base = nn.Parameter(torch.empty(dim, config.filters, config.numbers))
-        directions = 1 if config.causal else 2
-        self.mix = nn.Parameter(torch.empty(directions, config.filters, dim, 2))
-        self.skip = nn.Parameter(torch.empty(dim)) if config.skip else None
-
+        self.filters = AdaptiveFilters(
+            dim,
+            config.filters,
+            config.bin_length,
+            windows=None if config.hypernetwork == "none" else config.windows,
+            hidden=config.hidden,
+            realisation=config.realisation,
+            turning=config.turning,
+            reset=config.reset,
+            skip=config.skip,
+            max_decay=config.max_decay,
+            causal=config.causal,
+        )
         if config.shared_query_key:
             self.to_query_key = nn.Linear(dim, dim)
             self.query_scale = nn.Parameter(torch.empty(2, dim))
@@ -315,38 +277,12 @@ class Focus(nn.Module):
         return dict.fromkeys(("causality", "nan", "segments", "state"), _LEAK)
 
     def reset_parameters(self) -> None:
-        """Poles spread over memories from 2 to 512 steps and over all angles, slow ones first."""
-        config = self.config
-        count = config.dim * config.filters
-        order = torch.arange(count, device=self.base.device)
-        memory = 2 * 256 ** (order / max(count - 1, 1))
-        decay = (1 - 1 / memory).clamp(max=0.999 * config.max_decay)
-        # The golden ratio's steps cover (0, 1) evenly for every prefix.
-        angle = torch.pi * (order * 0.6180339887 % 1).clamp(0.01, 0.99) ** 2
-        if config.realisation == "normal":
-            base = torch.stack(
-                [torch.logit(decay / config.max_decay), torch.logit(angle / torch.pi)], -1
-            )
-        elif config.realisation == "direct":
-            # The direct form's gain grows without bound for slow poles near angle 0.
-            decay = decay.clamp(max=0.9)
-            a = torch.stack([-2 * decay * angle.cos(), decay**2], -1)
-            base = coefficients_to_unconstrained(a, max_decay=config.max_decay)
-        else:
-            base = torch.zeros(count, 2, device=order.device)
-        with torch.no_grad():
-            base = base[:, : config.numbers].reshape(config.dim, config.filters, config.numbers)
-            self.base.copy_(base)
-            self.mix.zero_()
-            self.mix[..., 0] = config.filters**-0.5
-            if self.skip is not None:
-                self.skip.fill_(1)
-            if self.short_conv is not None:
-                # Half a short convolution's own start: the present stays the loudest.
-                nn.init.normal_(self.short_conv.kernel, std=0.5 * config.conv_width**-0.5)
-            if config.shared_query_key:
-                nn.init.ones_(self.query_scale)
-                nn.init.zeros_(self.query_shift)
+        if self.short_conv is not None:
+            # Half a short convolution's own start: the present stays the loudest.
+            nn.init.normal_(self.short_conv.kernel, std=0.5 * self.short_conv.width**-0.5)
+        if self.config.shared_query_key:
+            nn.init.ones_(self.query_scale)
+            nn.init.zeros_(self.query_shift)
 
     def forward(
         self,
@@ -388,13 +324,10 @@ class Focus(nn.Module):
         features_state = None
         if self.features is not None:
             shared, features_state = self.features(x, state.features if state else None, lengths)
-        coefficients = self._coefficients(x, shared, streaming=state is not None)
         offset = position % self.config.bin_length
-        filtered, filter_state = self._filter(
-            x, coefficients, offset, lengths, state.filter if state else None
+        filtered, filter_state = self.filters(
+            x, shared, offset, lengths, state.filter if state else None
         )
-        if self.skip is not None:
-            filtered = filtered + self.skip.to(x.dtype) * x
         reset, candidate, value, *rest = self.from_filtered(filtered).split(self.parts, -1)
         update = rest.pop() if self.config.published_gates else None
         q, k = self._query_key(x, filtered, *rest)
@@ -436,7 +369,7 @@ class Focus(nn.Module):
         x, _ = self._meet_neighbours(x, None, None)
         if self.features is not None:
             shared, _ = self.features(x)
-        return self._coefficients(x, shared, streaming=False)
+        return self.filters.coefficients(x, shared)
 
     def _meet_neighbours(
         self, x: Tensor, state: Tensor | None, lengths: Tensor | None
@@ -446,92 +379,6 @@ class Focus(nn.Module):
             return x, None
         mixed, neighbours = self.short_conv(x, state, lengths)
         return hide_padding(x + mixed, lengths), neighbours
-
-    def _coefficients(self, x: Tensor, features: Features | None, *, streaming: bool) -> Tensor:
-        """Eq. 3, with the whole stability region in place of a quarter of it. float32 or wider."""
-        config = self.config
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        base = self.base.to(dtype)
-        if features is None or self.to_poles is None:
-            late = config.bin_length - 1 if streaming else 0
-            bins = -(-(late + x.shape[1]) // config.bin_length) if x.shape[1] else 0
-            numbers = base.expand(x.shape[0], bins, *base.shape)
-        else:
-            pooled = features.pooled.to(self.to_poles.up.weight.dtype)
-            moved = self.to_poles(pooled).to(dtype)
-            known = features.known[..., None, None, None]
-            numbers = base + torch.where(known, moved, 0)
-        if config.realisation == "normal":
-            decay = config.max_decay * numbers[..., 0].sigmoid()
-            turn = torch.pi * numbers[..., 1].sigmoid() if config.turning else decay.new_zeros(())
-            return torch.stack([decay, turn.expand_as(decay)], -1)
-        if config.realisation == "direct":
-            return unconstrained_to_coefficients(numbers, max_decay=config.max_decay)
-        return numbers.sigmoid()
-
-    def _filter(
-        self,
-        x: Tensor,
-        coefficients: Tensor,
-        offset: Tensor,
-        lengths: Tensor | None,
-        state: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Eq. 4-8: the sum of F filters, and their states (batch, dim, filters, 2)."""
-        if self.causal and self.config.realisation != "circular":
-            return self._one_way(x, coefficients, self.mix[0], offset, lengths, state)
-        if self.config.realisation == "circular":
-            y = torch.zeros_like(x)
-            for n in range(self.config.filters):
-                filtered = circular_filter(x, coefficients[:, :, :, n], self.config.bin_length)
-                y = y + self.mix[0, n, :, 0].to(x.dtype) * filtered
-            return y, None
-        forwards, _ = self._one_way(x, coefficients, self.mix[0], offset, lengths, None)
-        # Backwards the padding comes first; it is silence, so the state stays at rest.
-        padding = -x.shape[1] % self.config.bin_length
-        reverse = functional.pad(x, (0, 0, 0, padding)).flip(1)
-        backwards, _ = self._one_way(
-            reverse, coefficients.flip(1), self.mix[1], torch.zeros_like(offset), None, None
-        )
-        return forwards + backwards.flip(1)[:, : x.shape[1]], None
-
-    def _one_way(
-        self,
-        x: Tensor,
-        coefficients: Tensor,
-        mix: Tensor,
-        offset: Tensor,
-        lengths: Tensor | None,
-        state: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        config = self.config
-        y, ends = torch.zeros_like(x), []
-        for n in range(config.filters):
-            before = None if state is None else state[:, :, n]
-            if config.realisation == "normal":
-                decay, angle = coefficients[:, :, :, n].unbind(-1)
-                # White noise in, unit variance out: slow poles would drown the others.
-                gain = (1 - decay**2).sqrt()[..., None] * mix[n].to(decay.dtype)
-                if self.shards is not None and not config.reset:
-                    before = normal_form_state_before(
-                        x, decay, angle, config.bin_length, self.shards
-                    )
-                filtered, end = normal_form_filter(
-                    x, decay, angle, config.bin_length, mix=gain, offset=offset,
-                    lengths=lengths, state=before, reset=config.reset,
-                )  # fmt: skip
-            else:
-                a = coefficients[:, :, :, n]
-                if self.shards is not None and not config.reset:
-                    before = direct_form_state_before(x, a, config.bin_length, self.shards)
-                filtered, end = direct_form_filter(
-                    x, a, config.bin_length, offset=offset,
-                    lengths=lengths, state=before, reset=config.reset,
-                )  # fmt: skip
-                filtered = mix[n, :, 0].to(x.dtype) * filtered
-            y = y + filtered
-            ends.append(end)
-        return y, torch.stack(ends, 2)
 
     def _query_key(
         self, x: Tensor, filtered: Tensor, key: Tensor | None = None

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import ShortConv
-from polewise.mixers.options import require_at_least, require_choice
 from polewise.ops import associative_filter, gated_filter
 from polewise.ops.padding import hide_padding
+from polewise.options import require_at_least, require_choice
 
 TEMPERATURE = 16
 """Decays are sigmoids to the power of 1 / 16: near 1 from the start, as published."""

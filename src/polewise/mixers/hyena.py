@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polewise.layers import ShortConv
-from polewise.mixers.options import require_at_least
 from polewise.ops import KernelSpectrum, long_conv
 from polewise.ops.padding import hide_padding
+from polewise.options import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +82,29 @@ class ImplicitKernel(nn.Module):
         nn.init.constant_(self.sharpness, self.config.sharpness)
 
     def forward(self) -> Float[Tensor, "taps dim"]:
-        config, like = self.config, self.sharpness
-        taps = torch.arange(config.taps, device=like.device, dtype=like.dtype)[:, None]
-        time = taps / max(config.taps - 1, 1)
-        bands = torch.linspace(1e-4, config.bands - 1, config.bands).to(like)
-        phase = bands * (2 * math.pi / config.taps) * taps
-        h = torch.cat([time, phase.cos(), -phase.sin()], -1)
-        *inner, last = self.layers
-        for layer in inner:
-            h = (self.sharpness * layer(h)).sin()
-        # Channels fade at different speeds: to 1 % at 1.5 to at 0.3 of the kernel's length.
-        fading = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, config.dim).to(like)
-        return last(h) * (-time * fading).exp()
+        config, device = self.config, self.sharpness.device
+        # float32 or wider whatever the model's precision: bfloat16 counts to 256.
+        dtype = torch.promote_types(self.sharpness.dtype, torch.float32)
+        with torch.autocast(device.type, enabled=False):
+            taps = torch.arange(config.taps, device=device, dtype=dtype)[:, None]
+            time = taps / max(config.taps - 1, 1)
+            bands = torch.linspace(1e-4, config.bands - 1, config.bands, device=device, dtype=dtype)
+            phase = bands * (2 * math.pi / config.taps) * taps
+            h = torch.cat([time, phase.cos(), -phase.sin()], -1)
+            *inner, last = self.layers
+            for layer in inner:
+                h = (self.sharpness * _linear(layer, h)).sin()
+            # The first channel fades to 1 % at 1.5 of the kernel's length, the last at 0.3.
+            fading = torch.linspace(
+                math.log(100) / 1.5, math.log(100) / 0.3, config.dim, device=device, dtype=dtype
+            )
+            return _linear(last, h) * (-time * fading).exp()
+
+
+def _linear(layer: Any, x: Tensor) -> Tensor:
+    """The layer, in the precision of `x`."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return functional.linear(x, layer.weight.to(x.dtype), bias)
 
 
 class Hyena(nn.Module):

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polewise.layers import PositionBias
-from polewise.mixers.options import require_at_least, require_multiple
 from polewise.ops import AttentionState, chunked_attention
 from polewise.ops.padding import hide_padding
+from polewise.options import require_at_least, require_multiple
 
 
 @dataclass(frozen=True, kw_only=True)

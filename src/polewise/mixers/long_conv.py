@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import LongConvEmbedder
-from polewise.mixers.options import require_at_least
 from polewise.ops.padding import hide_padding
+from polewise.options import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)

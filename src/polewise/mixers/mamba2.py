@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import ShortConv, StepSize
-from polewise.mixers.options import require_at_least, require_multiple
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding
+from polewise.options import require_at_least, require_multiple
 
 
 @dataclass(frozen=True, kw_only=True)

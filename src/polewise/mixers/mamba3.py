@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import StepSize
-from polewise.mixers.options import require_at_least, require_multiple
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding, newest
+from polewise.options import require_at_least, require_multiple
 
 SLOWEST = 1e-4
 """The smallest rate of forgetting, as published."""

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import DampedEma, PositionBias
-from polewise.mixers.options import require_at_least
 from polewise.ops import AttentionState, chunked_attention
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
+from polewise.options import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,9 @@ class Mega(nn.Module):
         sizes = [config.dim, config.keys, config.values, config.dim]
         update, z, reset, candidate = self.from_average(functional.silu(average)).split(sizes, -1)
         z = functional.silu(z)
-        q, k = z * self.scale[0] + self.shift[0], z * self.scale[1] + self.shift[1]
+        # Under autocast the products are narrower than the parameters.
+        scale, shift = self.scale.to(z.dtype), self.shift.to(z.dtype)
+        q, k = z * scale[0] + shift[0], z * scale[1] + shift[1]
         attended, attention = chunked_attention(
             q[:, :, None], k[:, :, None], v[:, :, None], config.chunk_length,
             bias=self.position_bias().to(q.dtype), causal=config.causal, lengths=lengths,

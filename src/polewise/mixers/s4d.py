@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.mixers.options import require_at_least, require_multiple
 from polewise.ops import normal_form_filter
 from polewise.ops.padding import hide_padding
+from polewise.options import require_at_least, require_multiple
 
 
 @dataclass(frozen=True, kw_only=True)

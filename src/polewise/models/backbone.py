@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polewise.did_you_mean import did_you_mean
-from polewise.mixers import MIXERS
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -95,24 +93,3 @@ class Backbone(nn.Module):
         if any(after is None for after in states):
             return y, None
         return y, BackboneState(tuple(states), shared_state)
-
-
-def mixer_options(name: str, dim: int, options: dict[str, Any]) -> Any:
-    """The typed options of the mixer called `name`.
-
-    Raises:
-        ValueError: no mixer or no option of that name; the nearest is suggested.
-    """
-    if name not in MIXERS:
-        raise ValueError(
-            f"mixer must be one of {', '.join(MIXERS)}; got {name!r}.{did_you_mean(name, MIXERS)}"
-        )
-    config = MIXERS[name]
-    known = [field.name for field in fields(config) if field.name != "dim"]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"mixer_options of {name!r} must be among {', '.join(known)}; got {option!r}."
-                f"{did_you_mean(option, known)}"
-            )
-    return config(dim=dim, **options)

@@ -8,7 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from polewise.did_you_mean import did_you_mean
-from polewise.models.backbone import BackboneConfig, mixer_options
+from polewise.mixers import all_options, mixer_config
+from polewise.models.backbone import BackboneConfig
 
 
 @strict
@@ -29,7 +30,7 @@ class PolewiseConfig(PreTrainedConfig):
     mixer: str = "focus"
     """Name in `polewise.mixers.MIXERS`."""
     mixer_options: dict | None = None
-    """Options of the mixer, but for `dim`."""
+    """Options of the mixer, but for `dim`. Those not given are added with their defaults."""
     hidden_size: int = 256
     """Channels."""
     num_hidden_layers: int = 4
@@ -62,8 +63,14 @@ class PolewiseConfig(PreTrainedConfig):
                     f"PolewiseConfig has no {key!r}.{did_you_mean(key, sorted(known))} "
                     "A mixer's own options go into mixer_options."
                 )
-        self.backbone()
+        self.mixer_options = all_options(self.backbone().mixer)
         super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written: beside what differs from the defaults, the mixer with all its options,
+        so that a saved model stays what it is whatever the defaults become."""
+        written = {"mixer": self.mixer, "mixer_options": dict(self.mixer_options or {})}
+        return super().to_diff_dict() | written
 
     def backbone(self) -> BackboneConfig:
         """The same choice in plain torch, checked."""
@@ -76,7 +83,7 @@ class PolewiseConfig(PreTrainedConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
         return BackboneConfig(
-            mixer=mixer_options(self.mixer, self.hidden_size, self.mixer_options or {}),
+            mixer=mixer_config(self.mixer, self.hidden_size, self.mixer_options or {}),
             num_layers=self.num_hidden_layers,
             hidden_dim=self.intermediate_size,
             dropout=self.dropout,

@@ -80,10 +80,10 @@ def backward(
         offsets.numpy(), lengths.numpy(), array(starts), grad_x.numpy(), grad_decay.numpy(),
         grad_angle.numpy(), by_mix.numpy(), grad_state.numpy(), SEGMENT, bin_length, reset,
     )  # fmt: skip
-    cosine, sine = angle.cos(), angle.sin()
-    across = grad_decay * sine
-    grad_decay.mul_(cosine).addcmul_(grad_angle, sine)
-    grad_angle.mul_(cosine).sub_(across).mul_(decay)
+    # A few bins at a time: three whole tensors more would be the peak of the memory taken.
+    polar = (each.chunk(8, 1) for each in (grad_decay, grad_angle, decay, angle))
+    for parts in zip(*polar, strict=True):
+        _to_polar(*parts)
     grad_mix = by_mix if mix.shape[0] == batch else by_mix.sum(0, keepdim=True)
     return grad_x, grad_decay, grad_angle, grad_mix, grad_state
 
@@ -91,9 +91,17 @@ def backward(
 def _poles(decay: Tensor, angle: Tensor) -> Tensor:
     """Real and imaginary parts, (batch, bins, dim, 2)."""
     poles = torch.empty(*decay.shape, 2, dtype=decay.dtype)
-    torch.mul(decay, angle.cos(), out=poles[..., 0])
-    torch.mul(decay, angle.sin(), out=poles[..., 1])
-    return poles
+    torch.cos(angle, out=poles[..., 0])
+    torch.sin(angle, out=poles[..., 1])
+    return poles.mul_(decay[..., None])
+
+
+def _to_polar(grad_real: Tensor, grad_imag: Tensor, decay: Tensor, angle: Tensor) -> None:
+    """Turn gradients of real and imaginary part, in place, into those of radius and angle."""
+    cosine, sine = angle.cos(), angle.sin()
+    across = grad_real * sine
+    grad_real.mul_(cosine).addcmul_(grad_imag, sine)
+    grad_imag.mul_(cosine).sub_(across).mul_(decay)
 
 
 @compiled

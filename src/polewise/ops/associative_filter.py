@@ -118,9 +118,9 @@ def associative_filter(
         real = torch.arange(length, device=q.device) < lengths[:, None]
         decay = torch.where(real[..., None], decay, 1)
     angle = None if angle is None else hide_padding(angle, lengths).to(dtype)
+    q, k, v = (hide_padding(part, lengths) for part in (q, k, v))
     if run is not _triton:
         q, k, v = (part.to(dtype) for part in (q, k, v))
-    k, v = (hide_padding(part, lengths) for part in (k, v))
     with torch.autocast(q.device.type, enabled=False):
         y, last = run(q, k, v, decay.to(dtype), angle, state.to(dtype))
     return hide_padding(y, lengths).to(given), last

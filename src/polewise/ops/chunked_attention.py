@@ -102,6 +102,7 @@ def chunked_attention(
     ]
     lengths = None if lengths is None else rows_of_lengths(lengths, q)
     steps = real_steps(q, lengths)
+    q = hide_padding(q, lengths)  # 0 * NaN would reach the gradients of real keys
     if not causal:
         y = run(q, k, v, chunk_length, bias, steps, None, sliding, False)
         return hide_padding(y, lengths), None

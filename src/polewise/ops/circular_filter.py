@@ -57,6 +57,7 @@ def circular_filter(
     require_sequence("x", x)
     batch, length, dim = x.shape
     require_positive("bin_length", bin_length, "steps")
+    require_sequence("a", a, "(batch, bins, dim, 2)")
     require_like("a", a, (batch, a.shape[1], dim, 2), x, "(batch, bins, dim, 2)")
     require_bins("a", a.shape[1], 0, length, bin_length)
     points = bin_length if fft_length is None else fft_length

@@ -93,10 +93,11 @@ def gated_filter(
         lengths = rows_of_lengths(lengths, q)
         real = torch.arange(length, device=q.device) < lengths[:, None]
         decay = torch.where(real[..., None, None], decay, 1)
-    k, v = (hide_padding(part, lengths).to(dtype) for part in (k, v))
+    given = q.dtype
+    q, k, v = (hide_padding(part, lengths).to(dtype) for part in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
-        y, last = run(q.to(dtype), k, v, decay.to(dtype), state.to(dtype))
-    return hide_padding(y, lengths).to(q.dtype), last
+        y, last = run(q, k, v, decay.to(dtype), state.to(dtype))
+    return hide_padding(y, lengths).to(given), last
 
 
 def _definition(q, k, v, decay, state):

@@ -23,7 +23,7 @@ def real_steps(
     """How many steps of each row are real."""
     if lengths is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
-    return lengths
+    return lengths.clamp(0, x.shape[1])
 
 
 def newest(
@@ -37,6 +37,6 @@ def newest(
         return new[:, length - kept :].clone()  # a view would keep the whole segment in memory
     if lengths is None:
         return torch.cat([before[:, length:].to(new.dtype), new], 1)
-    index = lengths[:, None] + torch.arange(kept, device=new.device)
+    index = real_steps(new, lengths)[:, None] + torch.arange(kept, device=new.device)
     index = index.reshape(*index.shape, *[1] * (new.ndim - 2)).expand(-1, -1, *new.shape[2:])
     return torch.cat([before.to(new.dtype), new], 1).gather(1, index)

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from polewise.tasks.options import require_choice
+from polewise.options import require_choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from polewise.options import require_choice
 from polewise.tasks.data_sets import (
     DATA_SETS,
     DataFile,
@@ -20,7 +21,6 @@ from polewise.tasks.data_sets import (
     how_to_get,
     locate,
 )
-from polewise.tasks.options import require_choice
 
 _TIMEOUT_SECONDS = 30.0
 

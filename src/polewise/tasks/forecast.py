@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
+from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.data_sets import find
-from polewise.tasks.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
 _ETTH1_ROWS = 20 * 30 * 24

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polewise.tasks.options import require_at_least, require_memory, require_types
+from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 FILLER = 0

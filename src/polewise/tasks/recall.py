@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.epochs import epoch_rows
-from polewise.tasks.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NOOP = 0

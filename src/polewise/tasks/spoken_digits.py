@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.tasks.byte_source import open_bytes
-from polewise.tasks.classification import class_loss, class_metrics
-from polewise.tasks.data_sets import find
-from polewise.tasks.epochs import epoch_rows
-from polewise.tasks.options import (
+from polewise.options import (
     require_at_least,
     require_choice,
     require_memory,
     require_types,
 )
+from polewise.tasks.byte_source import open_bytes
+from polewise.tasks.classification import class_loss, class_metrics
+from polewise.tasks.data_sets import find
+from polewise.tasks.epochs import epoch_rows
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
 SAMPLE_RATE_HZ = 8000

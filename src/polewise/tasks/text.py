@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
+from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.byte_source import ByteSource, MemoryBytes, open_bytes
 from polewise.tasks.data_sets import find
-from polewise.tasks.options import require_at_least, require_memory, require_types
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NUM_BYTES = 256

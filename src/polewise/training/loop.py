@@ -144,7 +144,8 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
     if session.progress.owes_evaluation:
         session.measure()
     session.model.train()
-    while not (stops or session.has_reached_target()) and (spent := session.spent()) < 1:
+    spent = session.spent()
+    while not (stops or session.has_reached_target()) and spent < 1:
         begin = perf_counter()
         batches = session.take_batches(stop)
         if batches is None:  # the source has stalled, and someone asked to stop
@@ -155,19 +156,21 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
         session.take_step(batches, rate)
 
         progress = session.progress
-        is_last = spent_share(progress, options) >= 1
-        is_due = progress.step % options.log_every == 0
-        evaluates = progress.step % options.evaluate_every == 0
-        saves = progress.step % options.checkpoint_every == 0
-        stops = bool(session.agreed(float(stop.signal is not None)))
-        if session.has_diverged(looks=is_due or evaluates or saves or is_last or stops):
-            session.roll_back(batches, rate)
-            continue
         if counted:
             progress.seconds += (seconds := perf_counter() - begin)
             streams = 1 if session.splits else session.accelerator.num_processes
             progress.window.add_time(seconds, batches, streams)
         counted = True
+        spent = session.spent()
+        is_due = progress.step % options.log_every == 0
+        evaluates = progress.step % options.evaluate_every == 0
+        saves = progress.step % options.checkpoint_every == 0
+        stops = bool(session.agreed(float(stop.signal is not None)))
+        ends = stops or spent >= 1
+        if session.has_diverged(looks=is_due or evaluates or saves or ends):
+            session.roll_back(batches, rate)
+            spent = session.spent()
+            continue
         if is_due:
             session.log_window(rate)
         progress.owes_evaluation = evaluates and stops
@@ -175,7 +178,7 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
             session.measure()
         # The last checkpoint comes at the very end, and in the middle of trouble none does:
         # a roll back goes to a step from before it.
-        ends = is_last or stops or session.has_reached_target()
+        ends = ends or session.has_reached_target()
         if saves and not ends and not progress.skipped_in_a_row:
             with session.tolerance():
                 session.save()

@@ -72,20 +72,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
+_MISSING = object()
+
+
 def _filter_parameters(model: nn.Module) -> set[int]:
     found: set[int] = set()
     for module in model.modules():
         for name in getattr(type(module), "filter_parameters", ()):
             part: Any = module
             for step in name.split("."):
-                part = getattr(part, step, None)
+                part = None if part is None else getattr(part, step, _MISSING)
             if isinstance(part, nn.Parameter):
                 found.add(id(part))
             elif isinstance(part, nn.Module):
                 found.update(id(parameter) for parameter in part.parameters())
             elif part is not None:
+                what = "not there" if part is _MISSING else f"a {type(part).__name__}"
                 raise TypeError(
                     f"filter_parameters of {type(module).__name__} must name parameters or "
-                    f"modules; {name!r} is a {type(part).__name__}."
+                    f"modules; {name!r} is {what}."
                 )
     return found

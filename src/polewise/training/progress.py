@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
+from polewise.options import require_types
 from polewise.tasks import Batch
-from polewise.tasks.options import require_types
 
 _REMEMBERED = 0.98
 """How much of the usual loss stays when a new one comes: a memory of 50 steps."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,9 +11,9 @@ from torch import nn
 
 from polewise.did_you_mean import did_you_mean
 from polewise.layers import sharding
-from polewise.mixers import MIXERS
+from polewise.mixers import all_options, mixer_config
+from polewise.options import require_choice, require_memory, require_types
 from polewise.tasks import TASKS, AnyTask, TaskSpec
-from polewise.tasks.options import require_choice, require_memory, require_type, require_types
 
 FORMAT = 2
 """Version of the JSON that `run_to_json` writes. Format 1 had no version and fewer options."""
@@ -30,7 +29,8 @@ class ModelOptions:
     mixer: str = "focus"
     """The mixer in every block, a name in `polewise.mixers.MIXERS`."""
     mixer_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the mixer, by name; the rest keep their defaults."""
+    """Options of the mixer, by name. Those not given are added with their defaults, so that a run
+    says everything, whatever the defaults become."""
     hidden_size: int = 64
     """Channels."""
     num_layers: int = 2
@@ -40,11 +40,6 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         require_types(self)
-        if self.mixer not in MIXERS:
-            raise ValueError(
-                f"mixer must be one of {', '.join(MIXERS)}; got {self.mixer!r}."
-                f"{did_you_mean(self.mixer, MIXERS)}"
-            )
         for name in ("hidden_size", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -52,16 +47,9 @@ class ModelOptions:
             raise ValueError(f"num_layers must be at most {_MOST_LAYERS}; got {self.num_layers}.")
         if self.intermediate_size is not None and self.intermediate_size < 0:
             raise ValueError(f"intermediate_size must be at least 0; got {self.intermediate_size}.")
-        known = mixer_option_types(self.mixer)
-        for name, value in self.mixer_options.items():
-            if name not in known:
-                raise ValueError(
-                    f"mixer_options must name options of {self.mixer} ({', '.join(known)}); "
-                    f"got {name!r}.{did_you_mean(name, known)}"
-                )
-            require_type(name, value, known[name])
         # The mixer's own checks, before anything is built.
-        MIXERS[self.mixer](dim=self.hidden_size, **self.mixer_options)
+        config = mixer_config(self.mixer, self.hidden_size, self.mixer_options)
+        object.__setattr__(self, "mixer_options", all_options(config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +181,8 @@ def run_to_json(run: Run) -> dict[str, Any]:
 def run_from_json(values: dict[str, Any]) -> Run:
     """Return the run that `run_to_json` wrote, in this format or an older one.
 
-    Options that an older format did not have take their defaults, which do what was done then.
+    Options that an older format did not have take their defaults. Those of a task or of training
+    do what was done then; those of a mixer, which the first files of format 2 left out, need not.
 
     Raises:
         ValueError: a part is missing, an option is unknown or out of range, or the format is newer.
@@ -258,7 +247,7 @@ def require_splittable(run: Run, processes: int) -> None:
     Raises:
         ValueError: a piece would not hold whole bins and chunks, or the mixer looks ahead.
     """
-    config = MIXERS[run.model.mixer](dim=run.model.hidden_size, **run.model.mixer_options)
+    config = mixer_config(run.model.mixer, run.model.hidden_size, run.model.mixer_options)
     with torch.device("meta"):
         mixer = config.build()
     try:
@@ -315,17 +304,6 @@ def model_class(spec: TaskSpec) -> Any:
         "classification": models.PolewiseForSequenceClassification,
         "forecast": models.PolewiseForForecasting,
     }[spec.kind]
-
-
-def mixer_option_types(mixer: str) -> dict[str, Any]:
-    """Return the options of a mixer and their types; `dim` is the model's business."""
-    config = MIXERS[mixer]
-    hints = typing.get_type_hints(config)
-    return {
-        field.name: hints[field.name]
-        for field in dataclasses.fields(config)
-        if field.init and field.name != "dim"
-    }
 
 
 def _from_options(kind: Any, options: dict[str, Any]) -> Any:

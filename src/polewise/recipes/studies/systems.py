@@ -14,6 +14,13 @@ from polewise.training import ModelOptions
 Mixers = dict[str, tuple[str, dict[str, Any]]]
 """Name of a system to the name and the options of its mixer."""
 
+PEERS = (
+    "focus", "attention", "chunk_attention", "sliding_attention", "mega", "hyena", "s4d", "mamba2"
+)  # fmt: skip
+"""Who takes part in the tables, where nothing else is said."""
+RELATIVES = ("mamba3", "gated_linear_attention")
+"""Today's closest relatives of Focus."""
+
 _LOCAL = ("focus", "mega", "chunk_attention", "sliding_attention")
 _LONG = ("hyena", "long_conv")
 

@@ -8,7 +8,7 @@ import shlex
 import statistics
 import time
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from polewise.mixers import MIXERS
 from polewise.recipes.studies.study import Study, Trial
 from polewise.training import (
     NonFiniteError,
@@ -47,8 +46,8 @@ def processes() -> PartialState:
 def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
     """Train the run, or go on with it; leave its outcome in the folder.
 
-    A run that is done is left alone. One whose loss became NaN is done too: it diverged. Processes
-    that train together all call this, and the main one writes.
+    A run that is done is left alone. One whose loss or last figure is NaN or infinite is done too:
+    it diverged. Processes that train together all call this, and the main one writes.
 
     Returns:
         None when the run is done; the signal that asked it to stop, when it can be resumed.
@@ -77,10 +76,13 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
     except NonFiniteError as error:
         diverged = str(error)
     if processes().is_main_process:
+        headline = run.task.headline
+        if diverged is None and headline not in _evaluations(RunFolder.open(path))[-1]:
+            diverged = f"{headline} is not a finite number at the end"
         values = {
             "status": "done" if diverged is None else "diverged",
             **({} if diverged is None else {"diagnosis": diverged}),
-            **_measure(RunFolder.open(path), diverged is not None),
+            **_measure(RunFolder.open(path), diverged is not None, tests=trial.share == 1),
             # Of a run that was interrupted only the last part is known.
             "wall_seconds": round(time.monotonic() - began, 3) if fresh else None,
             "cpu_seconds": round(time.process_time() - began_cpu, 3) if fresh else None,
@@ -119,11 +121,8 @@ def read_row(study: Study, trial: Trial, path: Path) -> dict[str, Any]:
 
 
 def configuration(run: Run) -> dict[str, Any]:
-    """Return all options of a run, the mixer's defaults included: they may change one day."""
-    values = run_to_json(run)
-    options = asdict(MIXERS[run.model.mixer](dim=run.model.hidden_size, **run.model.mixer_options))
-    values["model"]["mixer_options"] = {k: v for k, v in options.items() if k != "dim"}
-    return json.loads(json.dumps(values))
+    """Return all options of a run as JSON has them."""
+    return json.loads(json.dumps(run_to_json(run)))
 
 
 def rerun_command(study: Study, trial: Trial) -> str:
@@ -151,12 +150,14 @@ def _is_over(folder: RunFolder, run: Run) -> bool:
     last = _evaluations(folder)[-1:]
     if run.training.stop_at is None or not last or last[0]["step"] != progress.step:
         return False
-    value, target = last[0][run.task.headline], run.training.stop_at
+    value, target = last[0].get(run.task.headline), run.training.stop_at
+    if value is None:
+        return False
     return value >= target if run.task.higher_is_better else value <= target
 
 
-def _measure(folder: RunFolder, diverged: bool) -> dict[str, Any]:
-    """What a run has reached, and what it took."""
+def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any]:
+    """What a run has reached, and what it took. A short run chooses a rate and tests nothing."""
     run, evaluations = folder.read_run(), _evaluations(folder)
     speeds = [
         record["positions_per_second"]
@@ -182,7 +183,7 @@ def _measure(folder: RunFolder, diverged: bool) -> dict[str, Any]:
     spec = task.spec
     if spec.kind == "language":
         measured["state_bytes"] = model.state_num_bytes(batch=1, length=spec.length)
-    if getattr(task, "part", None) == "valid":
+    if tests and getattr(task, "part", None) == "valid":
         # The best model by validation, on data that chose nothing.
         test = replace(task, part="test")
         test.prepare()

@@ -49,6 +49,12 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         )
 
 
+def require_multiple(name: str, value: int, of_name: str, of: int) -> None:
+    """Raise ValueError unless one option is a multiple of another."""
+    if value % of:
+        raise ValueError(f"{name} must be a multiple of {of_name}; got {value} and {of}.")
+
+
 def require_memory(names: str, num_bytes: int) -> None:
     """Raise ValueError if so many bytes can never fit into this machine's memory.
 

@@ -1,0 +1,80 @@
+"""Studies of classification: a digit from its pixels, or from the samples of its sound."""
+
+from __future__ import annotations
+
+from polewise.recipes.studies.plan import in_seconds, in_steps, study_of
+from polewise.recipes.studies.study import Comparison, Size, Study
+from polewise.recipes.studies.systems import PEERS, equal_systems, mixers
+from polewise.tasks import ImagesTask, SpokenDigitsTask
+
+CLASSIFIERS = tuple(name for name in PEERS if name != "hyena")
+
+
+def table4(size: Size) -> Study:
+    """Who names a digit best from its pixels, one after another? (paper, Table 4)"""
+    return study_of(table4, size, _digits(size, permuted=False))
+
+
+def permuted(size: Size) -> Study:
+    """Who names a digit best from its pixels in an order that hides what is near?"""
+    return study_of(permuted, size, _digits(size, permuted=True))
+
+
+def _digits(size: Size, *, permuted: bool) -> Comparison:
+    cpu = size == "cpu"
+    task = ImagesTask(
+        source="mnist", permuted=permuted, num_eval=5000 if cpu else None,
+        batch_size=10 if cpu else 50,
+    )  # fmt: skip
+    return Comparison(
+        name="mnist",
+        task=task,
+        systems=equal_systems(
+            task.spec,
+            mixers(*CLASSIFIERS, chunk_length=32, length=784),
+            dim=64 if cpu else 512,
+            num_layers=2 if cpu else 6,
+        ),
+        training=(
+            in_seconds(1200, evaluate_every=1000) if cpu else in_steps(110_000, evaluate_every=1100)
+        ),
+        learning_rates=(2e-3, 6e-3) if cpu else (3e-4, 1e-3, 3e-3),
+        # In the first minute nobody has left the plateau with which this task begins.
+        grid_share=0.15 if cpu else 0.1,
+        expected_seconds=1200 if cpu else None,
+        num_seeds=1 if cpu else 3,
+    )
+
+
+def audio(size: Size) -> Study:
+    """Who names a spoken digit best from raw samples, and one of a speaker never heard?
+
+    The official split, in which every speaker is heard in training, and the mean over six runs
+    that leave out one speaker each.
+    """
+    cpu = size == "cpu"
+
+    def spoken(names: tuple[str, ...], speaker: str | None, rates: tuple[float, ...]) -> Comparison:
+        task = SpokenDigitsTask(samples_per_step=8 if cpu else 1, test_speaker=speaker)
+        return Comparison(
+            name="official" if speaker is None else f"without-{speaker}",
+            task=task,
+            systems=equal_systems(
+                task.spec,
+                mixers(*names, chunk_length=32, length=task.spec.length),
+                dim=64 if cpu else 256,
+                num_layers=2 if cpu else 6,
+            ),
+            training=in_seconds(480) if cpu else in_steps(20_000),
+            learning_rates=rates,
+            grid_share=0.2 if len(rates) > 1 else 1.0,
+            expected_seconds=480 if cpu else None,
+            note="8000 samples a second, 8 of them a step." if cpu else "8000 steps a second.",
+        )
+
+    official = spoken(CLASSIFIERS, None, (3e-3, 1e-2))
+    others = [
+        spoken(("focus", "s4d", "mamba2"), speaker, (3e-3,))
+        for speaker in ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+    ]
+    return study_of(audio, size, official, *others, mean_over="without-*")

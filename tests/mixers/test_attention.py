@@ -1,0 +1,56 @@
+"""Facts about the Transformer's attention: other people's gives the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polewise.mixers import AttentionConfig
+
+
+def test_it_is_the_attention_of_llama():
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+
+    torch.manual_seed(0)
+    ours = AttentionConfig(dim=16, heads=2).build()
+    config = LlamaConfig(
+        hidden_size=16, num_attention_heads=2, attention_bias=True, attn_implementation="sdpa"
+    )
+    theirs = LlamaAttention(config, layer_idx=0)
+    layers = {
+        "q_proj": ours.to_query,
+        "k_proj": ours.to_key,
+        "v_proj": ours.to_value,
+        "o_proj": ours.to_output,
+    }
+    for name, layer in layers.items():
+        theirs.get_submodule(name).load_state_dict(layer.state_dict())
+    x = torch.randn(2, 30, 16)
+    rotation = LlamaRotaryEmbedding(config)(x, torch.arange(30)[None])
+    expected, _ = theirs(x, position_embeddings=rotation, attention_mask=None)
+    torch.testing.assert_close(ours(x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_float64_only_distances_count_however_far_the_sequence_is():
+    torch.manual_seed(0)
+    mixer = AttentionConfig(dim=8, heads=1).build().double()
+    q, k = torch.randn(2, 1, 5, 1, 8, dtype=torch.float64)
+
+    def products(start):
+        time = start + torch.arange(5)[None]
+        return mixer._rotate(q, time)[0, :, 0] @ mixer._rotate(k, time)[0, :, 0].T
+
+    torch.testing.assert_close(products(1_000_000), products(0), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 8, "heads": 3}, "dim must be a multiple of 2"),
+        ({"dim": 8, "base": -1.0}, "base must be a positive number; got -1.0"),
+    ],
+)
+def test_a_wrong_option_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionConfig(**options)
