@@ -104,6 +104,18 @@ def test_what_is_missing_is_said_and_what_was_never_run_has_no_figure():
     assert "4 of 9 runs are done" in study_section(study(*FOCUS, FOCUS[0])).facts[0]
 
 
+def test_seeds_are_missing_of_the_finalists_alone():
+    rows = [row(name, rate, 0, 0.9) for name in ("focus", "mega") for rate in (0.001, 0.01)]
+    rows.append(row("focus", 0.001, 1, 0.1))  # what comes later does not change who they are
+    values = study(*rows, num_finalists=1)
+    assert {name: cells["missing"] for name, cells in table_of(values).items()} == {
+        "focus": "",
+        "mega": "",
+        "attention": "2 of 2 rates",
+    }
+    assert "5 of 7 runs are done" in study_section(values).facts[0]
+
+
 def test_a_system_that_diverged_at_every_rate_says_so():
     rows = [row("focus", rate, 0, 0, status="diverged", metrics=None) for rate in (0.001, 0.01)]
     cells = table_of(study(*rows))["focus"]

@@ -119,6 +119,23 @@ def test_a_short_grid_trains_a_share_of_the_budget_and_then_every_seed_in_full(t
     assert study.num_trials == len(grid) + len(further)
 
 
+def test_only_the_best_few_systems_get_further_seeds(tiny_study):
+    study = tiny_study(num_seeds=3, num_finalists=1, grid_share=0.5, names=("attention", "mega"))
+    assert study.num_trials == 4 + 2 + 2
+    measured = {trial.name: Measured(0.5, 2) for trial in study.open_trials({})}
+    firsts = study.open_trials(measured)
+    assert [trial.seed for trial in firsts] == [0, 0]
+    assert len(study.trials_to_come({})) == 4
+    assert len(study.trials_to_come(measured)) == 2
+    measured |= {t.name: Measured(0.9 if "mega" in t.name else 0.1, 4) for t in firsts}
+    further = [trial.name for trial in study.open_trials(measured)]
+    assert further == ["short/mega/rate-0.001-seed-1", "short/mega/rate-0.001-seed-2"]
+    assert study.trials_to_come(measured) == []
+    for number in (0, 3):
+        with pytest.raises(ValueError, match=r"num_finalists must lie in \[1, 2\]"):
+            tiny_study(num_finalists=number)
+
+
 def test_among_equal_rates_the_one_of_fewest_steps_is_best(tiny_study):
     study = tiny_study(num_seeds=2)
     steps = {0.001: 8, 0.01: 4}

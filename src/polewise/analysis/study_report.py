@@ -225,8 +225,8 @@ def _further_measures(summaries: Sequence[SystemSummary], headline: str) -> list
 def _progress(study: Study) -> str:
     done = len(study["rows"])
     wanted = sum(
-        len(each["systems"])
-        * (len(each["learning_rates"]) + each["num_seeds"] - (each["grid_share"] == 1))
+        len(each["systems"]) * (len(each["learning_rates"]) + (each["grid_share"] < 1))
+        + (each.get("num_finalists") or len(each["systems"])) * (each["num_seeds"] - 1)
         for each in study["comparisons"]
     )
     if done < wanted:
@@ -260,7 +260,9 @@ def _budget(comparison: Mapping[str, Any]) -> str:
     text = f"Budget: {budget}; learning rates {rates}"
     if comparison["grid_share"] < 1:
         text += f", each tried for {comparison['grid_share']:.0%} of it"
-    return f"{text}; seeds at the best: {comparison['num_seeds']}."
+    text += f"; seeds at the best: {comparison['num_seeds']}"
+    finalists = comparison.get("num_finalists")
+    return f"{text}, of the best {finalists} systems." if finalists else f"{text}."
 
 
 def _spread(summary: SystemSummary, measure: str, part: str = "metrics") -> str:

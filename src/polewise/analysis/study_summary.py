@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -44,7 +45,7 @@ class SystemSummary:
     """The best of them; None if there is none."""
     runs: tuple[Row, ...]
     """The runs of the whole budget at that rate, one per seed."""
-    missing: str
+    missing: str = ""
     """What has not been run yet; empty if nothing."""
 
     def spread(self, measure: str, part: str = "metrics") -> Spread | None:
@@ -68,6 +69,17 @@ def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSumm
     ]
     headline, sign = comparison["headline"], -1 if comparison["higher_is_better"] else 1
 
+    def first(summary: SystemSummary) -> float:
+        """What it reached with seed 0."""
+        values = [row["metrics"][headline] for row in summary.runs if row["seed"] == 0]
+        return sign * values[0] if values else math.inf
+
+    finalists = comparison.get("num_finalists") or len(summaries)
+    summaries = [
+        replace(summary, missing=_missing(comparison, summary, is_finalist=number < finalists))
+        for number, summary in enumerate(sorted(summaries, key=first))
+    ]
+
     def place(summary: SystemSummary) -> tuple[bool, float]:
         spread = summary.spread(headline)
         return spread is None, 0.0 if spread is None else sign * spread.mean
@@ -82,7 +94,7 @@ def format_measure(measure: str, value: float) -> str:
 
 def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row]) -> SystemSummary:
     headline = comparison["headline"]
-    share, rates, seeds = (comparison[k] for k in ("grid_share", "learning_rates", "num_seeds"))
+    share, rates = comparison["grid_share"], comparison["learning_rates"]
     tried = {
         row["learning_rate"]: row
         for row in rows
@@ -100,11 +112,14 @@ def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row])
         for row in rows
         if row["learning_rate"] == best and row["share"] == 1 and row["status"] == "done"
     )
-    wanting = []
-    if len(grid) < len(rates):
-        wanting.append(f"{len(rates) - len(grid)} of {len(rates)} rates")
-    if finite and len(runs) < seeds:
-        wanting.append(f"{seeds - len(runs)} of {seeds} seeds")
-    return SystemSummary(
-        system=name, grid=grid, learning_rate=best, runs=runs, missing=", ".join(wanting)
-    )
+    return SystemSummary(system=name, grid=grid, learning_rate=best, runs=runs)
+
+
+def _missing(comparison: Mapping[str, Any], summary: SystemSummary, *, is_finalist: bool) -> str:
+    rates, missing = len(comparison["learning_rates"]), []
+    if len(summary.grid) < rates:
+        missing.append(f"{rates - len(summary.grid)} of {rates} rates")
+    seeds = comparison["num_seeds"] if is_finalist else 1
+    if summary.learning_rate is not None and len(summary.runs) < seeds:
+        missing.append(f"{seeds - len(summary.runs)} of {seeds} seeds")
+    return ", ".join(missing)

@@ -112,6 +112,7 @@ def _describe(comparison: Comparison) -> dict[str, Any]:
         "systems": [system.name for system in comparison.systems],
         "learning_rates": list(comparison.learning_rates),
         "num_seeds": comparison.num_seeds,
+        "num_finalists": comparison.num_finalists,
         "grid_share": comparison.grid_share,
         "max_steps": training.max_steps,
         "max_seconds": training.max_seconds,

@@ -6,9 +6,9 @@
     trial        one run: system, learning rate, seed
 
 Every system of a comparison gets the same data, budget and learning rates. Phase 1 trains each at
-every rate of the grid with seed 0; phase 2 trains it at its best rate with the other seeds. The
-best rate is that of the best headline metric on validation data, among equals that of the fewest
-steps.
+every rate of the grid with seed 0; phase 2 trains it at its best rate with the other seeds, or
+the best few systems only. The best rate is that of the best headline metric on validation data,
+among equals that of the fewest steps.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Comparison:
     """The grid, the same for all."""
     num_seeds: int = 1
     """Runs at the best rate, seeds 0, 1, ..."""
+    num_finalists: int | None = None
+    """Systems that get more than seed 0: so many, the best with seed 0. None: all."""
     grid_share: float = 1.0
     """Budget of a run of the grid, as a share of the whole. At 1 the grid's run at the best rate
     is also the run of seed 0."""
@@ -74,14 +76,20 @@ class Comparison:
         _require_distinct("learning_rates", [f"{rate:g}" for rate in self.learning_rates])
         if self.num_seeds < 1:
             raise ValueError(f"num_seeds must be at least 1; got {self.num_seeds}.")
+        if self.num_finalists is not None and not 0 < self.num_finalists <= len(self.systems):
+            raise ValueError(
+                f"num_finalists must lie in [1, {len(self.systems)}], the systems; got "
+                f"{self.num_finalists}."
+            )
         if not 0 < self.grid_share <= 1:
             raise ValueError(f"grid_share must lie in (0, 1]; got {self.grid_share}.")
 
     @property
     def num_trials(self) -> int:
         """Runs of both phases, of all systems."""
-        seeds = self.num_seeds - 1 if self.grid_share == 1 else self.num_seeds
-        return len(self.systems) * (len(self.learning_rates) + seeds)
+        firsts = 0 if self.grid_share == 1 else 1
+        further = (self.num_finalists or len(self.systems)) * (self.num_seeds - 1)
+        return len(self.systems) * (len(self.learning_rates) + firsts) + further
 
     @property
     def total_seconds(self) -> float | None:
@@ -180,27 +188,32 @@ class Study:
         trials: list[Trial] = []
         for comparison in self.comparisons:
             trials.extend(grid_trials(comparison))
-            further = []
+            further: list[Trial] = []
+            chosen = finalists(comparison, measured) or set()
             for system in comparison.systems:
                 rate = best_rate(comparison, system, measured)
                 if rate is not None:
-                    further.extend(seed_trials(comparison, system, rate))
+                    seeds = seed_trials(comparison, system, rate)
+                    further.extend(t for t in seeds if t.seed == 0 or system.name in chosen)
             trials.extend(sorted(further, key=lambda trial: trial.seed))
         return [trial for trial in trials if trial.name not in measured]
 
     def trials_to_come(self, measured: Mapping[str, Measured]) -> list[Trial]:
-        """Return a stand-in, at the first rate, for every run whose rate is not known yet."""
-        return [
-            trial
-            for comparison in self.comparisons
-            for system in comparison.systems
-            if any(
-                trial.name not in measured
-                for trial in grid_trials(comparison)
-                if trial.system.name == system.name
-            )
-            for trial in seed_trials(comparison, system, comparison.learning_rates[0])
-        ]
+        """Return a stand-in, at the first rate, for every run whose rate or system is not known
+        yet."""
+        trials: list[Trial] = []
+        for comparison in self.comparisons:
+            rate = comparison.learning_rates[0]
+            knows = finalists(comparison, measured) is not None
+            for number, system in enumerate(comparison.systems):
+                seeds = seed_trials(comparison, system, rate)
+                waits = not _has_grid(comparison, system, measured)
+                if comparison.num_finalists is None:
+                    trials.extend(seeds if waits else [])
+                    continue
+                stands_in = not knows and number < comparison.num_finalists
+                trials.extend(t for t in seeds if (waits if t.seed == 0 else stands_in))
+        return trials
 
 
 def grid_trials(comparison: Comparison) -> list[Trial]:
@@ -234,15 +247,50 @@ def best_rate(
 
     None while one is missing, or if all diverged.
     """
-    grid = [trial for trial in grid_trials(comparison) if trial.system.name == system.name]
-    if any(trial.name not in measured for trial in grid):
+    if not _has_grid(comparison, system, measured):
         return None
-    done = {trial.learning_rate: measured[trial.name] for trial in grid}
+    done = {t.learning_rate: measured[t.name] for t in _grid_of(comparison, system)}
     finite = {rate: each for rate, each in done.items() if not isnan(each.value)}
     sign = -1 if comparison.task.higher_is_better else 1
     return min(
         finite, key=lambda rate: (sign * finite[rate].value, finite[rate].steps), default=None
     )
+
+
+def finalists(comparison: Comparison, measured: Mapping[str, Measured]) -> set[str] | None:
+    """Return the names of the systems that get further seeds; None while that is not known."""
+    if comparison.num_finalists is None:
+        return {system.name for system in comparison.systems}
+    firsts: dict[str, float] = {}
+    for system in comparison.systems:
+        rate = best_rate(comparison, system, measured)
+        if rate is None and _has_grid(comparison, system, measured):
+            continue  # it diverged at every rate
+        trials = grid_trials(comparison) if comparison.grid_share == 1 else []
+        if rate is not None:
+            trials += seed_trials(comparison, system, rate)
+        first = next(
+            (
+                trial
+                for trial in trials
+                if (trial.system.name, trial.learning_rate, trial.seed) == (system.name, rate, 0)
+            ),
+            None,
+        )
+        if first is None or first.name not in measured:
+            return None
+        if not isnan(measured[first.name].value):
+            firsts[system.name] = measured[first.name].value
+    best = sorted(firsts, key=firsts.__getitem__, reverse=comparison.task.higher_is_better)
+    return set(best[: comparison.num_finalists])
+
+
+def _grid_of(comparison: Comparison, system: System) -> list[Trial]:
+    return [trial for trial in grid_trials(comparison) if trial.system.name == system.name]
+
+
+def _has_grid(comparison: Comparison, system: System, measured: Mapping[str, Measured]) -> bool:
+    return all(trial.name in measured for trial in _grid_of(comparison, system))
 
 
 def _require_distinct(name: str, values: list[str]) -> None:

@@ -28,6 +28,8 @@ def table2(size: Size) -> Study:
                 training=in_seconds(1200),
                 learning_rates=(2e-3, 6e-3),
                 grid_share=0.06,
+                num_seeds=3,
+                num_finalists=2,
                 expected_seconds=1200,
             ),
         )
