@@ -11,6 +11,7 @@ from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.position_bias import PositionBias
+from polewise.layers.rms_norm import RmsNorm
 from polewise.layers.short_conv import ShortConv
 from polewise.layers.step_size import StepSize
 
@@ -27,6 +28,7 @@ __all__ = [
     "PositionBias",
     "Realisation",
     "RecurrentEmbedder",
+    "RmsNorm",
     "ShortConv",
     "StepSize",
     "memory_heads",

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polewise.layers.rms_norm import RmsNorm
 from polewise.layers.short_conv import ShortConv
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding
@@ -78,7 +79,7 @@ class AssociativeMemory(nn.Module):
         self.skip = nn.Parameter(torch.ones(heads))
         self.decay_bias = nn.Parameter(torch.empty(heads))
         self.write_bias = nn.Parameter(torch.empty(heads))
-        self.norm = nn.RMSNorm(value_dim, eps=1e-5)
+        self.norm = RmsNorm(value_dim, eps=1e-5)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

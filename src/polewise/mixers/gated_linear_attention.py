@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import ShortConv
+from polewise.layers import RmsNorm, ShortConv
 from polewise.ops import associative_filter, gated_filter
 from polewise.ops.padding import hide_padding
 from polewise.options import require_at_least, require_choice
@@ -111,7 +111,7 @@ class GatedLinearAttention(nn.Module):
             )
         elif config.decay == "head":
             self.to_decay = nn.Linear(config.dim, config.heads)
-        self.norm = nn.RMSNorm(config.values, eps=1e-5)
+        self.norm = RmsNorm(config.values, eps=1e-5)
         self.to_output = nn.Linear(values, config.dim, bias=False)
 
     def forward(

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import ShortConv, StepSize
+from polewise.layers import RmsNorm, ShortConv, StepSize
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding
 from polewise.options import require_at_least, require_multiple
@@ -89,7 +89,7 @@ class Mamba2(nn.Module):
         self.step = StepSize(config.heads)
         self.log_rate = nn.Parameter(torch.empty(config.heads))
         self.skip = nn.Parameter(torch.empty(config.heads))
-        self.norm = nn.RMSNorm(config.inner, eps=1e-5)
+        self.norm = RmsNorm(config.inner, eps=1e-5)
         self.to_output = nn.Linear(config.inner, config.dim, bias=False)
         self.reset_parameters()
 

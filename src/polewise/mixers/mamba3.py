@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import StepSize
+from polewise.layers import RmsNorm, StepSize
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding, newest
 from polewise.options import require_at_least, require_multiple
@@ -110,8 +110,8 @@ class Mamba3(nn.Module):
         self.parts = [config.inner] * 2 + [state_dim] * 2 + [heads] * 3 + [config.pairs]
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.step = StepSize(heads)
-        self.key_norm = nn.RMSNorm(state_dim, eps=1e-5)
-        self.query_norm = nn.RMSNorm(state_dim, eps=1e-5)
+        self.key_norm = RmsNorm(state_dim, eps=1e-5)
+        self.query_norm = RmsNorm(state_dim, eps=1e-5)
         self.key_bias = nn.Parameter(torch.empty(heads, state_dim))
         self.query_bias = nn.Parameter(torch.empty(heads, state_dim))
         self.skip = nn.Parameter(torch.empty(heads))
