@@ -35,7 +35,7 @@ from torch.nn import functional
 from filters import machine, versions
 from polewise import FocusConfig, MegaConfig
 from polewise.models import Block
-from polewise.training import keep_freed_memory
+from polewise.training import keep_freed_memory, release_freed_memory
 
 SEGMENT = 65_536
 """Steps of a segment of the stream."""
@@ -244,25 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = ["Focus", "Transformer", "MEGA"]
     blocks = {name: build(name, options.dim) for name in names}
     stream = read_in_segments(blocks["Focus"], options.stream, options.dim)  # in a fresh process
-    rows = []
-    for length in [*options.lengths, *options.alone]:
-        alone = length in options.alone
-        taking_part = {name: blocks[name] for name in (["Focus"] if alone else names)}
-        x = torch.randn(1, length, options.dim)
-        rounds = 2 if alone else options.rounds
-        row: dict[str, Any] = {"length": length}
-        for kind in ("training", "inference"):
-            row[kind] = measure(taking_part, x, rounds, training=kind == "training")
-        of_memory = [*taking_part, *(["Transformer, materialised"] if length <= 4096 else [])]
-        row["peak_bytes"] = {
-            name: peak_bytes(
-                name, options.dim, length, options.threads, keep_memory=options.keep_memory
-            )
-            for name in of_memory
-        }
-        rows.append(row)
-    long = [row for row in rows if 4096 <= row["length"] <= 262144] or rows
-    report = {
+    facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": machine(),
         "threads": options.threads,
@@ -272,21 +254,43 @@ def main(arguments: list[str] | None = None) -> int:
         "parameters": {
             name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()
         },
-        "rows": rows,
-        "exponent_from": long[0]["length"],
-        "exponent": exponent(
-            [row["length"] for row in long],
-            [statistics.median(row["training"]["Focus"]) for row in long],
-        )
-        if len(long) > 1
-        else math.nan,
-        "stream": stream,
     }
-    show(report)
     output = options.output or (
-        Path(__file__).parent / "results" / f"layers-{report['date'][:10]}.json"
+        Path(__file__).parent / "results" / f"layers-{facts['date'][:10]}.json"
     )
-    output.write_text(json.dumps(report, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for length in [*options.lengths, *options.alone]:
+        alone = length in options.alone
+        taking_part = {name: blocks[name] for name in (["Focus"] if alone else names)}
+        x = torch.randn(1, length, options.dim)
+        rounds = 2 if alone else options.rounds
+        row: dict[str, Any] = {"length": length}
+        for kind in ("training", "inference"):
+            row[kind] = measure(taking_part, x, rounds, training=kind == "training")
+        release_freed_memory()  # the next measurements are other processes'
+        of_memory = [*taking_part, *(["Transformer, materialised"] if length <= 4096 else [])]
+        row["peak_bytes"] = {
+            name: peak_bytes(
+                name, options.dim, length, options.threads, keep_memory=options.keep_memory
+            )
+            for name in of_memory
+        }
+        rows.append(row)
+        long = [row for row in rows if 4096 <= row["length"] <= 262144] or rows
+        report = facts | {
+            "rows": rows,
+            "exponent_from": long[0]["length"],
+            "exponent": exponent(
+                [row["length"] for row in long],
+                [statistics.median(row["training"]["Focus"]) for row in long],
+            )
+            if len(long) > 1
+            else math.nan,
+            "stream": stream,
+        }
+        # After every length: the longest may not fit into memory.
+        output.write_text(json.dumps(report, indent=1) + "\n")
+    show(report)
     print(f"written to {output}")
     return 0
 
