@@ -162,6 +162,7 @@ def _sigterm_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
+        # After one SIGTERM it stays ignored: the command is on its way out.
         if signal.getsignal(signal.SIGTERM) is interrupt:
             signal.signal(signal.SIGTERM, before)
 

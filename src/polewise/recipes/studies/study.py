@@ -208,11 +208,10 @@ class Study:
             for number, system in enumerate(comparison.systems):
                 seeds = seed_trials(comparison, system, rate)
                 waits = not _has_grid(comparison, system, measured)
-                if comparison.num_finalists is None:
-                    trials.extend(seeds if waits else [])
-                    continue
-                stands_in = not knows and number < comparison.num_finalists
-                trials.extend(t for t in seeds if (waits if t.seed == 0 else stands_in))
+                further = waits
+                if comparison.num_finalists is not None:
+                    further = not knows and number < comparison.num_finalists
+                trials.extend(t for t in seeds if (waits if t.seed == 0 else further))
         return trials
 
 
@@ -263,21 +262,13 @@ def finalists(comparison: Comparison, measured: Mapping[str, Measured]) -> set[s
         return {system.name for system in comparison.systems}
     firsts: dict[str, float] = {}
     for system in comparison.systems:
+        if not _has_grid(comparison, system, measured):
+            return None
         rate = best_rate(comparison, system, measured)
-        if rate is None and _has_grid(comparison, system, measured):
+        if rate is None:
             continue  # it diverged at every rate
-        trials = grid_trials(comparison) if comparison.grid_share == 1 else []
-        if rate is not None:
-            trials += seed_trials(comparison, system, rate)
-        first = next(
-            (
-                trial
-                for trial in trials
-                if (trial.system.name, trial.learning_rate, trial.seed) == (system.name, rate, 0)
-            ),
-            None,
-        )
-        if first is None or first.name not in measured:
+        first = Trial(comparison=comparison, system=system, learning_rate=rate, seed=0, share=1.0)
+        if first.name not in measured:
             return None
         if not isnan(measured[first.name].value):
             firsts[system.name] = measured[first.name].value
