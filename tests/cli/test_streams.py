@@ -143,8 +143,8 @@ def test_an_endless_pipe_ends_with_the_reader_of_its_lines(text_run, tmp_path):
     [
         (["--input", "nothing.txt"], "input must be a file that can be read; nothing.txt"),
         (["--input", "."], "input must be a file that can be read; ."),
-        (["--segment-length", "0"], "segment_length must be at least 1; got 0."),
-        (["--every", "0"], "every must be at least 1; got 0."),
+        (["--segment-length", "0"], "segment_length must be an integer of at least 1; got 0."),
+        (["--every", "0"], "every must be an integer of at least 1; got 0."),
         (["--state", "nowhere/memory"], "state must be a file in a folder that can be written"),
         (["--state", "."], "state must be a file in a folder that can be written"),
         (["--state", "memory"], "input must hold at least one byte; got none."),

@@ -37,7 +37,7 @@ FORMS = {
         {"causal": False, "realisation": "circular", "hypernetwork": "long_conv"},
     ],
     "associative": [{}, {"turning": True}, {"causal": False}],
-    "attention": [{}, {"causal": False}],
+    "attention": [{}, {"causal": False}, {"positions": 300, "conv_width": 3}],
     "chunk_attention": [{}, {"causal": False}],
     "mega": [{}, {"causal": False}],
     "mamba3": [{}, {"turning": 0}, {"turning": 4}],
@@ -76,6 +76,14 @@ class FaultyState(NamedTuple):
     last: torch.Tensor
 
 
+class FaultyConfig(NamedTuple):
+    fault: str
+    dim: int = 8
+
+    def build(self):
+        return Faulty(self.fault)
+
+
 class Faulty(nn.Module):
     """An exponential average with one planted fault."""
 
@@ -85,14 +93,27 @@ class Faulty(nn.Module):
         super().__init__()
         self.fault = fault
         self.gain = nn.Parameter(torch.ones(8))
+        self.config = FaultyConfig(fault)
+        self.drawn = torch.rand(())
+        if fault == "learns nothing":
+            self.unused = nn.Parameter(torch.ones(8))
 
     def forward(self, x, state=None, lengths=None):
         if self.fault == "looks ahead":
             x = x + 0.1 * torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1)
         if self.fault == "hides nan":
             x = x.nan_to_num()
+        if self.fault == "mixes rows":
+            x = x + 0.1 * x.sum(0)
+        if self.fault == "fails on nothing" and not x.shape[1]:
+            raise AssertionError("no steps")
+        if self.fault == "asks for float64" and x.dtype != torch.float64:
+            x = 2 * x
+        if self.fault == "breaks the graph":
+            torch._dynamo.graph_break()
         last = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.last
-        if self.fault == "drops its state":
+        forgets = self.fault == "forgets its state beside lengths" and lengths is not None
+        if self.fault == "drops its state" or forgets:
             last = torch.zeros_like(last)
         outputs = []
         for t in range(x.shape[1]):
@@ -102,7 +123,11 @@ class Faulty(nn.Module):
             last = torch.where(real[:, None], 0.5 * last + x[:, t], last)
             outputs.append(torch.where(real[:, None], last * self.gain, 0))
         y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)
-        return y, FaultyState(last)
+        if self.fault == "forgets a number":
+            y = y * self.drawn
+        if self.fault == "widens":
+            y = torch.cat([y, y], -1)
+        return y, (last,) if self.fault == "hands on a tuple" else FaultyState(last)
 
 
 def test_a_sound_mixer_of_ones_own_passes():
@@ -116,8 +141,31 @@ def test_a_sound_mixer_of_ones_own_passes():
         ("drops its state", "segments"),
         ("ignores lengths", "padding"),
         ("hides nan", "nan"),
+        ("widens", "shape"),
+        ("fails on nothing", "any length"),
+        ("learns nothing", "gradients"),
+        ("mixes rows", "rows"),
+        ("forgets a number", "save and load"),
+        ("breaks the graph", "compile"),
+        ("asks for float64", "precision"),
+        ("hands on a tuple", "state"),
+        ("forgets its state beside lengths", "padding"),
     ],
 )
 def test_planted_faults_are_caught(fault, check):
-    with pytest.raises(AssertionError):
-        dict(mixer_checks(Faulty(fault), dim=8, length=11))[check]()
+    # A graph that breaks is torch's to refuse.
+    refused = Exception if fault == "breaks the graph" else AssertionError
+    with pytest.raises(refused):
+        dict(mixer_checks(Faulty(fault), length=11))[check]()
+
+
+def test_a_mixer_of_both_ways_that_looks_back_alone_is_caught():
+    mixer = Faulty("none")
+    mixer.causal = False
+    with pytest.raises(AssertionError, match="no output depends on a later input"):
+        dict(mixer_checks(mixer, length=11))["both ways"]()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_only_convolutions_by_transform_are_excused_from_keeping_nan_to_later_outputs(name):
+    assert ("nan" in dict(mixer_checks(built(name, {})))) == (name not in ("hyena", "long_conv"))

@@ -55,9 +55,9 @@ def parameters_of(folder: Path, name: str = "model-last") -> dict[str, Tensor]:
     return load_file(folder / name / "model.safetensors")
 
 
-def have_equal_parameters(a: Path, b: Path) -> bool:
+def have_equal_parameters(a: Path, b: Path, name: str = "model-last") -> bool:
     """Whether two runs ended with the same bits."""
-    left, right = parameters_of(a), parameters_of(b)
+    left, right = parameters_of(a, name), parameters_of(b, name)
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 

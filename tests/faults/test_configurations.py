@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from benchmarks.faults import try_many
+from benchmarks.faults.inputs import try_many
 from tests.faults.runs import quiet, small_run
 
 from polewise.training import (

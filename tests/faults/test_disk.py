@@ -11,7 +11,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from benchmarks.faults import started
+from benchmarks.faults.processes import started
 from rich.console import Console
 from tests.faults.runs import (
     RecallWith,

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
-from benchmarks.faults import kill_at_operations, kill_at_random_moments
+from benchmarks.faults.kills import kill_at_operations, kill_at_random_moments
 from tests.faults.runs import (
     TASK,
     checkpoints_in,

@@ -18,6 +18,7 @@ from polewise.tasks import ImagesTask
 from polewise.training import NonFiniteError, build_model, train
 from polewise.training.diagnosis import diagnose
 from polewise.training.progress import UsualLoss
+from polewise.training.session import Session
 
 LONG = TASK | {"length": 14}
 
@@ -38,7 +39,16 @@ class Poisoned(RecallWith):
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_bad_step_is_skipped_counted_and_changes_no_parameter(poison, tmp_path):
+def test_a_bad_step_is_skipped_counted_and_changes_no_parameter(poison, tmp_path, monkeypatch):
+    take_step, moved = Session.take_step, []
+
+    def watched(self, batches, rate):
+        before = [parameter.detach().clone() for parameter in self.model.parameters()]
+        take_step(self, batches, rate)
+        pairs = zip(before, self.model.parameters(), strict=True)
+        moved.append(any(not torch.equal(old, new) for old, new in pairs))
+
+    monkeypatch.setattr(Session, "take_step", watched)
     bad = train(
         small_run(task_of(Poisoned, first=2, last=3, poison=poison)),
         tmp_path / "bad",
@@ -52,6 +62,7 @@ def test_a_bad_step_is_skipped_counted_and_changes_no_parameter(poison, tmp_path
     ]
     assert [r["step"] for r in lines if r["kind"] == "train"] == [1, 2, 5, 6]
     assert checkpoints_in(tmp_path / "bad") == ["step-2", "step-6"]  # none in the middle of it
+    assert moved[1:] == [True, False, False, True, True]  # the first rate of the warm-up is 0
 
 
 def test_a_finite_loss_with_a_bad_gradient_is_skipped_too(tmp_path):
@@ -196,7 +207,7 @@ def test_the_first_bad_activation_is_named_with_its_layer():
     block = model.get_submodule("model.backbone.blocks.1")
     block.mixer_norm.register_forward_hook(lambda *_: torch.full_like(_[2], float("inf")))
     text = diagnose(model, run.task, [next(run.task.train_batches(0))], 1e-3)
-    assert "output of model.backbone.blocks.1.mixer" in text
+    assert "output of model.backbone.blocks.1.mixer_norm " in text
     assert "pole" in text
 
 

@@ -44,6 +44,30 @@ def test_in_float64_only_distances_count_however_far_the_sequence_is():
     torch.testing.assert_close(products(1_000_000), products(0), rtol=1e-8, atol=1e-8)
 
 
+def test_learned_positions_and_neighbours_are_added_to_what_is_read():
+    torch.manual_seed(0)
+    plain, ours = (
+        AttentionConfig(dim=8, **options).build().double()
+        for options in ({}, {"positions": 20, "conv_width": 2})
+    )
+    ours.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(2, 17, 8, dtype=torch.float64)
+    placed = x + ours.places[:17]
+    before = torch.cat([torch.zeros_like(x[:, :1]), placed[:, :-1]], 1)
+    now, last = ours.short_conv.kernel
+    expected, _ = plain(placed + now * placed + last * before)
+    torch.testing.assert_close(ours(x)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_sequence_longer_than_the_learned_positions_is_refused_in_pieces_too():
+    mixer = AttentionConfig(dim=8, positions=20).build()
+    _, state = mixer(torch.randn(2, 17, 8))
+    mixer(torch.randn(2, 9, 8), state, lengths=torch.tensor([3, 0]))
+    for x, before in ((torch.randn(2, 21, 8), None), (torch.randn(2, 4, 8), state)):
+        with pytest.raises(ValueError, match=r"must end within positions = 20 steps.* ends at 21"):
+            mixer(x, before)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from polewise import Focus, FocusConfig, states
 from polewise.filters import is_stable
+from polewise.models import Block
 
 SMALL = {"dim": 8, "chunk_length": 8, "bin_length": 8, "windows": 2}
 
@@ -114,7 +115,11 @@ def test_rows_longer_than_their_segment_end_with_it():
 def test_focus_is_its_equations_step_by_step():
     torch.manual_seed(0)
     mixer = FocusConfig(
-        **SMALL, associative_heads=2, associative_key_dim=3, associative_value_dim=5
+        **SMALL,
+        associative_heads=2,
+        associative_key_dim=3,
+        associative_value_dim=5,
+        max_decay=0.9,
     ).build()
     mixer = mixer.double()
     with torch.no_grad():
@@ -127,7 +132,7 @@ def test_focus_is_its_equations_step_by_step():
 
 def _by_loops(mixer, x):
     """Focus with chunks and bins of 8, one head, one filter, real memories: a step at a time."""
-    coefficients = mixer.coefficients(x)[0, :, :, 0]
+    coefficients = _coefficients_by_loops(mixer, x[0])
     context = _short_conv(x[0], mixer.short_conv.kernel) + x[0]
     recalled = mixer.from_memory(_memory_by_loops(mixer.memory, x[0], context))
     x = context
@@ -155,6 +160,25 @@ def _by_loops(mixer, x):
         attended = logits.softmax(0) @ torch.stack(values) + recalled[t]
         outputs.append(candidate + mixer.from_attention(functional.silu(reset) * attended))
     return torch.stack(outputs)
+
+
+def _coefficients_by_loops(mixer, x):
+    """Poles of every bin of 8: averages, maxima of the two halves of the bin before, a network."""
+    network, base = mixer.filters.to_poles, mixer.filters.base[:, 0]
+    embedder = mixer.features.embedder
+    decays, x = embedder.logit.sigmoid(), _short_conv(x, mixer.short_conv.kernel) + x
+    averages, embedded = torch.zeros_like(embedder.weight), []
+    for now in x:
+        averages = decays * averages + now
+        embedded.append((embedder.weight * (1 - decays**2).sqrt() * averages).sum(0))
+    numbers = [base]
+    for start in range(0, len(x) - 8, 8):
+        halves = [torch.stack(embedded[at : at + 4]).amax(0) for at in (start, start + 4)]
+        pooled = torch.stack(halves, -1)
+        hidden = (pooled @ network.up.weight.T + network.up.bias).sigmoid()
+        numbers.append(base + hidden @ network.down.weight.T)
+    shares = torch.stack(numbers).sigmoid()
+    return shares * torch.tensor([0.9, torch.pi], dtype=x.dtype)
 
 
 def _memory_by_loops(memory, x, context):
@@ -186,6 +210,7 @@ def _short_conv(x, kernel):
 
 
 def test_the_gates_as_printed_mix_the_candidate_with_the_input():
+    """In a block: the input as it came, whose norm the rest of the mixer reads."""
     options = dict(SMALL, associative_heads=0, conv_width=0, skip=False)
     ours, printed = (
         FocusConfig(**options, published_gates=each).build().double() for each in (False, True)
@@ -194,8 +219,10 @@ def test_the_gates_as_printed_mix_the_candidate_with_the_input():
         for name, tensor in ours.named_parameters():
             target = printed.get_parameter(name).zero_()
             target[: len(tensor)] = tensor
-    x = torch.randn(1, 21, 8, dtype=torch.float64)
-    y, expected = printed(x)[0], (functional.silu(ours(x)[0]) + x) / 2
+    x = 3 * torch.randn(1, 21, 8, dtype=torch.float64)
+    y, _ = Block(printed, 8, 0)(x)
+    normed = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = (functional.silu(ours(normed)[0]) + x) / 2
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
 
 

@@ -28,16 +28,16 @@ def by_definition(mixer, x):
         past = functional.pad(mixed, (0, 0, config.conv_width - 1, 0))
         kernel = mixer.short_conv.kernel.T[:, None].flip(-1)
         mixed = functional.silu(functional.conv1d(past.mT, kernel, groups=len(kernel)).mT)
-    q, k, v = (p.unflatten(-1, (config.heads, -1)) for p in mixed.split(mixer.parts, -1))
+    q, k, v = (p.unflatten(-1, (config.num_heads, -1)) for p in mixed.split(mixer.parts, -1))
     if config.decay == "constant":
-        decay = torch.tensor([1 - 2.0 ** (-5 - h) for h in range(config.heads)], dtype=x.dtype)
+        decay = torch.tensor([1 - 2.0 ** (-5 - h) for h in range(config.num_heads)], dtype=x.dtype)
         decay = decay[:, None].expand_as(k)
     elif config.decay == "head":
         decay = (mixer.to_decay(x).sigmoid() ** (1 / 16))[..., None].expand_as(k)
     else:
         down, up = mixer.to_decay
-        decay = (up(down(x)).sigmoid() ** (1 / 16)).unflatten(-1, (config.heads, -1))
-    memory = torch.zeros(len(x), config.heads, config.keys, config.values, dtype=x.dtype)
+        decay = (up(down(x)).sigmoid() ** (1 / 16)).unflatten(-1, (config.num_heads, -1))
+    memory = torch.zeros(len(x), config.num_heads, config.keys, config.values, dtype=x.dtype)
     outputs = []
     for t in range(x.shape[1]):
         memory = decay[:, t, :, :, None] * memory + k[:, t, :, :, None] * v[:, t, :, None, :]
@@ -68,7 +68,12 @@ def test_the_state_is_of_the_published_size():
     mixer = built(dim=64).float()
     for length in (1, 300):
         _, state = mixer(torch.randn(1, length, 64))
-        assert states.num_bytes(state) == 4 * 4 * 8 * 16  # heads, key and value channels
+        assert states.num_bytes(state) == 4 * 32 * 64  # key and value channels of one head
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(64, 1), (256, 1), (512, 2), (700, 2), (1024, 4)])
+def test_heads_are_of_the_published_size_at_any_width(dim, heads):
+    assert GatedLinearAttentionConfig(dim=dim).num_heads == heads
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def test_hyena_is_the_published_order_two():
     torch.manual_seed(0)
     mixer = HyenaConfig(dim=4, taps=12, hidden=6, bands=3).build().double()
     x = drawn(2, 30, 4)
-    u, w, v = convolved(mixer.to_gates_value(x), mixer.short_conv.kernel).split(4, -1)
+    mixed = convolved(mixer.to_gates_value(x), mixer.short_conv.kernel) + mixer.conv_bias
+    u, w, v = mixed.split(4, -1)
     z = w * v
     expected = mixer.to_output(u * (convolved(z, mixer.kernel()) + mixer.skip * z))
     torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-9, atol=1e-9)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from polewise.mixers import Mamba2Config
+from polewise.mixers import Mamba2Config, Mamba3Config
 from polewise.training import TrainingOptions
 from polewise.training.optimizer import parameter_groups
 
@@ -37,9 +37,9 @@ def by_definition(mixer, x):
     kernel = mixer.short_conv.kernel.T[:, None].flip(-1)
     mixed = functional.conv1d(past.mT, kernel, mixer.conv_bias, groups=len(kernel)).mT
     u, b, c = functional.silu(mixed).split([config.inner, *[config.state_dim] * 2], -1)
-    u = u.unflatten(-1, (config.heads, -1))
+    u = u.unflatten(-1, (config.num_heads, -1))
     step = (1 + (d + mixer.step.bias).exp()).log()
-    memory = torch.zeros(len(x), config.heads, config.state_dim, u.shape[-1], dtype=x.dtype)
+    memory = torch.zeros(len(x), config.num_heads, config.state_dim, u.shape[-1], dtype=x.dtype)
     outputs = []
     for t in range(x.shape[1]):
         decay = (-step[:, t] * mixer.log_rate.exp()).exp()
@@ -83,6 +83,12 @@ def test_the_same_weights_give_the_outputs_of_transformers(length):
     x = drawn(2, length, 16).float()
     with torch.no_grad():
         torch.testing.assert_close(ours(x)[0], theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(4, 1), (64, 2), (100, 2), (128, 4), (512, 16)])
+def test_heads_are_of_the_published_size_at_any_width(dim, heads):
+    assert Mamba2Config(dim=dim).num_heads == heads
+    assert Mamba3Config(dim=dim).num_heads == heads
 
 
 def test_steps_and_decays_start_as_published():

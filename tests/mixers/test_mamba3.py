@@ -38,7 +38,7 @@ def by_definition(mixer, x):
     h[t] = p h[t-1] + (1 - l) step p B[t-1] u[t-1]^T + l step B[t] u[t]^T,  p = exp(step (A + j w))
     y[t] = Re(conj(C[t])^T h[t]) + D u[t]
     """
-    heads, pairs = mixer.config.heads, mixer.config.pairs
+    heads, pairs = mixer.config.num_heads, mixer.config.pairs
     z, u, b, c, d, a, lam, w = mixer.projection(x).split(mixer.parts, -1)
     b = mixer.key_norm(b)[:, :, None] + mixer.key_bias
     c = mixer.query_norm(c)[:, :, None] + mixer.query_bias

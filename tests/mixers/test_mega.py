@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from polewise.layers import DampedEma
 from polewise.mixers import MegaConfig
+from polewise.models import Block
 
 
 def drawn(*shape, seed=0):
@@ -39,13 +40,14 @@ def test_the_mixer_is_the_published_one(causal):
     torch.manual_seed(0)
     mega = MegaConfig(dim=8, chunk_length=6, memories=3, causal=causal).build().double()
     x = drawn(2, 17, 8)
-    average = average_by_definition(mega.ema, x)
+    n = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    average = average_by_definition(mega.ema, n)
     if not causal:
-        average = average + average_by_definition(mega.reverse_ema, x.flip(1)).flip(1)
+        average = average + average_by_definition(mega.reverse_ema, n.flip(1)).flip(1)
     u, z, r, c = mega.from_average(functional.silu(average)).split([8, 2, 16, 8], -1)
     z = functional.silu(z)
     q, k = (z * mega.scale[i] + mega.shift[i] for i in (0, 1))
-    v = functional.silu(mega.to_value(x))
+    v = functional.silu(mega.to_value(n))
     distance = torch.arange(17)[:, None] - torch.arange(17)
     same = torch.arange(17)[:, None] // 6 == torch.arange(17) // 6
     visible = same & (distance >= 0) if causal else same
@@ -56,3 +58,14 @@ def test_the_mixer_is_the_published_one(causal):
     attended = logits.softmax(-1) @ v
     h = functional.silu(c + mega.from_attention(functional.silu(r) * attended))
     torch.testing.assert_close(mega(x)[0], u.sigmoid() * (h - x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_block_weighs_the_sequence_itself_against_the_candidate():
+    """u h + (1 - u) x: with a candidate of 0 and u = 1/2, half of x, however large x is."""
+    block = Block(MegaConfig(dim=8).build().double(), 8, 0)
+    with torch.no_grad():
+        for linear in (block.mixer.from_average, block.mixer.from_attention):
+            for parameter in linear.parameters():
+                parameter.zero_()
+    x = 30 * drawn(2, 17, 8)
+    torch.testing.assert_close(block(x)[0], x / 2)

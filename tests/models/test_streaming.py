@@ -170,6 +170,37 @@ def test_our_own_generate_goes_on_from_its_state(model):
     assert begun + rest == once
 
 
+class Always(torch.nn.Module):
+    """Gives the same logits whatever it reads."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def step(self, ids, state):
+        return self.logits.expand(1, ids.shape[1], -1), state
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({}, [0.1, 0.2, 0.3, 0.4]),
+        ({"top_k": 2}, [0, 0, 3 / 7, 4 / 7]),
+        ({"top_k": 9}, [0.1, 0.2, 0.3, 0.4]),
+        ({"temperature": 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
+        ({"temperature": 0}, [0, 0, 0, 1]),
+    ],
+)
+def test_our_own_generate_draws_by_temperature_and_among_the_likeliest(options, shares):
+    model = Always([0.1, 0.2, 0.3, 0.4])
+    model.logits = model.logits.log()
+    generator = torch.Generator().manual_seed(0)
+    drawn = list(generate(model, tokens(1, 1), 4000, generator=generator, **options))
+    found = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
+    torch.testing.assert_close(found, torch.tensor(shares).float(), rtol=0, atol=0.03)
+    assert not found[[share == 0 for share in shares]].any()
+
+
 def test_a_compiled_step_writes_the_same_and_is_not_saved_twice():
     model, ids = language_model(), tokens(1, 9)
     wanted, names = written(model, ids), set(model.state_dict())

@@ -149,9 +149,10 @@ def test_autocast_casts_the_products_of_attention_and_of_nothing_else():
     draw = Draw()
     q, k, v = (draw.normal(BATCH, 40, 2, 4).float() for _ in range(3))
     decay, kernel = draw.uniform(BATCH, 40, 2).float(), draw.normal(5, DIM).float()
-    x = draw.normal(BATCH, 40, DIM).float()
+    x, decays = draw.normal(BATCH, 40, DIM).float(), draw.uniform(BATCH, 40, 2, 4).float()
     calls = {
         "associative": lambda: associative_filter(q, k, v, decay)[0],
+        "gated": lambda: gated_filter(q, k, v, decays)[0],
         "convolution": lambda: long_conv(x, kernel)[0],
         "attention": lambda: chunked_attention(q, k, v, 8)[0],
     }

@@ -48,6 +48,32 @@ def test_chunks_of_products_equal_the_recursion_gradients_included(turning, leng
         torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("turning", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 33, 100])
+def test_one_head_of_queries_and_keys_is_that_of_all(turning, length):
+    (q, k, *others), state = products(length, turning)
+    q, k = (part[:, :, :1].detach().requires_grad_() for part in (q, k))
+    lengths, results = torch.tensor([length, length // 2]), []
+    for heads, backend in ((1, None), (1, "torch"), (1, "reference"), (HEADS, "reference")):
+        pairs = (part.expand(-1, -1, heads, -1) for part in (q, k))
+        y, end = associative_filter(*pairs, *others, lengths=lengths, state=state, backend=backend)
+        results.append((y, end, *all_gradients(y, end, [q, k, *others, state])))
+    *shared, expected = results
+    for each in shared:
+        for ours, definition in zip(each, expected, strict=True):
+            torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+
+
+def test_nan_in_a_key_of_all_heads_reaches_all_of_them_and_no_earlier_output():
+    (q, k, v, decay), _ = (list(map(torch.detach, part)) for part in products(80, False))
+    q, k = q[:, :, :1], k[:, :, :1].clone()
+    clean, _ = associative_filter(q, k, v, decay)
+    k[:, 40] = float("nan")
+    y, _ = associative_filter(q, k, v, decay)
+    torch.testing.assert_close(y[:, :40], clean[:, :40], rtol=1e-12, atol=1e-12)
+    assert y[:, 40:].isnan().all()
+
+
 def test_products_are_carried_from_span_to_span():
     inputs, state = products(2500, False)  # more than 64 chunks of 32
     results = [associative_filter(*inputs, state=state, backend=b) for b in ("reference", "torch")]
@@ -74,12 +100,14 @@ def test_a_decay_of_one_is_linear_attention():
     torch.testing.assert_close(y, torch.einsum("bhij,bjhv->bihv", weights, v))
 
 
-def test_extreme_decays_stay_finite():
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e-5, 1.0])
+def test_extreme_decays_are_exact(value):
     (q, k, v, decay), _ = products(100, False)
-    for value in (0.0, 1e-30, 1.0):
-        y, state = associative_filter(q, k, v, torch.full_like(decay, value))
-        assert torch.isfinite(y).all()
-        assert torch.isfinite(state).all()
+    decay = torch.full_like(decay, value)
+    got = associative_filter(q, k, v, decay)
+    expected = associative_filter(q, k, v, decay, backend="reference")
+    for ours, wanted in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("place", ["k", "v", "decay"])
@@ -222,6 +250,22 @@ def test_the_published_filter_sees_the_future_and_without_conjugate_and_wrap_it_
     torch.testing.assert_close(padded, exact)
 
 
+def test_the_published_filter_is_a_circular_correlation_with_the_response():
+    """y[t] = sum_n h[n] x[(t + n) mod R] in every bin: h is the impulse response, n its delay."""
+    draw = Draw()
+    x, a = draw.normal(1, 32, 1), 0.6 * draw.stable(1, 2, 1)
+    y = circular_filter(x, a, 16)
+    for number in range(2):
+        a1, a2 = a[0, number, 0].tolist()
+        h = [1.0, -a1]
+        for _ in range(500):
+            h.append(-a1 * h[-1] - a2 * h[-2])
+        values = x[0, 16 * number : 16 * (number + 1), 0].tolist()
+        expected = [sum(h[n] * values[(t + n) % 16] for n in range(len(h))) for t in range(16)]
+        got = y[0, 16 * number : 16 * (number + 1), 0]
+        torch.testing.assert_close(got, torch.tensor(expected, dtype=x.dtype))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -232,6 +276,10 @@ def test_the_published_filter_sees_the_future_and_without_conjugate_and_wrap_it_
             "causal must be True",
         ),
         (lambda q: associative_filter(q, q, q, q[..., 0], q), "angle must have shape"),
+        (
+            lambda q: associative_filter(q, q, q[:, :, :1].expand(-1, -1, 3, -1), q[..., 0]),
+            "q and k must have the 3 heads of v, or one for all; got 2",
+        ),
         (lambda q: associative_filter(q, q, q, q[..., 0], state=q), "state must have shape"),
         (lambda q: long_conv(q[0], q[0, :0, 0]), "kernel must have at least 1 tap"),
         (lambda q: circular_filter(q[0], q[0], 8), "a must have shape"),

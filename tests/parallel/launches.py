@@ -13,9 +13,19 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
+from torch.distributed.tensor import DTensor
 
 from polewise.tasks import RecallTask, TextTask
-from polewise.training import ModelOptions, Run, TrainingError, TrainingOptions, resume, train
+from polewise.training import (
+    ModelOptions,
+    Run,
+    TrainingError,
+    TrainingOptions,
+    resume,
+    session,
+    train,
+)
+from polewise.training.fully_sharded import shard_parameters
 
 MIXER_OPTIONS = {"chunk_length": 16, "bin_length": 16, "windows": 2}
 RUN = Run(
@@ -121,10 +131,30 @@ def farthest(a: Path, b: Path) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
+def shared_out(folder: Path, rank: int) -> int:
+    """Return how many parameters a process of a run had a share of, in place of the whole."""
+    note = _note_of(folder, rank)
+    return int(note.read_text()) if note.exists() else 0
+
+
+def _note_of(folder: Path, rank: int) -> Path:
+    return folder.with_name(f"{folder.name}.shared-out-on-{rank}")
+
+
+def _note_what_is_shared_out(folder: Path, rank: int) -> None:
+    def noting(model, *arguments):
+        shard_parameters(model, *arguments)
+        shares = sum(isinstance(parameter, DTensor) for parameter in model.parameters())
+        _note_of(folder, rank).write_text(str(shares))
+
+    session.shard_parameters = noting
+
+
 def _work(rank: int, processes: int, port: int, jobs: list[Job], answers: Path | None) -> None:
     torch.set_num_threads(1)
     os.environ.update(environment(rank, processes, port))
     for number, job in enumerate(jobs):
+        _note_what_is_shared_out(job[1], rank)
         if answers is None:
             alone(job)
         else:

@@ -23,7 +23,9 @@ from tests.parallel.launches import (
     farthest,
     free_port,
     recall,
+    shared_out,
     together,
+    weights,
 )
 from torch import nn
 
@@ -60,6 +62,7 @@ def runs(tmp_path_factory):
         2,
         *((changed(**options), folder / name / "saved") for name, options in LAYOUTS.items()),
         (changed(**rounded), folder / "data parallel" / "rounded"),
+        (changed(accumulate=2), folder / "data parallel" / "accumulated"),
         (changed(**rounded, **sharded), folder / "sharded" / "rounded"),
         (changed(**sharded), folder / "sharded" / "2"),
         (6, folder / "sharded" / "2"),
@@ -94,12 +97,20 @@ def test_measures_that_only_some_processes_see_are_reported(tmp_path):
     assert measured[1] == pytest.approx(measured[0], rel=1e-5)
 
 
+def test_processes_hold_shares_of_all_parameters_where_asked_and_nowhere_else(runs):
+    for name, options in LAYOUTS.items():
+        whole = len(weights(runs / name / "saved"))
+        for rank in (0, 1):
+            expected = whole if options.get("shard_parameters") else 0
+            assert shared_out(runs / name / "saved", rank) == expected
+
+
 def test_sharded_parameters_learn_what_whole_ones_learn(runs):
     assert farthest(runs / "sharded/saved", runs / "data parallel/saved") < ROUNDING
     assert farthest(runs / "split and sharded/saved", runs / "split/saved") < ROUNDING
     # In bfloat16, and sharded gradients are summed over processes first, then over batches.
     assert farthest(runs / "sharded/rounded", runs / "data parallel/rounded") < 1e-3
-    assert farthest(runs / "sharded/rounded", runs / "sharded/saved") > 1e-3
+    assert farthest(runs / "sharded/rounded", runs / "data parallel/accumulated") > 1e-3
 
 
 def test_a_resumed_sharded_run_ends_with_the_same_bits(runs):

@@ -36,6 +36,11 @@ def test_mnist_holds_the_last_training_images_out_and_tests_on_the_test_files(mn
         batches = list(ImagesTask(part=part, batch_size=8).eval_batches())
         labels = torch.cat([batch["labels"] for batch in batches])
         assert labels.tolist() == [(first + i) % 10 for i in range(num)]
+        pixels = torch.cat([batch["inputs"] for batch in batches])
+        trained_on = np.arange(55_000) % 256
+        expected = (np.arange(first, first + num) % 256 - trained_on.mean()) / trained_on.std()
+        expected = torch.tensor(expected).float()[:, None, None].expand_as(pixels)
+        torch.testing.assert_close(pixels, expected, rtol=1e-4, atol=1e-4)
         assert batches[0]["inputs"].shape == (8, 784, 1)
 
 

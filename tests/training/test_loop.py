@@ -191,6 +191,23 @@ def test_bfloat16_trains_and_the_parameters_stay_float32(tmp_path, small_run):
     outcome = train(run, tmp_path / "run", console=quiet())
     assert outcome.step == 2
     assert all(v.dtype == torch.float32 for v in parameters_of(tmp_path / "run").values())
+    train(small_run(max_steps=2), tmp_path / "exact", console=quiet())
+    exact, rounded = parameters_of(tmp_path / "exact"), parameters_of(tmp_path / "run")
+    assert any(not torch.equal(exact[name], rounded[name]) for name in exact)
+
+
+def test_gradients_are_shortened_to_the_clip_norm(tmp_path, small_run, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def noting(self, *arguments):
+        parts = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.linalg.vector_norm(torch.cat([part.flatten() for part in parts])))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noting)
+    train(small_run(max_steps=2, clip_norm=1e-3), tmp_path / "run", console=quiet())
+    assert [norm.item() for norm in norms] == pytest.approx([1e-3] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,23 @@ def test_filter_parameters_may_learn_at_a_rate_of_their_own():
     assert rates == {"decay": 0.5, "no_decay": 0.5, "filter": pytest.approx(0.05)}
 
 
+def test_a_class_may_say_how_fast_its_filter_parameters_learn_at_most():
+    class Careful(Filter):
+        filter_learning_rate_limit = 1e-3
+
+    model = nn.ModuleList([Model(), Careful()])
+    for peak, share in ((1e-2, 1.0), (5e-4, 1.0), (1e-2, 0.01)):
+        options = TrainingOptions(max_steps=1, learning_rate=peak, filter_learning_rate=share)
+        optimizer = build_optimizer(model, options)
+        set_learning_rate(optimizer, peak)
+        careful, free = (
+            next(g["lr"] for g in optimizer.param_groups if any(p is part for p in g["params"]))
+            for part in (model[1].poles, model[0].filter.poles)
+        )
+        assert free == pytest.approx(share * peak)
+        assert careful == pytest.approx(min(share * peak, 1e-3))
+
+
 @pytest.mark.parametrize("name", ["forward", "pole", "inner.pole"])
 def test_filter_parameters_that_name_something_else_are_refused(name):
     class Wrong(nn.Module):

@@ -23,6 +23,7 @@ from polewise.cli.parsing import RunPath
 from polewise.cli.runs import require_text_run
 from polewise.models import generate as draw
 from polewise.models.byte_stream import ByteStreamState, byte_costs, start_of_stream
+from polewise.options import require_at_least
 from polewise.training import SaveError
 
 
@@ -55,12 +56,11 @@ def generate(
     folder = require_text_run(run)
     if not prompt and (state is None or not state.exists()):
         raise ValueError("prompt must not be empty where there is no state to continue.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
+    require_at_least("max_new_tokens", max_new_tokens, 1)
     if not temperature >= 0:
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1; got {top_k}.")
+    if top_k is not None:
+        require_at_least("top_k", top_k, 1)
     model: Any = folder.load_model()
     before = _read_state(state, model)
     tokens = draw(
@@ -111,9 +111,8 @@ def stream(
             expect them.
     """
     folder = require_text_run(run)
-    for name, value in (("segment_length", segment_length), ("every", every)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
+    require_at_least("segment_length", segment_length, 1)
+    require_at_least("every", every, 1)
     with _open(source) as file, _sigterm_interrupts():
         model: Any = folder.load_model()
         after = _read_state(state, model)

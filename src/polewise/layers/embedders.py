@@ -21,7 +21,8 @@ class LongConvEmbedder(nn.Module):
     Source: Fu et al. 2023 (arXiv 2302.06646); Lutati et al. 2023, Eq. 2.
     """
 
-    filter_parameters = ("kernel", "skip")
+    filter_parameters = ("kernel",)
+    filter_learning_rate_limit = 1e-3
 
     def __init__(self, dim: int, taps: int, squash: float = 0.003) -> None:
         super().__init__()

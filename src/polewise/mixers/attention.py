@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polewise.layers import ShortConv
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards
 from polewise.ops.taint import clean_and_mark, put_back
@@ -27,12 +28,20 @@ class AttentionConfig:
     """Attention heads; each has an even number of channels."""
     base: float = 10000.0
     """Longest wavelength of the rotary positions, in steps, over 2 pi."""
+    positions: int = 0
+    """Learned positions, beside the rotary ones: an embedding for each of so many steps, which is
+    as long as a sequence may be. 0 leaves them out."""
+    conv_width: int = 0
+    """Taps of a short convolution that is added to the sequence first, as in Focus; 0 leaves it
+    out."""
     causal: bool = True
     """Never look ahead."""
 
     def __post_init__(self) -> None:
         require_at_least("dim", self.dim, 1)
         require_at_least("heads", self.heads, 1)
+        require_at_least("positions", self.positions, 0)
+        require_at_least("conv_width", self.conv_width, 0)
         require_multiple("dim", self.dim, "2 * heads", 2 * self.heads)
         if not 0 < self.base < math.inf:
             raise ValueError(f"base must be a positive number; got {self.base}.")
@@ -44,6 +53,8 @@ class AttentionConfig:
 class FullAttentionState(NamedTuple):
     """All keys and values so far: it grows with the sequence."""
 
+    neighbours: Float[Tensor, "batch history dim"] | None
+    """The last inputs of the short convolution, where there is one."""
     keys: Float[Tensor, "batch seen heads head_dim"]
     values: Float[Tensor, "batch seen heads head_dim"]
     position: Int[Tensor, " batch"]
@@ -53,18 +64,32 @@ class FullAttentionState(NamedTuple):
 class Attention(nn.Module):
     r"""$y = W_o \operatorname{softmax}(q k^\top / \sqrt{d})\, v$ with rotary positions.
 
+    Raises:
+        ValueError: more steps than there are learned positions.
+
     Source: Vaswani et al. 2017; Su et al. 2021 (rotary positions).
     """
+
+    filter_parameters: ClassVar[tuple[str, ...]] = ("places",)
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
         self.config = config
         self.causal = config.causal
         self.shards: Shards | None = None
+        self.short_conv = ShortConv(config.dim, config.conv_width) if config.conv_width else None
+        self.places = None
+        if config.positions:
+            self.places = nn.Parameter(torch.empty(config.positions, config.dim))
         self.to_query = nn.Linear(config.dim, config.dim)
         self.to_key = nn.Linear(config.dim, config.dim)
         self.to_value = nn.Linear(config.dim, config.dim)
         self.to_output = nn.Linear(config.dim, config.dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.places is not None:
+            nn.init.normal_(self.places, std=0.02)
 
     def forward(
         self,
@@ -77,16 +102,24 @@ class Attention(nn.Module):
         x = hide_padding(x, lengths)
         batch, length, _ = x.shape
         steps = real_steps(x, lengths)
-        heads = (self.config.heads, -1)
-        q, k, v = (
-            project(x).unflatten(-1, heads)
-            for project in (self.to_query, self.to_key, self.to_value)
-        )
         position = torch.zeros_like(steps) if state is None else state.position
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
             position = position + self.shards.rank * length
         time = position[:, None] + torch.arange(length, device=x.device)
+        if self.places is not None:
+            real = torch.arange(length, device=x.device) < steps[:, None]
+            place = self._places_at(torch.where(real, time, 0)).to(x.dtype)
+            x = hide_padding(x + place, lengths)
+        neighbours = None
+        if self.short_conv is not None:
+            mixed, neighbours = self.short_conv(x, state.neighbours if state else None, lengths)
+            x = hide_padding(x + mixed, lengths)
+        heads = (self.config.heads, -1)
+        q, k, v = (
+            project(x).unflatten(-1, heads)
+            for project in (self.to_query, self.to_key, self.to_value)
+        )
         q, k = self._rotate(q, time), self._rotate(k, time)
         k, v = hide_padding(k, lengths), hide_padding(v, lengths)
         if state is not None:
@@ -123,7 +156,17 @@ class Attention(nn.Module):
             return y, None
         if self.shards is not None:  # keys of later pieces are not this one's past
             k, v = (part[:, : (self.shards.rank + 1) * length] for part in (k, v))
-        return y, FullAttentionState(k, v, position + steps)
+        return y, FullAttentionState(neighbours, k, v, position + steps)
+
+    def _places_at(self, time: Tensor) -> Tensor:
+        assert self.places is not None
+        try:
+            return functional.embedding(time, self.places)
+        except IndexError:
+            raise ValueError(
+                f"x must end within positions = {len(self.places)} steps, the learned ones; it "
+                f"ends at {int(time.max()) + 1}."
+            ) from None
 
     def _rotate(self, x: Tensor, time: Tensor) -> Tensor:
         """Turn pairs of channels by an angle that grows with the position."""

@@ -56,10 +56,13 @@ def mixer_checks(
     if mixer.causal:
         checks |= {
             "causality": _never_looks_ahead,
-            "nan": _keeps_nan_to_later_outputs,
             "segments": _any_split_equals_one_pass,
             "state": _has_a_state_of_tensors,
         }
+        if not _uses_fft(mixer):
+            checks["nan"] = _keeps_nan_to_later_outputs
+    else:
+        checks["both ways"] = _looks_both_ways
     for name, check in checks.items():
         if name not in limits:
             yield name, _bind(check, mixer, channels, length)
@@ -124,10 +127,19 @@ def _ignores_padding(mixer: nn.Module, x: Tensor) -> None:
     for name, parameter in mixer.named_parameters():
         grad = parameter.grad
         assert grad is None or torch.isfinite(grad).all(), f"padding reaches the gradient of {name}"
-    if state is not None:
-        more, _ = mixer(x[:, :5], state)
-        more_alone, _ = mixer(x[1:, :5], state_alone)
-        _close(more[1:], more_alone, "what follows a padded row differs from the row alone")
+    if state is None:
+        return
+    for steps in (0, 1, 4):
+        # In pieces: a segment whose second row ends early, or has nothing new, then another.
+        segment = x[:, :6].clone()
+        segment[1, steps:] = float("nan")
+        more, after = mixer(segment, state, torch.tensor([6, steps]))
+        more_alone, after_alone = mixer(x[1:, :steps], state_alone)
+        _close(more[1:, :steps], more_alone, "a padded row that goes on differs from the row alone")
+        assert more[1, steps:].eq(0).all(), "the output at padding is not 0 in a later segment"
+        rest, _ = mixer(x[:, :1], after)
+        rest_alone, _ = mixer(x[1:, :1], after_alone)
+        _close(rest[1:], rest_alone, "what follows a padded row differs from the row alone")
 
 
 def _treats_rows_alone(mixer: nn.Module, x: Tensor) -> None:
@@ -137,7 +149,9 @@ def _treats_rows_alone(mixer: nn.Module, x: Tensor) -> None:
 
 def _survives_saving(mixer: nn.Module, x: Tensor) -> None:
     y, _ = mixer(x)
-    other = copy.deepcopy(mixer)
+    # A copy would bring along what the saved numbers lack; one that is built anew does not.
+    build = getattr(getattr(mixer, "config", None), "build", None)
+    other = copy.deepcopy(mixer) if build is None else build().double()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
@@ -183,9 +197,14 @@ def _never_looks_ahead(mixer: nn.Module, x: Tensor) -> None:
             )
 
 
+def _looks_both_ways(mixer: nn.Module, x: Tensor) -> None:
+    jacobian = torch.autograd.functional.jacobian(lambda part: mixer(part)[0].sum(-1)[0], x[:1])
+    jacobian = jacobian[:, 0].abs().sum(-1)
+    for part, which in ((jacobian.triu(1), "a later"), (jacobian.tril(-1), "an earlier")):
+        assert part.any(), f"no output depends on {which} input"
+
+
 def _keeps_nan_to_later_outputs(mixer: nn.Module, x: Tensor) -> None:
-    if _uses_fft(mixer):
-        return
     y, _ = mixer(x)
     for t in (1, x.shape[1] // 3, x.shape[1] - 1):
         poisoned = x.clone()

@@ -14,8 +14,8 @@ For a sequence x, in the order of the paper's equations:
     output  = W_h xf + U_h (gamma * y)                                 Eq. 13
 
 As printed, Eq. 13 ends in a SiLU, and Eq. 12 and 14 mix it with the input by a gate of its own
-(`published_gates`): phi = sigmoid(W_phi xf), output = phi * z + (1 - phi) * x. A block adds its own
-input to what a mixer returns, so the sum would hold x twice, once by halves.
+(`published_gates`): phi = sigmoid(W_phi xf), output = phi * (z - x), to which a block adds x. It is
+the x before the norm, so the norm is inside the mixer then, as in MEGA.
 
 The memory looks tokens up as they came, before the convolution; its gate and its poles read x after
 it.
@@ -220,8 +220,10 @@ class Focus(nn.Module):
         super().__init__()
         self.config = config
         self.causal = config.causal
+        self.own_norm = config.published_gates
         self.shards: Shards | None = None
         dim, values = config.dim, config.values
+        self.norm = nn.RMSNorm(dim, eps=1e-5) if config.published_gates else None
         self.short_conv = ShortConv(dim, config.conv_width) if config.conv_width else None
         self.features = config.build_own()
         self.filters = AdaptiveFilters(
@@ -308,7 +310,8 @@ class Focus(nn.Module):
             ValueError: a state where none can be used, or `shared` missing or unexpected.
         """
         self._require_usable(x, state, shared)
-        alone = hide_padding(x, lengths)
+        given = hide_padding(x, lengths)
+        alone = given if self.norm is None else self.norm(given)
         x, neighbours = self._meet_neighbours(alone, state.neighbours if state else None, lengths)
         position = (
             state.position
@@ -345,7 +348,7 @@ class Focus(nn.Module):
         gated = functional.silu(reset) * attended
         y = candidate + self.from_attention(gated)
         if update is not None:
-            y = x + update.sigmoid() * (functional.silu(y) - x)
+            y = update.sigmoid() * (functional.silu(y) - given)
         y = hide_padding(y, lengths)
         if filter_state is None or attention_state is None:
             return y, None
@@ -366,6 +369,7 @@ class Focus(nn.Module):
     ) -> Float[Tensor, "batch bins dim filters 2"]:
         """The filters chosen for every bin of `x`: (decay, angle) in radians a sample for the
         normal form, (a1, a2) otherwise."""
+        x = x if self.norm is None else self.norm(x)
         x, _ = self._meet_neighbours(x, None, None)
         if self.features is not None:
             shared, _ = self.features(x)

@@ -27,7 +27,7 @@ from torch.nn import functional
 from polewise.layers import RmsNorm, ShortConv
 from polewise.ops import associative_filter, gated_filter
 from polewise.ops.padding import hide_padding
-from polewise.options import require_at_least, require_choice
+from polewise.options import heads_for, require_at_least, require_choice
 
 TEMPERATURE = 16
 """Decays are sigmoids to the power of 1 / 16: near 1 from the start, as published."""
@@ -43,8 +43,8 @@ class GatedLinearAttentionConfig:
 
     dim: int
     """Channels."""
-    heads: int = 4
-    """Heads."""
+    heads: int | None = None
+    """Heads. None is one for every 256 channels, the published size of a head."""
     key_dim: int | None = None
     """Channels of a key in each head; None is `dim / heads / 2`."""
     value_dim: int | None = None
@@ -56,8 +56,8 @@ class GatedLinearAttentionConfig:
     published."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads"):
-            require_at_least(name, getattr(self, name), 1)
+        require_at_least("dim", self.dim, 1)
+        require_at_least("heads", self.num_heads, 1)
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
@@ -65,12 +65,16 @@ class GatedLinearAttentionConfig:
         require_at_least("conv_width", self.conv_width, 0)
 
     @property
+    def num_heads(self) -> int:
+        return heads_for(self.dim, 256) if self.heads is None else self.heads
+
+    @property
     def keys(self) -> int:
-        return self.key_dim or max(self.dim // (2 * self.heads), 1)
+        return self.key_dim or max(self.dim // (2 * self.num_heads), 1)
 
     @property
     def values(self) -> int:
-        return self.value_dim or max(self.dim // self.heads, 1)
+        return self.value_dim or max(self.dim // self.num_heads, 1)
 
     def build(self) -> GatedLinearAttention:
         return GatedLinearAttention(self)
@@ -99,7 +103,7 @@ class GatedLinearAttention(nn.Module):
     def __init__(self, config: GatedLinearAttentionConfig) -> None:
         super().__init__()
         self.config = config
-        keys, values = config.heads * config.keys, config.heads * config.values
+        keys, values = config.num_heads * config.keys, config.num_heads * config.values
         self.parts = [keys, keys, values]
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.gate = nn.Linear(config.dim, values, bias=False)
@@ -110,7 +114,7 @@ class GatedLinearAttention(nn.Module):
                 nn.Linear(config.dim, RANK, bias=False), nn.Linear(RANK, keys)
             )
         elif config.decay == "head":
-            self.to_decay = nn.Linear(config.dim, config.heads)
+            self.to_decay = nn.Linear(config.dim, config.num_heads)
         self.norm = RmsNorm(config.values, eps=1e-5)
         self.to_output = nn.Linear(values, config.dim, bias=False)
 
@@ -127,12 +131,12 @@ class GatedLinearAttention(nn.Module):
             before = state.neighbours if state else None
             mixed, neighbours = self.short_conv(mixed, before, lengths)
             mixed = functional.silu(mixed)
-        q, k, v = (p.unflatten(-1, (config.heads, -1)) for p in mixed.split(self.parts, -1))
+        q, k, v = (p.unflatten(-1, (config.num_heads, -1)) for p in mixed.split(self.parts, -1))
         q = q * config.keys**-0.5
 
         decay, products = self._decay(x), state.products if state else None
         if config.decay == "key":
-            decay = decay.unflatten(-1, (config.heads, -1))
+            decay = decay.unflatten(-1, (config.num_heads, -1))
             y, products = gated_filter(q, k, v, decay, lengths=lengths, state=products)
         else:
             products = None if products is None else products[:, :, None]
@@ -149,6 +153,6 @@ class GatedLinearAttention(nn.Module):
         """In (0, 1), float32 or wider: one a head, or one a key channel of all heads."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         if self.config.decay == "constant":
-            order = torch.arange(self.config.heads, dtype=dtype, device=x.device)
+            order = torch.arange(self.config.num_heads, dtype=dtype, device=x.device)
             return (1 - 2 ** (-5 - order)).expand(*x.shape[:2], -1)
         return (functional.logsigmoid(self.to_decay(x).to(dtype)) / TEMPERATURE).exp()

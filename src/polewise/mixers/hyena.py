@@ -1,6 +1,6 @@
 r"""Hyena: two gates around a long convolution whose kernel a small network writes.
 
-u, w, v  = ShortConv(W x)
+u, w, v  = ShortConv(W x) + b'
 z        = w * v
 y        = W_o (u * (h * z + b z))              * of h is convolution, the others are products
 h[t]     = MLP(t, cos, sin) exp(-t |delta|)     t in units of the longest reach
@@ -80,6 +80,12 @@ class ImplicitKernel(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.sharpness, self.config.sharpness)
+        # The published start of all matrices, these included: kernels begin small and smooth.
+        layer: Any
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self) -> Float[Tensor, "taps dim"]:
         config, device = self.config, self.sharpness.device
@@ -111,7 +117,8 @@ class Hyena(nn.Module):
     """Hyena of order 2, `(batch, length, dim)` to the same shape.
 
     Source: Poli et al. 2023 (arXiv 2302.10866), the order 2 of its published code, which has one
-    long convolution; settings of its recall experiments.
+    long convolution, with the published start of its language models; settings of its recall
+    experiments.
     """
 
     uses_fft = True
@@ -123,6 +130,7 @@ class Hyena(nn.Module):
         self.causal = config.causal
         self.to_gates_value = nn.Linear(config.dim, 3 * config.dim)
         self.short_conv = ShortConv(3 * config.dim)
+        self.conv_bias = nn.Parameter(torch.empty(3 * config.dim))
         self.kernel = ImplicitKernel(config)
         self.spectrum = KernelSpectrum()
         self.skip = nn.Parameter(torch.empty(config.dim))
@@ -131,6 +139,13 @@ class Hyena(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.skip)
+        for linear in (self.to_gates_value, self.to_output):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        # Gates begin near constants: the biases outweigh what the convolution returns.
+        bound = self.short_conv.width**-0.5
+        nn.init.uniform_(self.short_conv.kernel, -bound, bound)
+        nn.init.uniform_(self.conv_bias, -bound, bound)
 
     def forward(
         self,
@@ -142,7 +157,7 @@ class Hyena(nn.Module):
         mixed, neighbours = self.short_conv(
             self.to_gates_value(x), state.neighbours if state else None, lengths
         )
-        outer, inner, value = mixed.chunk(3, -1)
+        outer, inner, value = (mixed + self.conv_bias).chunk(3, -1)
         z = hide_padding(inner * value, lengths)
         y, history = long_conv(
             z, self.kernel().to(z.dtype), lengths=lengths,

@@ -25,7 +25,7 @@ from torch.nn import functional
 from polewise.layers import RmsNorm, ShortConv, StepSize
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding
-from polewise.options import require_at_least, require_multiple
+from polewise.options import heads_for, require_at_least, require_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,9 @@ class Mamba2Config:
 
     dim: int
     """Channels."""
-    heads: int = 4
-    """Heads, each with a decay of its own; divides `expand * dim`."""
+    heads: int | None = None
+    """Heads, each with a decay of its own; divides `expand * dim`. None is one for every 64 inner
+    channels, as published."""
     state_dim: int = 64
     """Numbers kept for every inner channel."""
     expand: int = 2
@@ -46,13 +47,18 @@ class Mamba2Config:
     """Taps of the short convolution."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "state_dim", "expand", "conv_width"):
+        for name in ("dim", "state_dim", "expand", "conv_width"):
             require_at_least(name, getattr(self, name), 1)
-        require_multiple("expand * dim", self.inner, "heads", self.heads)
+        require_at_least("heads", self.num_heads, 1)
+        require_multiple("expand * dim", self.inner, "heads", self.num_heads)
 
     @property
     def inner(self) -> int:
         return self.expand * self.dim
+
+    @property
+    def num_heads(self) -> int:
+        return heads_for(self.inner, 64) if self.heads is None else self.heads
 
     def build(self) -> Mamba2:
         return Mamba2(self)
@@ -82,13 +88,13 @@ class Mamba2(nn.Module):
         super().__init__()
         self.config = config
         mixed = config.inner + 2 * config.state_dim
-        self.parts = [config.inner, mixed, config.heads]
+        self.parts = [config.inner, mixed, config.num_heads]
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.short_conv = ShortConv(mixed, config.conv_width)
         self.conv_bias = nn.Parameter(torch.empty(mixed))
-        self.step = StepSize(config.heads)
-        self.log_rate = nn.Parameter(torch.empty(config.heads))
-        self.skip = nn.Parameter(torch.empty(config.heads))
+        self.step = StepSize(config.num_heads)
+        self.log_rate = nn.Parameter(torch.empty(config.num_heads))
+        self.skip = nn.Parameter(torch.empty(config.num_heads))
         self.norm = RmsNorm(config.inner, eps=1e-5)
         self.to_output = nn.Linear(config.inner, config.dim, bias=False)
         self.reset_parameters()
@@ -113,8 +119,8 @@ class Mamba2(nn.Module):
         mixed, neighbours = self.short_conv(mixed, state.neighbours if state else None, lengths)
         mixed = functional.silu(mixed + self.conv_bias)
         v, *maps = mixed.split([config.inner, config.state_dim, config.state_dim], -1)
-        v = v.unflatten(-1, (config.heads, -1))
-        k, q = (part[:, :, None].expand(-1, -1, config.heads, -1) for part in maps)
+        v = v.unflatten(-1, (config.num_heads, -1))
+        k, q = (part[:, :, None] for part in maps)
 
         step = self.step(step)
         decay = (-step * self.log_rate.to(step.dtype).exp()).exp()

@@ -31,7 +31,7 @@ from torch.nn import functional
 from polewise.layers import RmsNorm, StepSize
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding, newest
-from polewise.options import require_at_least, require_multiple
+from polewise.options import heads_for, require_at_least, require_multiple
 
 SLOWEST = 1e-4
 """The smallest rate of forgetting, as published."""
@@ -45,8 +45,9 @@ class Mamba3Config:
 
     dim: int
     """Channels."""
-    heads: int = 4
-    """Heads, each with a decay of its own; divides `expand * dim`."""
+    heads: int | None = None
+    """Heads, each with a decay of its own; divides `expand * dim`. None is one for every 64 inner
+    channels, as published."""
     state_dim: int = 64
     """Numbers kept for every inner channel."""
     turning: int | None = None
@@ -56,9 +57,10 @@ class Mamba3Config:
     """Inner channels for every channel."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "state_dim", "expand"):
+        for name in ("dim", "state_dim", "expand"):
             require_at_least(name, getattr(self, name), 1)
-        require_multiple("expand * dim", self.inner, "heads", self.heads)
+        require_at_least("heads", self.num_heads, 1)
+        require_multiple("expand * dim", self.inner, "heads", self.num_heads)
         if self.turning is not None:
             require_at_least("turning", self.turning, 0)
             if 2 * self.turning > self.state_dim:
@@ -70,6 +72,10 @@ class Mamba3Config:
     @property
     def inner(self) -> int:
         return self.expand * self.dim
+
+    @property
+    def num_heads(self) -> int:
+        return heads_for(self.inner, 64) if self.heads is None else self.heads
 
     @property
     def pairs(self) -> int:
@@ -106,7 +112,7 @@ class Mamba3(nn.Module):
     def __init__(self, config: Mamba3Config) -> None:
         super().__init__()
         self.config = config
-        heads, state_dim = config.heads, config.state_dim
+        heads, state_dim = config.num_heads, config.state_dim
         self.parts = [config.inner] * 2 + [state_dim] * 2 + [heads] * 3 + [config.pairs]
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.step = StepSize(heads)
@@ -128,7 +134,7 @@ class Mamba3(nn.Module):
         state: Mamba3State | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba3State]:
-        heads = self.config.heads
+        heads = self.config.num_heads
         x = hide_padding(x, lengths)
         gate, v, k, q, step, rate, balance, angle = self.projection(x).split(self.parts, -1)
         k = self.key_norm(k)[:, :, None] + self.key_bias

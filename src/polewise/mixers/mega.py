@@ -2,13 +2,16 @@ r"""MEGA: a damped moving average, attention in chunks, and gates.
 
 For a sequence x, in the order of the original:
 
-    v       = SiLU(W_v x)
-    m       = SiLU(EMA(x))
+    n       = RMSNorm(x)
+    v       = SiLU(W_v n)
+    m       = SiLU(EMA(n))
     u, r    = sigmoid(W_u m),  SiLU(W_r m)                 update and reset gate
     q, k    = g_0 * z + b_0,  g_1 * z + b_1,  z = SiLU(W_z m)
     a       = Attention(q, k, v) inside chunks
     h       = SiLU(W_h m + U_h (r * a))
     output  = u * (h - x)
+
+A block adds x to that: u h + (1 - u) x, the share of the sequence as it came, not of its norm.
 """
 
 from __future__ import annotations
@@ -74,9 +77,7 @@ class MegaState(NamedTuple):
 class Mega(nn.Module):
     """The moving-average gated mixer.
 
-    Without causality a second moving average runs backwards. A block adds its own residual
-    around every mixer, so the last line mixes the normed input where the original mixes the
-    residual itself.
+    Without causality a second moving average runs backwards.
 
     Source: Ma et al. 2023 (arXiv 2209.10655), the softmax form, with its published start.
     """
@@ -85,8 +86,10 @@ class Mega(nn.Module):
         super().__init__()
         self.config = config
         self.causal = config.causal
+        self.own_norm = True
         self.shards: Shards | None = None
         dim, keys, values = config.dim, config.keys, config.values
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
         self.ema = DampedEma(dim, config.memories)
         if not config.causal:
             self.reverse_ema = DampedEma(dim, config.memories)
@@ -118,10 +121,11 @@ class Mega(nn.Module):
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths, chunk_length=config.chunk_length)
         x = hide_padding(x, lengths)
-        average, ema = self.ema(x, state.ema if state else None, lengths)
+        n = self.norm(x)
+        average, ema = self.ema(n, state.ema if state else None, lengths)
         if not self.causal:
-            average = average + self.reverse_ema(x.flip(1))[0].flip(1)
-        v = functional.silu(self.to_value(x))
+            average = average + self.reverse_ema(n.flip(1))[0].flip(1)
+        v = functional.silu(self.to_value(n))
         sizes = [config.dim, config.keys, config.values, config.dim]
         update, z, reset, candidate = self.from_average(functional.silu(average)).split(sizes, -1)
         z = functional.silu(z)

@@ -58,10 +58,12 @@ class S4d(nn.Module):
 
     Computed as recurrences instead of the original's FFT: exact at any length, and streaming.
 
-    Source: Gu, Gupta, Goel, Re 2022 (arXiv 2206.11893): S4D-Lin, zero-order hold.
+    Source: Gu, Gupta, Goel, Re 2022 (arXiv 2206.11893): S4D-Lin, zero-order hold; its
+    published start, and learning rate of poles and steps.
     """
 
     filter_parameters: ClassVar[tuple[str, ...]] = ("log_step", "log_rate", "frequency")
+    filter_learning_rate_limit = 1e-3
 
     def __init__(self, config: S4dConfig) -> None:
         super().__init__()

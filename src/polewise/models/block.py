@@ -13,6 +13,9 @@ from polewise.layers import FeedForward
 class Block(nn.Module):
     """$h = x + \\mathrm{mixer}(\\mathrm{norm}(x))$, $y = h + \\mathrm{ff}(\\mathrm{norm}(h))$.
 
+    A mixer with `own_norm` gets x as it is: it weighs x itself against something else, and has the
+    norm inside.
+
     Args:
         mixer: any module `(x, state, lengths) -> (y, state)`.
         dim: channels.
@@ -22,7 +25,8 @@ class Block(nn.Module):
 
     def __init__(self, mixer: nn.Module, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(dim, eps=1e-5)
+        own_norm = getattr(mixer, "own_norm", False)
+        self.mixer_norm = nn.Identity() if own_norm else nn.RMSNorm(dim, eps=1e-5)
         self.mixer = mixer
         if hidden_dim:
             self.feed_forward_norm = nn.RMSNorm(dim, eps=1e-5)

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from polewise.did_you_mean import did_you_mean
 from polewise.mixers import all_options, mixer_config
 from polewise.models.backbone import BackboneConfig
+from polewise.options import require_at_least
 
 
 @strict
@@ -75,11 +76,9 @@ class PolewiseConfig(PreTrainedConfig):
     def backbone(self) -> BackboneConfig:
         """The same choice in plain torch, checked."""
         for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            require_at_least(name, getattr(self, name), 1)
         for name in ("intermediate_size", "num_input_features", "prediction_length"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
+            require_at_least(name, getattr(self, name), 0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
         return BackboneConfig(

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from polewise.options import require_at_least
+
 
 def generate(
     model: nn.Module,
@@ -44,10 +46,10 @@ def generate(
             f"prompt must be one row of at least one token, shape (1, length); "
             f"got {tuple(prompt.shape)}."
         )
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative; got {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1; got {top_k}.")
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be at least 0; got {temperature}.")
+    if top_k is not None:
+        require_at_least("top_k", top_k, 1)
     return Generation(model, prompt, max_new_tokens, temperature, top_k, generator, state)
 
 

@@ -39,8 +39,8 @@ SPAN = 64
 
 
 def associative_filter(
-    q: Float[Tensor, "batch length heads key_dim"],
-    k: Float[Tensor, "batch length heads key_dim"],
+    q: Float[Tensor, "batch length #heads key_dim"],
+    k: Float[Tensor, "batch length #heads key_dim"],
     v: Float[Tensor, "batch length heads value_dim"],
     decay: Float[Tensor, "batch length heads"],
     angle: Float[Tensor, "batch length heads"] | None = None,
@@ -62,7 +62,8 @@ def associative_filter(
     decay, a moving $\rho$ with $\varphi = 0$ is gated linear attention's and Mamba-2's.
 
     Args:
-        q, k, v: queries, keys, values. Keys of norm at most 1 keep the state bounded.
+        q, k, v: queries, keys, values. Keys of norm at most 1 keep the state bounded. One head of
+            queries and keys is that of all heads, whose products are then computed once.
         decay: $\rho_t$, meant to lie in (0, 1]; values below 1e-30 act as 1e-30.
         angle: $\varphi_t$, radians a step; None keeps the poles real.
         lengths: real steps in each row. From there on the row's state is held and its
@@ -90,10 +91,14 @@ def associative_filter(
     """
     axes = "(batch, length, heads, key_dim)"
     require_sequence("q", q, axes)
-    batch, length, heads, key_dim = q.shape
-    require_like("k", k, (batch, length, heads, key_dim), q, axes)
+    batch, length, _, key_dim = q.shape
+    require_like("k", k, q.shape, q, axes)
     require_sequence("v", v, "(batch, length, heads, value_dim)")
-    value_dim = v.shape[-1]
+    heads, value_dim = v.shape[2:]
+    if q.shape[2] not in (1, heads):
+        raise ValueError(
+            f"q and k must have the {heads} heads of v, or one for all; got {q.shape[2]}."
+        )
     require_like("v", v, (batch, length, heads, value_dim), q, "(batch, length, heads, value_dim)")
     require_like("decay", decay, (batch, length, heads), q, "(batch, length, heads)")
     if angle is not None:
@@ -202,10 +207,14 @@ def _span(q, k, v, decay, angle, state):
     log_after = log_left[..., -1, :]
     between = log_left.exp()
     carried, kept = log_before.exp()[..., None], log_after.exp()[..., None]
+    v_end, scale = v, None
     if angle is None:
         weights = (q @ k.transpose(-1, -2)) * between
-        k_end = (k * kept)[:, :, :, None]
-        q_start = (q * carried)[:, :, :, None]
+        k_end, q_start = k[:, :, :, None], q[:, :, :, None]
+        if k.shape[1] == v.shape[1]:
+            k_end, q_start = k_end * kept[:, :, :, None], q_start * carried[:, :, :, None]
+        else:  # what all heads share stays as it is, for all of them are then one product
+            v_end, scale = v * kept, carried
         chunk_pole = torch.stack([log_before[..., -1], torch.zeros_like(log_before[..., -1])], -1)
     else:
         phase = _chunks(poles[..., 1])
@@ -219,9 +228,10 @@ def _span(q, k, v, decay, angle, state):
         )
         chunk_pole = torch.stack([log_before[..., -1], turn_before[..., -1, 0]], -1)
 
-    added = torch.einsum("bhnpjk,bhnjv->bhnpkv", k_end, v)
+    added = torch.einsum("bhnpjk,bhnjv->bhnpkv", k_end, v_end)
     starts, last = _states_of_chunks(added, chunk_pole, state)
-    y = weights @ v + torch.einsum("bhnpik,bhnpkv->bhniv", q_start, starts)
+    read = torch.einsum("bhnpik,bhnpkv->bhniv", q_start, starts)
+    y = weights @ v + (read if scale is None else scale * read)
     y = put_back(y, marks.cumsum(-1)[..., None])
     tainted = marks.sum(-1).cumsum(-1)
     y = put_back(y, (tainted - marks.sum(-1))[..., None, None])
@@ -233,6 +243,7 @@ def _triton(q, k, v, decay, angle, state):
     """The same chunks as kernels, whose masks are products too: cleaned first, marked after."""
     from polewise.ops._associative_triton import forward  # Triton is not everywhere
 
+    q, k = (part.expand(-1, -1, v.shape[2], -1) for part in (q, k))
     poles = decay[..., None] if angle is None else torch.stack([decay, angle], -1)
     (k, v, poles), marks = clean_and_mark(k, v, poles)
     turn = None if angle is None else poles[..., 1]

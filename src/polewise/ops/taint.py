@@ -8,6 +8,8 @@ cleaned factors, and the bad values come back exactly where they are visible.
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import and_
 
 import torch
 from torch import Tensor
@@ -26,14 +28,15 @@ def may_look(x: Tensor) -> bool:
 def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor]:
     """The factors with NaN and infinity as 0, and 1.0 at each position that had one.
 
-    The mark drops the last axis; factors agree on all others.
+    The mark drops the last axis; on all others factors agree, or are 1.
     """
     if all(may_look(factor) and _is_finite(factor) for factor in factors):
-        return list(factors), factors[0].new_zeros(factors[0].shape[:-1])
+        shape = torch.broadcast_shapes(*(factor.shape[:-1] for factor in factors))
+        return list(factors), factors[0].new_zeros(shape)
     finite = [torch.isfinite(factor) for factor in factors]
     cleaned = [torch.where(good, factor, 0) for good, factor in zip(finite, factors, strict=True)]
-    bad = ~torch.stack([good.all(-1) for good in finite]).all(0)
-    return cleaned, bad.to(factors[0].dtype)
+    good = reduce(and_, (part.all(-1) for part in finite))
+    return cleaned, (~good).to(factors[0].dtype)
 
 
 def put_back(y: Tensor, marks_seen: Tensor) -> Tensor:

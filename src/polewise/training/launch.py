@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed import DistError
 
@@ -32,6 +33,9 @@ def join_processes(options: TrainingOptions) -> Accelerator:
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     # One may wait for another's data; who is silent for longer will not come back.
     patience = timedelta(seconds=min(options.data_timeout + _SECONDS_TO_ANSWER, _A_YEAR))
+    # accelerate keeps the precision of the first run of a process, and refuses another; the
+    # processes themselves have met, and stay so.
+    AcceleratorState._reset_state()
     try:
         with explained_losses():
             return Accelerator(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
 import torch
@@ -16,32 +16,40 @@ def parameter_groups(model: nn.Module, options: TrainingOptions) -> list[dict]:
 
     A module names its filter parameters in a class attribute `filter_parameters`, a tuple of
     attribute names; a name may also stand for a whole submodule. They are not decayed (decay would
-    pull poles towards an arbitrary place) and may have a learning rate of their own. Norms, biases
-    and everything else with fewer than two dimensions are not decayed, nor are embeddings unless
-    `decay_embeddings` says so. A shared parameter is counted once.
+    pull poles towards an arbitrary place) and may have a learning rate of their own; a class whose
+    authors never let it exceed a rate says which in `filter_learning_rate_limit`, and there is a
+    `filter` group for each such limit. Norms, biases and everything else with fewer than two
+    dimensions are not decayed, nor are embeddings unless `decay_embeddings` says so. A shared
+    parameter is counted once.
     """
-    filters = _filter_parameters(model)
+    limits = _filter_limits(model)
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
     }
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "filter": []}
+    filters: dict[float, list[nn.Parameter]] = {limit: [] for limit in sorted(limits.values())}
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in filters:
-            groups["filter"].append(parameter)
+        if id(parameter) in limits:
+            filters[limits[id(parameter)]].append(parameter)
         elif parameter.ndim < 2 or (id(parameter) in embeddings and not options.decay_embeddings):
-            groups["no_decay"].append(parameter)
+            others.append(parameter)
         else:
-            groups["decay"].append(parameter)
+            decayed.append(parameter)
+    groups = [("decay", decayed, 1.0), ("no_decay", others, 1.0)]
+    for limit, parameters in filters.items():
+        share = min(options.filter_learning_rate, limit / options.learning_rate)
+        groups.append(("filter", parameters, share))
     return [
         {
             "name": name,
             "params": parameters,
             "weight_decay": options.weight_decay if name == "decay" else 0.0,
-            "scale": options.filter_learning_rate if name == "filter" else 1.0,
+            "scale": share,
         }
-        for name, parameters in groups.items()
+        for name, parameters, share in groups
         if parameters
     ]
 
@@ -75,17 +83,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 _MISSING = object()
 
 
-def _filter_parameters(model: nn.Module) -> set[int]:
-    found: set[int] = set()
+def _filter_limits(model: nn.Module) -> dict[int, float]:
+    """The largest learning rate of every filter parameter, by the parameter's id."""
+    found: dict[int, float] = {}
     for module in model.modules():
+        limit = getattr(type(module), "filter_learning_rate_limit", inf)
         for name in getattr(type(module), "filter_parameters", ()):
             part: Any = module
             for step in name.split("."):
                 part = None if part is None else getattr(part, step, _MISSING)
             if isinstance(part, nn.Parameter):
-                found.add(id(part))
+                found[id(part)] = limit
             elif isinstance(part, nn.Module):
-                found.update(id(parameter) for parameter in part.parameters())
+                found.update((id(parameter), limit) for parameter in part.parameters())
             elif part is not None:
                 what = "not there" if part is _MISSING else f"a {type(part).__name__}"
                 raise TypeError(

@@ -12,7 +12,7 @@ from torch import nn
 from polewise.did_you_mean import did_you_mean
 from polewise.layers import sharding
 from polewise.mixers import all_options, mixer_config
-from polewise.options import require_choice, require_memory, require_types
+from polewise.options import require_at_least, require_choice, require_memory, require_types
 from polewise.tasks import TASKS, AnyTask, TaskSpec
 
 FORMAT = 2
@@ -41,12 +41,11 @@ class ModelOptions:
     def __post_init__(self) -> None:
         require_types(self)
         for name in ("hidden_size", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            require_at_least(name, getattr(self, name), 1)
         if self.num_layers > _MOST_LAYERS:
             raise ValueError(f"num_layers must be at most {_MOST_LAYERS}; got {self.num_layers}.")
-        if self.intermediate_size is not None and self.intermediate_size < 0:
-            raise ValueError(f"intermediate_size must be at least 0; got {self.intermediate_size}.")
+        if self.intermediate_size is not None:
+            require_at_least("intermediate_size", self.intermediate_size, 0)
         # The mixer's own checks, before anything is built.
         config = mixer_config(self.mixer, self.hidden_size, self.mixer_options)
         object.__setattr__(self, "mixer_options", all_options(config))

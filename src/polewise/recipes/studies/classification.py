@@ -22,16 +22,19 @@ def permuted(size: Size) -> Study:
 
 def _digits(size: Size, *, permuted: bool) -> Comparison:
     cpu = size == "cpu"
+    length = 784
+    chosen = mixers(*CLASSIFIERS, chunk_length=32, length=length)
+    # What Transformers have that classify images: sight both ways, and positions of their own.
+    chosen["attention-positions"] = ("attention", {"causal": False, "positions": length})
     task = ImagesTask(
-        source="mnist", permuted=permuted, num_eval=5000 if cpu else None,
-        batch_size=10 if cpu else 50,
-    )  # fmt: skip
+        source="mnist", permuted=permuted, num_eval=None, batch_size=10 if cpu else 50
+    )
     return Comparison(
         name="mnist",
         task=task,
         systems=equal_systems(
             task.spec,
-            mixers(*CLASSIFIERS, chunk_length=32, length=784),
+            chosen,
             dim=64 if cpu else 512,
             num_layers=2 if cpu else 6,
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import PEERS, RELATIVES, equal_systems, mixers
+from polewise.recipes.studies.systems import PEERS, RELATIVES, Mixers, equal_systems, mixers
 from polewise.tasks import MqarTask, RecallTask
 
 
@@ -70,9 +70,7 @@ def _recall(
     unique: bool = False,
     names: tuple[str, ...] = (*PEERS, *RELATIVES, "associative"),
 ) -> Comparison:
-    chosen = mixers(*names, chunk_length=32, length=length)
-    if "gated_linear_attention" in chosen:  # is it the short convolution that the others have?
-        chosen["gated_linear_attention-conv"] = ("gated_linear_attention", {"conv_width": 4})
+    chosen = _recallers(names, length)
     chunk_length = -(-length // 32)
     if chunk_length != 32:
         chosen["focus-32-chunks"] = ("focus", {"chunk_length": chunk_length})
@@ -99,6 +97,22 @@ def _recall(
     )
 
 
+def _recallers(names: tuple[str, ...], length: int) -> Mixers:
+    """These mixers, and some of them again with what they may only lack by the terms of this house:
+    sight of the whole sequence, or the short convolution that Focus and Mamba-2 begin with."""
+    chosen = mixers(*names, chunk_length=32, length=length)
+    variants: Mixers = {
+        "attention": ("attention", {"heads": 1}),  # as in the published benchmark
+        "attention-conv": ("attention", {"heads": 1, "conv_width": 4}),
+        "gated_linear_attention-conv": ("gated_linear_attention", {"conv_width": 4}),
+        "mega-whole": ("mega", {"chunk_length": length}),
+    }
+    for name, (mixer, options) in variants.items():
+        if mixer in names and not (name == "mega-whole" and not 32 < length <= 1024):
+            chosen[name] = (mixer, options)
+    return chosen
+
+
 def mqar(size: Size) -> Study:
     """Who recalls many keys of one sequence, and with how large a state? (Arora et al. 2023)
 
@@ -116,7 +130,7 @@ def mqar(size: Size) -> Study:
         return study_of(
             mqar,
             size,
-            _mqar("64-8", cell, dim=64, max_steps=600, seconds=110, num_seeds=3),
+            _mqar("64-8", cell, dim=64, max_steps=600, seconds=110, num_seeds=3, num_finalists=3),
             _mqar(
                 "64-8-long",
                 cell,
@@ -126,7 +140,14 @@ def mqar(size: Size) -> Study:
                 names=("focus", "attention", "mega", "mamba2"),
             ),
             _mqar("mixture-width-64", mixture, dim=64, max_steps=600, seconds=180),
-            _mqar("mixture-width-128", mixture, dim=128, max_steps=500, seconds=270),
+            _mqar(
+                "mixture-width-128",
+                mixture,
+                dim=128,
+                max_steps=500,
+                seconds=270,
+                names=("focus", "attention", "mega", "mamba2", "mamba3"),
+            ),
         )
     mixture = MqarTask(test_on="64:4,64:8,64:16,128:32,256:64,512:128,1024:256", num_eval=1000)
     return study_of(
@@ -147,12 +168,13 @@ def _mqar(
     max_steps: int,
     seconds: float | None = None,
     num_seeds: int = 1,
+    num_finalists: int | None = None,
     names: tuple[str, ...] = (*PEERS, "long_conv", *RELATIVES),
 ) -> Comparison:
     if task.spec.length > 256:
         # A long kernel for every channel may be more than the whole of another model.
         names = tuple(name for name in names if name != "long_conv")
-    chosen = mixers(*names, chunk_length=32, length=task.spec.length)
+    chosen = _recallers(names, task.spec.length)
     return Comparison(
         name=name,
         task=task,
@@ -160,6 +182,8 @@ def _mqar(
         training=in_steps(max_steps, stop_at=1.0),
         learning_rates=(3e-3, 1e-2),
         num_seeds=num_seeds,
+        num_finalists=num_finalists,
         expected_seconds=seconds,
-        note=f"Vocabulary {task.vocab_size}; trained on {task.train_on} (length:pairs).",
+        note=f"Vocabulary {task.vocab_size}; trained on {task.train_on} (length:pairs). Attention "
+        "in chunks of 32 can answer the queries among the first 32 tokens alone.",
     )

@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 
+from polewise.options import require_at_least
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import OUTCOME, processes, read_row, run_trial
@@ -283,8 +284,7 @@ def _work(trial: Trial) -> float:
 
 def _require_fair(study: Study, jobs: int) -> None:
     cores = os.cpu_count() or 1
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1; got {jobs}.")
+    require_at_least("jobs", jobs, 1)
     timed = [each.name for each in study.comparisons if each.training.max_seconds is not None]
     if timed and jobs > cores:
         raise ValueError(

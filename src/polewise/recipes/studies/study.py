@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any, Literal, NamedTuple
 
+from polewise.options import require_at_least
 from polewise.training import ModelOptions, Run, TrainingOptions
 
 Size = Literal["cpu", "gpu"]
@@ -74,8 +75,7 @@ class Comparison:
                 raise ValueError(f"name must be a plain folder name; got {name!r}.")
         _require_distinct("systems", [system.name for system in self.systems])
         _require_distinct("learning_rates", [f"{rate:g}" for rate in self.learning_rates])
-        if self.num_seeds < 1:
-            raise ValueError(f"num_seeds must be at least 1; got {self.num_seeds}.")
+        require_at_least("num_seeds", self.num_seeds, 1)
         if self.num_finalists is not None and not 0 < self.num_finalists <= len(self.systems):
             raise ValueError(
                 f"num_finalists must lie in [1, {len(self.systems)}], the systems; got "
