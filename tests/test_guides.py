@@ -45,7 +45,7 @@ def run_guide(path):
 
 @pytest.fixture(autouse=True)
 def one_accelerator_per_test():
-    """A guide may train, and accelerate keeps the precision of a process."""
+    """A guide may train, and accelerate keeps what a process has told it."""
     from accelerate.state import AcceleratorState
 
     yield

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from polewise.mixers import MIXERS, mixer_option_types
@@ -92,7 +91,6 @@ def try_configuration(values: Any, folder: Path) -> str:
         Exception: whatever is not documented.
     """
     out = folder / "run"
-    AcceleratorState._reset_state(reset_partial_state=True)  # another precision may come
     try:
         run = _first_step_of(run_from_json(values))
         if run is None:

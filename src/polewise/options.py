@@ -57,7 +57,8 @@ def require_multiple(name: str, value: int, of_name: str, of: int) -> None:
 
 def heads_for(channels: int, size: int) -> int:
     """Return how many equal heads of at least `size` channels there can be; 1 if they are fewer."""
-    return next((n for n in range(channels // size, 1, -1) if channels % n == 0), 1)
+    most = min(channels // size, 4096)  # an absurd width is refused later, and soon
+    return next((n for n in range(most, 1, -1) if channels % n == 0), 1)
 
 
 def require_memory(names: str, num_bytes: int) -> None:

@@ -117,6 +117,10 @@ def test_a_text_run_trains_evaluates_writes_and_describes_itself(tmp_path, capsy
     measured = json.loads(capsys.readouterr().out)
     assert 0 < measured["bits_per_byte"] < 20
     assert 1 < measured["xz_bits_per_byte"] < 8
+    assert main(["eval", "run", "--part", "test"]) == 0
+    tested = json.loads(capsys.readouterr().out)
+    assert (measured["part"], tested["part"]) == ("valid", "test")
+    assert measured["bits_per_byte"] != tested["bits_per_byte"]
 
     words = ["generate", "run", "--prompt", "Ein Ü", "--max-new-tokens", "20"]
     texts = []

@@ -72,6 +72,14 @@ def test_a_whole_backbone_keeps_the_contract(hypernetwork):
     check_mixer(backbone, dim=8)
 
 
+@pytest.mark.parametrize("name", ["mamba2", "mamba3", "gated_linear_attention"])
+def test_heads_that_follow_from_the_width_compile(name):
+    torch.manual_seed(0)
+    config = MIXERS[name](dim=512, state_dim=4) if "mamba" in name else MIXERS[name](dim=512)
+    assert config.num_heads > 1
+    dict(mixer_checks(config.build(), length=5))["compile"]()
+
+
 class FaultyState(NamedTuple):
     last: torch.Tensor
 

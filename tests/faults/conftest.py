@@ -26,6 +26,6 @@ def run_copy(finished_run, tmp_path):
 
 @pytest.fixture(autouse=True)
 def one_accelerator_per_test():
-    """accelerate keeps the precision of a process; a test may want another."""
+    """accelerate keeps what a process has told it."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

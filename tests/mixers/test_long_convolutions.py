@@ -50,6 +50,21 @@ def test_hyena_is_the_published_order_two():
     torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_hyena_starts_as_published():
+    """Small and smooth kernels, gates near constants."""
+    torch.manual_seed(0)
+    mixer = HyenaConfig(dim=128, taps=512).build()
+    for linear in (mixer.to_gates_value, mixer.to_output, *mixer.kernel.layers):
+        assert linear.weight.std() == pytest.approx(0.02, rel=0.2)
+        assert linear.bias is None or not linear.bias.any()
+    for part in (mixer.short_conv.kernel, mixer.conv_bias):
+        assert part.abs().max() <= 3**-0.5
+        assert part.std() == pytest.approx(1 / 3, rel=0.1)
+    kernel = mixer.kernel()
+    assert kernel.abs().max() < 0.5
+    assert (kernel[1:] - kernel[:-1]).abs().max() < 0.02
+
+
 def test_the_kernel_of_hyena_is_a_function_of_the_time_alone():
     """Number by number, at one tap and channel."""
     torch.manual_seed(0)

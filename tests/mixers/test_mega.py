@@ -60,6 +60,16 @@ def test_the_mixer_is_the_published_one(causal):
     torch.testing.assert_close(mega(x)[0], u.sigmoid() * (h - x), rtol=1e-10, atol=1e-10)
 
 
+def test_it_starts_as_published():
+    torch.manual_seed(0)
+    mega = MegaConfig(dim=128).build()
+    for linear in (mega.to_value, mega.from_average, mega.from_attention):
+        assert linear.weight.std() == pytest.approx(0.02, rel=0.05)
+        assert linear.bias is None or not linear.bias.any()
+    assert mega.scale.std() == pytest.approx(0.02, rel=0.3)
+    assert not mega.shift.any()
+
+
 def test_a_block_weighs_the_sequence_itself_against_the_candidate():
     """u h + (1 - u) x: with a candidate of 0 and u = 1/2, half of x, however large x is."""
     block = Block(MegaConfig(dim=8).build().double(), 8, 0)

@@ -201,6 +201,16 @@ def test_our_own_generate_draws_by_temperature_and_among_the_likeliest(options, 
     assert not found[[share == 0 for share in shares]].any()
 
 
+def test_a_cache_in_another_precision_goes_on_from_the_same_place(model):
+    ids = tokens(2, 11)
+    cache = model(ids[:, :7], use_cache=True).past_key_values
+    wide = cache.to(torch.float64)
+    assert {leaf.dtype for leaf in states.tensors(wide.state)} <= {torch.float64, torch.int64}
+    assert wide.get_seq_length() == cache.get_seq_length() == 7
+    y = copy.deepcopy(model).double()(ids[:, 7:], past_key_values=wide).logits
+    torch.testing.assert_close(y.float(), model(ids).logits[:, 7:], rtol=1e-3, atol=1e-4)
+
+
 def test_a_compiled_step_writes_the_same_and_is_not_saved_twice():
     model, ids = language_model(), tokens(1, 9)
     wanted, names = written(model, ids), set(model.state_dict())

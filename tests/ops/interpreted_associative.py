@@ -63,6 +63,15 @@ def test_kernels_agree_with_the_definition_gradients_included(sizes, lengths, tu
 
 
 @pytest.mark.parametrize("turning", [False, True])
+def test_one_head_of_queries_and_keys_is_that_of_all(turning):
+    q, k, *others = drawn(2, 37, 2, 5, 3, turning)
+    inputs = [q[:, :, :1], k[:, :, :1], *others]
+    got, exact = results(inputs, "triton"), results(inputs, "reference", exactly=True)
+    for ours, wanted in zip(got, exact, strict=True):
+        assert (ours.double() - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("turning", [False, True])
 def test_poles_that_forget_at_once_have_exact_gradients_too(turning):
     inputs = drawn(1, 40, 1, 4, 4, turning)
     inputs[3] = torch.where(inputs[3] < 0.4, 1e-6 * inputs[3], inputs[3])

@@ -27,6 +27,7 @@ FORMS = {
     "shared hypernetwork": ("focus", FOCUS | {"hypernetwork": "shared_recurrent"}),
     "associative": ("associative", {"turning": True}),
     "attention": ("attention", {"heads": 2}),
+    "attention, positions": ("attention", {"heads": 2, "positions": 400, "conv_width": 3}),
     "mega": ("mega", {"chunk_length": 8, "memories": 2}),
 }
 

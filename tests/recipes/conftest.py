@@ -10,7 +10,7 @@ from polewise.training import ModelOptions, TrainingOptions
 
 @pytest.fixture(autouse=True)
 def one_accelerator_per_test():
-    """accelerate keeps the precision of a process."""
+    """accelerate keeps what a process has told it."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,17 @@ def test_what_is_fetched_is_unpacked_checked_and_then_found(served, tmp_path):
     (path,) = fetch_data_set("sample", say=lambda _: None)
     assert path == tmp_path / "sample/sample"
     assert path.read_bytes() == CONTENT
+    assert data_sets.find("sample") == [path]
+
+
+def test_a_file_that_is_read_packed_is_kept_packed(served, tmp_path, monkeypatch):
+    (plain,) = data_sets.DATA_SETS["sample"].files
+    file = replace(plain, paths=("sample/sample.gz",))
+    monkeypatch.setitem(data_sets.DATA_SETS, "sample", DataSet(what="a sample", files=(file,)))
+    served[0] = gzip.compress(CONTENT)
+    (path,) = fetch_data_set("sample", say=lambda _: None)
+    assert path == tmp_path / "sample/sample.gz"
+    assert gzip.decompress(path.read_bytes()) == CONTENT
     assert data_sets.find("sample") == [path]
 
 

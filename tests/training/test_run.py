@@ -47,6 +47,7 @@ def test_an_unknown_option_in_json_is_answered_with_the_nearest():
         ({"mixer_options": {"chunk_length": True}}, "chunk_length must be of type int; got True"),
         ({"mixer_options": {"chunk_length": 0}}, "chunk_length must"),
         ({"hidden_size": 0}, "hidden_size must be an integer of at least 1; got 0"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\); got 1.0"),
         ({"intermediate_size": -1}, "intermediate_size must be an integer of at least 0; got -1"),
     ],
 )
@@ -76,11 +77,14 @@ def test_impossible_training_options_are_explained(options, message):
 
 
 def test_a_model_has_the_shape_its_task_asks_for():
-    options = ModelOptions(mixer="attention", hidden_size=8, num_layers=3, intermediate_size=12)
+    options = ModelOptions(
+        mixer="attention", hidden_size=8, num_layers=3, intermediate_size=12, dropout=0.2
+    )
     language = build_model(TaskSpec(kind="language", length=5, vocab_size=7), options)
     assert language.config.vocab_size == 7
     assert language.config.num_hidden_layers == 3
     assert language.config.intermediate_size == 12
+    assert language.config.dropout == 0.2
     shape = TaskSpec(kind="classification", length=5, num_features=2, num_classes=4)
     classifier = build_model(shape, options)
     assert classifier.config.num_input_features == 2

@@ -45,6 +45,8 @@ class ModelFlags:
     """Blocks."""
     intermediate_size: int | None = None
     """Channels inside the feed-forward part; None takes twice the hidden size."""
+    dropout: float = 0.0
+    """Share of what mixers and feed-forwards add that is dropped in training."""
 
     @classmethod
     def like(cls, options: ModelOptions) -> ModelFlags:
@@ -54,6 +56,7 @@ class ModelFlags:
             hidden_size=options.hidden_size,
             num_layers=options.num_layers,
             intermediate_size=options.intermediate_size,
+            dropout=options.dropout,
         )
 
     def over(self, recipe: ModelOptions) -> ModelOptions:
@@ -65,6 +68,7 @@ class ModelFlags:
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             intermediate_size=self.intermediate_size,
+            dropout=self.dropout,
         )
 
 

@@ -109,6 +109,8 @@ class Attention(nn.Module):
         time = position[:, None] + torch.arange(length, device=x.device)
         if self.places is not None:
             real = torch.arange(length, device=x.device) < steps[:, None]
+            if state is None and lengths is None:
+                self._require_places(length * (self.shards.size if self.shards else 1))
             place = self._places_at(torch.where(real, time, 0)).to(x.dtype)
             x = hide_padding(x + place, lengths)
         neighbours = None
@@ -162,11 +164,16 @@ class Attention(nn.Module):
         assert self.places is not None
         try:
             return functional.embedding(time, self.places)
-        except IndexError:
+        except IndexError:  # on a CPU; an accelerator reports it in its own way
+            self._require_places(int(time.max()) + 1)
+            raise
+
+    def _require_places(self, end: int) -> None:
+        if end > self.config.positions:
             raise ValueError(
-                f"x must end within positions = {len(self.places)} steps, the learned ones; it "
-                f"ends at {int(time.max()) + 1}."
-            ) from None
+                f"x must end within positions = {self.config.positions} steps, the learned ones; "
+                f"it ends at {end}."
+            )
 
     def _rotate(self, x: Tensor, time: Tensor) -> Tensor:
         """Turn pairs of channels by an angle that grows with the position."""

@@ -22,7 +22,8 @@ def check_mixer(mixer: nn.Module, *, dim: int | None = None, length: int = 37) -
 
     Args:
         mixer: `(x, state=None, lengths=None) -> (y, state)`, with a class or instance
-            attribute `causal: bool`. It is copied, not changed.
+            attribute `causal: bool`. It is copied, not changed; where it has a `config` with a
+            method `build()`, another one is built.
         dim: channels; None reads `mixer.config.dim`.
         length: of the test sequences; take more than two chunks and bins.
 
@@ -151,7 +152,9 @@ def _survives_saving(mixer: nn.Module, x: Tensor) -> None:
     y, _ = mixer(x)
     # A copy would bring along what the saved numbers lack; one that is built anew does not.
     build = getattr(getattr(mixer, "config", None), "build", None)
-    other = copy.deepcopy(mixer) if build is None else build().double()
+    other = None if build is None else build().double().train(mixer.training)
+    if type(other) is not type(mixer):  # a kind of its own, whose configuration builds another
+        other = copy.deepcopy(mixer)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()

@@ -14,8 +14,8 @@ For a sequence x, in the order of the paper's equations:
     output  = W_h xf + U_h (gamma * y)                                 Eq. 13
 
 As printed, Eq. 13 ends in a SiLU, and Eq. 12 and 14 mix it with the input by a gate of its own
-(`published_gates`): phi = sigmoid(W_phi xf), output = phi * (z - x), to which a block adds x. It is
-the x before the norm, so the norm is inside the mixer then, as in MEGA.
+(`published_gates`): z = SiLU(W_h xf + ...), phi = sigmoid(W_phi xf), output = phi * (z - x), to
+which a block adds x. It is the x before the norm, so the norm is inside the mixer then, as in MEGA.
 
 The memory looks tokens up as they came, before the convolution; its gate and its poles read x after
 it.

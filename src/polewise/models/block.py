@@ -13,8 +13,8 @@ from polewise.layers import FeedForward
 class Block(nn.Module):
     """$h = x + \\mathrm{mixer}(\\mathrm{norm}(x))$, $y = h + \\mathrm{ff}(\\mathrm{norm}(h))$.
 
-    A mixer with `own_norm` gets x as it is: it weighs x itself against something else, and has the
-    norm inside.
+    A mixer with `own_norm` gets x as it is: it weighs x itself against something else, has the norm
+    inside, and nothing of what it adds is dropped.
 
     Args:
         mixer: any module `(x, state, lengths) -> (y, state)`.
@@ -25,8 +25,8 @@ class Block(nn.Module):
 
     def __init__(self, mixer: nn.Module, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
-        own_norm = getattr(mixer, "own_norm", False)
-        self.mixer_norm = nn.Identity() if own_norm else nn.RMSNorm(dim, eps=1e-5)
+        self.own_norm = bool(getattr(mixer, "own_norm", False))
+        self.mixer_norm = nn.Identity() if self.own_norm else nn.RMSNorm(dim, eps=1e-5)
         self.mixer = mixer
         if hidden_dim:
             self.feed_forward_norm = nn.RMSNorm(dim, eps=1e-5)
@@ -43,7 +43,7 @@ class Block(nn.Module):
         **shared: Any,
     ) -> tuple[Float[Tensor, "batch length dim"], Any]:
         mixed, state = self.mixer(self.mixer_norm(x), state, lengths, **shared)
-        x = x + self.dropout(mixed)
+        x = x + (mixed if self.own_norm else self.dropout(mixed))
         if self.feed_forward is not None:
             x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x, state

@@ -63,7 +63,7 @@ def associative_filter(
 
     Args:
         q, k, v: queries, keys, values. Keys of norm at most 1 keep the state bounded. One head of
-            queries and keys is that of all heads, whose products are then computed once.
+            queries and keys is that of all heads; "torch" then computes their products once.
         decay: $\rho_t$, meant to lie in (0, 1]; values below 1e-30 act as 1e-30.
         angle: $\varphi_t$, radians a step; None keeps the poles real.
         lengths: real steps in each row. From there on the row's state is held and its
@@ -92,7 +92,7 @@ def associative_filter(
     axes = "(batch, length, heads, key_dim)"
     require_sequence("q", q, axes)
     batch, length, _, key_dim = q.shape
-    require_like("k", k, q.shape, q, axes)
+    require_like("k", k, tuple(q.shape), q, axes)
     require_sequence("v", v, "(batch, length, heads, value_dim)")
     heads, value_dim = v.shape[2:]
     if q.shape[2] not in (1, heads):

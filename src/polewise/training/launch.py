@@ -20,6 +20,9 @@ from polewise.training.run import TrainingOptions
 _SECONDS_TO_ANSWER = 600.0
 _A_YEAR = 365 * 86400.0
 
+_told_by_a_run = False
+"""Whether it was a run that told accelerate how this process works."""
+
 
 def join_processes(options: TrainingOptions) -> Accelerator:
     """Meet the other processes of this launch, if there are any.
@@ -33,9 +36,12 @@ def join_processes(options: TrainingOptions) -> Accelerator:
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     # One may wait for another's data; who is silent for longer will not come back.
     patience = timedelta(seconds=min(options.data_timeout + _SECONDS_TO_ANSWER, _A_YEAR))
-    # accelerate keeps the precision of the first run of a process, and refuses another; the
-    # processes themselves have met, and stay so.
-    AcceleratorState._reset_state()
+    # accelerate keeps the precision of the first run of a process, and refuses another. What a
+    # caller has told it stays; that the processes have met stays too.
+    global _told_by_a_run
+    if _told_by_a_run:
+        AcceleratorState._reset_state()
+    _told_by_a_run = not AcceleratorState._shared_state
     try:
         with explained_losses():
             return Accelerator(

@@ -37,6 +37,8 @@ class ModelOptions:
     """Blocks."""
     intermediate_size: int | None = None
     """Channels inside the feed-forward part; None takes twice `hidden_size`, 0 leaves it out."""
+    dropout: float = 0.0
+    """Share of what mixers and feed-forwards add that is dropped in training."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -46,6 +48,8 @@ class ModelOptions:
             raise ValueError(f"num_layers must be at most {_MOST_LAYERS}; got {self.num_layers}.")
         if self.intermediate_size is not None:
             require_at_least("intermediate_size", self.intermediate_size, 0)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
         # The mixer's own checks, before anything is built.
         config = mixer_config(self.mixer, self.hidden_size, self.mixer_options)
         object.__setattr__(self, "mixer_options", all_options(config))
@@ -66,7 +70,7 @@ class TrainingOptions:
     """Where the cosine ends, as a share of the peak."""
     filter_learning_rate: float = 1.0
     """Learning rate of the filter parameters (a module's `filter_parameters`), as a share of the
-    others'."""
+    others', or the module's `filter_learning_rate_limit` where that is lower."""
     warmup: float = 0.05
     """Share of the budget in which the learning rate rises from 0 to its peak."""
     weight_decay: float = 0.1
@@ -235,6 +239,7 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_layers,
         intermediate_size=inner,
+        dropout=options.dropout,
         **shape,
     )
     return model_class(spec)(config)
