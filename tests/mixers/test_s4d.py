@@ -42,3 +42,16 @@ def test_a_constant_input_settles_where_the_continuous_system_does():
     a = torch.complex(-mixer.log_rate.exp(), mixer.frequency)
     expected = -2 * (torch.complex(*mixer.readout) / a).real.sum(0)
     torch.testing.assert_close(gain, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_it_starts_as_published():
+    """S4D-Lin: modes -1/2 + i pi n in every channel, steps of 0.001 to 0.1, evenly in logarithm."""
+    torch.manual_seed(0)
+    mixer = S4dConfig(dim=500, state_dim=8).build()
+    harmonics = math.pi * torch.arange(4.0)[:, None]
+    torch.testing.assert_close(mixer.frequency, harmonics.expand(4, 500))
+    torch.testing.assert_close(mixer.log_rate.exp(), torch.full((4, 500), 0.5))
+    step = mixer.log_step.exp()
+    assert 1e-3 <= step.min() < 1.1e-3
+    assert 0.09 < step.max() <= 0.1
+    assert abs(mixer.log_step.mean() - math.log(1e-2)) < 0.2
