@@ -18,7 +18,7 @@ SMALL = [
 
 
 def train_text(out="run"):
-    Path("text.txt").write_text(str(sys.version_info) * 40)
+    Path("text.txt").write_text(str(sys.version_info) * 40 + "Quite another end. " * 7)
     words = ["train", "text", "--source", "text.txt", "--length", "16", *SMALL]
     return main([*words, "--set", "chunk_length=8", "--set", "bin_length=8", "--out", out])
 
