@@ -43,7 +43,9 @@ PARTS = ("kills", "operations", "configurations", "files", "overhead")
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; without: all of them")
     parser.add_argument("--kills", type=int, default=100)
