@@ -108,10 +108,9 @@ class Attention(nn.Module):
             position = position + self.shards.rank * length
         time = position[:, None] + torch.arange(length, device=x.device)
         if self.places is not None:
-            real = torch.arange(length, device=x.device) < steps[:, None]
             if state is None and lengths is None:
                 self._require_places(length * (self.shards.size if self.shards else 1))
-            place = self._places_at(torch.where(real, time, 0)).to(x.dtype)
+            place = self._places_at(hide_padding(time, lengths)).to(x.dtype)
             x = hide_padding(x + place, lengths)
         neighbours = None
         if self.short_conv is not None:
