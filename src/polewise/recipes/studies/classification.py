@@ -22,13 +22,11 @@ def permuted(size: Size) -> Study:
 
 def _digits(size: Size, *, permuted: bool) -> Comparison:
     cpu = size == "cpu"
-    length = 784
+    task = ImagesTask(source="mnist", permuted=permuted, batch_size=10 if cpu else 50)
+    length = task.spec.length
     chosen = mixers(*CLASSIFIERS, chunk_length=32, length=length)
     # What Transformers have that classify images: sight both ways, and positions of their own.
     chosen["attention-positions"] = ("attention", {"causal": False, "positions": length})
-    task = ImagesTask(
-        source="mnist", permuted=permuted, num_eval=None, batch_size=10 if cpu else 50
-    )
     return Comparison(
         name="mnist",
         task=task,
