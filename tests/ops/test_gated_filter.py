@@ -11,6 +11,7 @@ from tests.ops.drawing import Draw, all_gradients
 from polewise.ops import associative_filter, gated_filter
 
 BATCH, HEADS = 2, 2
+FAST = ("torch", "cpu")
 
 
 def products(length, seed=0):
@@ -23,24 +24,27 @@ def products(length, seed=0):
 
 @settings(deadline=None, max_examples=20)
 @given(length=st.sampled_from([0, 1, 7, 8, 9, 50]), ragged=st.booleans())
-def test_chunks_equal_the_recursion_gradients_included(length, ragged):
+def test_every_backend_is_the_recursion_gradients_included(length, ragged):
     inputs, state = products(length)
     lengths = torch.tensor([length, length // 2]) if ragged else None
     results = []
-    for backend in ("reference", "torch"):
+    for backend in ("reference", *FAST):
         y, end = gated_filter(*inputs, lengths=lengths, state=state, backend=backend)
         results.append((y, end, *all_gradients(y, end, [*inputs, state])))
-    for definition, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+    expected, *others = results
+    for each in others:
+        for ours, definition in zip(each, expected, strict=True):
+            torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @settings(deadline=None, max_examples=15)
 @given(cut=st.integers(0, 40))
-def test_any_split_gives_the_outputs_of_one_pass(cut):
+def test_any_split_gives_the_outputs_of_one_pass(backend, cut):
     inputs, state = products(40)
-    whole, end = gated_filter(*inputs, state=state)
-    left, middle = gated_filter(*(t[:, :cut] for t in inputs), state=state)
-    right, last = gated_filter(*(t[:, cut:] for t in inputs), state=middle)
+    whole, end = gated_filter(*inputs, state=state, backend=backend)
+    left, middle = gated_filter(*(t[:, :cut] for t in inputs), state=state, backend=backend)
+    right, last = gated_filter(*(t[:, cut:] for t in inputs), state=middle, backend=backend)
     torch.testing.assert_close(torch.cat([left, right], 1), whole)
     torch.testing.assert_close(last, end)
 
@@ -62,44 +66,47 @@ def test_channels_that_forget_alike_are_the_associative_filter():
     torch.testing.assert_close(end, last[:, :, 0])
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-8])
-def test_forgetting_at_once_neither_overflows_nor_loses_what_stays(value):
+def test_forgetting_at_once_neither_overflows_nor_loses_what_stays(value, backend):
     """In float32 a chunk's decays multiply to far below the smallest number."""
     inputs, state = products(40)
     q, k, v, decay = (t.detach().float() for t in inputs)
     decay = torch.where(torch.arange(4) < 2, value, 0.5 + 0.5 * decay).requires_grad_()
     results = []
-    for backend in ("reference", "torch"):
-        y, end = gated_filter(q, k, v, decay, state=state.detach().float(), backend=backend)
+    for name in ("reference", backend):
+        y, end = gated_filter(q, k, v, decay, state=state.detach().float(), backend=name)
         results.append((y, end, *all_gradients(y, end, [decay])))
     for definition, ours in zip(*results, strict=True):
         assert torch.isfinite(ours).all()
         torch.testing.assert_close(ours, definition, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("argument", [1, 2, 3])
 @pytest.mark.parametrize("step", [3, 20])
-def test_nan_reaches_no_earlier_output_and_every_later_one(argument, step):
+def test_nan_reaches_no_earlier_output_and_every_later_one(argument, step, backend):
     inputs, _ = products(40)
     inputs = [t.detach() for t in inputs]
-    clean, _ = gated_filter(*inputs)
+    clean, _ = gated_filter(*inputs, backend=backend)
     inputs[argument] = inputs[argument].clone()
     inputs[argument][:, step] = float("nan")
-    y, end = gated_filter(*inputs)
+    y, end = gated_filter(*inputs, backend=backend)
     torch.testing.assert_close(y[:, :step], clean[:, :step])
     assert y[:, step:].isnan().all()
     assert end.isnan().all()
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_long_memories_cost_no_accuracy_in_low_precision(dtype):
+def test_long_memories_cost_no_accuracy_in_low_precision(dtype, backend):
     draw = Draw()
     q = k = torch.ones(1, 600, 1, 1, dtype=dtype)
     v = draw.normal(1, 600, 1, 1).to(dtype)
     decay = torch.full((1, 600, 1, 1), 1 - 2**-10)
     exact, _ = gated_filter(*(t.double() for t in (q, k, v, decay)), backend="reference")
     rounding = (exact.to(dtype).double() - exact).abs().max()
-    y, state = gated_filter(q, k, v, decay)
+    y, state = gated_filter(q, k, v, decay, backend=backend)
     assert y.dtype == dtype
     assert state.dtype == torch.float32
     assert (y.double() - exact).abs().max() <= 1.5 * rounding

@@ -37,15 +37,52 @@ def products(length, turning, seed=0):
 @pytest.mark.parametrize("turning", [False, True])
 @settings(deadline=None, max_examples=15)
 @given(length=st.sampled_from([0, 1, 31, 32, 33, 100]), ragged=st.booleans())
-def test_chunks_of_products_equal_the_recursion_gradients_included(turning, length, ragged):
+def test_every_backend_is_the_recursion_gradients_included(turning, length, ragged):
     inputs, state = products(length, turning)
     lengths = torch.tensor([length, length // 2]) if ragged else None
     results = []
-    for backend in ("reference", "torch"):
+    for backend in ("reference", "torch", "cpu"):
         y, end = associative_filter(*inputs, lengths=lengths, state=state, backend=backend)
         results.append((y, end, *all_gradients(y, end, [*inputs, state])))
+    expected, *others = results
+    for each in others:
+        for ours, definition in zip(each, expected, strict=True):
+            torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("turning", [False, True])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 40), (5, 3), (200, 17), (1, 1)])
+def test_compiled_products_of_any_size_on_several_threads(key_dim, value_dim, turning, dtype):
+    """Several blocks of columns, the last one narrower; several segments, the last one shorter."""
+    draw, length, heads = Draw(), 150, 3
+    q, k = (draw.normal(2, length, heads, key_dim) / key_dim**0.5 for _ in range(2))
+    v, decay = draw.normal(2, length, heads, value_dim), draw.uniform(2, length, heads)
+    angle = [draw.normal(2, length, heads)] if turning else []
+    state = draw.normal(2, heads, 1 + turning, key_dim, value_dim)
+    results = []
+    for backend, kind in (("reference", torch.float64), ("cpu", dtype)):
+        *inputs, start = (
+            t.to(kind).detach().requires_grad_() for t in (q, k, v, decay, *angle, state)
+        )
+        y, end = associative_filter(*inputs, state=start, backend=backend)
+        results.append((y, end, *all_gradients(y, end, [*inputs, start])))
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-4
     for definition, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), definition, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("turning", [False, True])
+@pytest.mark.parametrize(("pairs", "poles"), [(2, 1), (1, 1), (2, 4)])
+def test_the_registered_op_passes_opcheck(turning, pairs, poles):
+    from polewise.ops._products import filtered_products
+
+    draw = Draw()
+    q, k = draw.normal(2, 70, pairs, 4), draw.normal(2, 70, pairs, 4)
+    v, pole = draw.normal(2, 70, 2, 3), 0.7 * draw.uniform(2, 70, 2, 1 + turning, poles)
+    arguments = (q, k, v, pole, draw.normal(2, 2, 1 + turning, 4, 3))
+    torch.library.opcheck(filtered_products, [t.requires_grad_() for t in arguments])
 
 
 @pytest.mark.parametrize("turning", [False, True])
@@ -54,7 +91,7 @@ def test_one_head_of_queries_and_keys_is_that_of_all(turning, length):
     (q, k, *others), state = products(length, turning)
     q, k = (part[:, :, :1].detach().requires_grad_() for part in (q, k))
     lengths, results = torch.tensor([length, length // 2]), []
-    for heads, backend in ((1, None), (1, "torch"), (1, "reference"), (HEADS, "reference")):
+    for heads, backend in ((1, "cpu"), (1, "torch"), (1, "reference"), (HEADS, "reference")):
         pairs = (part.expand(-1, -1, heads, -1) for part in (q, k))
         y, end = associative_filter(*pairs, *others, lengths=lengths, state=state, backend=backend)
         results.append((y, end, *all_gradients(y, end, [q, k, *others, state])))
@@ -64,31 +101,35 @@ def test_one_head_of_queries_and_keys_is_that_of_all(turning, length):
             torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
-def test_nan_in_a_key_of_all_heads_reaches_all_of_them_and_no_earlier_output():
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_nan_in_a_key_of_all_heads_reaches_all_of_them_and_no_earlier_output(backend):
     (q, k, v, decay), _ = (list(map(torch.detach, part)) for part in products(80, False))
     q, k = q[:, :, :1], k[:, :, :1].clone()
-    clean, _ = associative_filter(q, k, v, decay)
+    clean, _ = associative_filter(q, k, v, decay, backend=backend)
     k[:, 40] = float("nan")
-    y, _ = associative_filter(q, k, v, decay)
+    y, _ = associative_filter(q, k, v, decay, backend=backend)
     torch.testing.assert_close(y[:, :40], clean[:, :40], rtol=1e-12, atol=1e-12)
     assert y[:, 40:].isnan().all()
 
 
 def test_products_are_carried_from_span_to_span():
     inputs, state = products(2500, False)  # more than 64 chunks of 32
-    results = [associative_filter(*inputs, state=state, backend=b) for b in ("reference", "torch")]
-    for definition, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+    backends = ("reference", "torch", "cpu")
+    expected, *others = (associative_filter(*inputs, state=state, backend=b) for b in backends)
+    for each in others:
+        for ours, definition in zip(each, expected, strict=True):
+            torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("turning", [False, True])
 @settings(deadline=None, max_examples=10)
 @given(cut=st.integers(0, 70))
-def test_any_split_of_the_products_gives_one_pass(turning, cut):
+def test_any_split_of_the_products_gives_one_pass(turning, backend, cut):
     inputs, state = products(70, turning)
-    whole, end = associative_filter(*inputs, state=state)
-    left, middle = associative_filter(*(t[:, :cut] for t in inputs), state=state)
-    right, last = associative_filter(*(t[:, cut:] for t in inputs), state=middle)
+    whole, end = associative_filter(*inputs, state=state, backend=backend)
+    left, middle = associative_filter(*(t[:, :cut] for t in inputs), state=state, backend=backend)
+    right, last = associative_filter(*(t[:, cut:] for t in inputs), state=middle, backend=backend)
     torch.testing.assert_close(torch.cat([left, right], 1), whole, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(last, end, rtol=1e-10, atol=1e-10)
 
@@ -100,22 +141,24 @@ def test_a_decay_of_one_is_linear_attention():
     torch.testing.assert_close(y, torch.einsum("bhij,bjhv->bihv", weights, v))
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-5, 1.0])
-def test_extreme_decays_are_exact(value):
+def test_extreme_decays_are_exact(value, backend):
     (q, k, v, decay), _ = products(100, False)
     decay = torch.full_like(decay, value)
-    got = associative_filter(q, k, v, decay)
+    got = associative_filter(q, k, v, decay, backend=backend)
     expected = associative_filter(q, k, v, decay, backend="reference")
     for ours, wanted in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("place", ["k", "v", "decay"])
-def test_nan_in_the_products_reaches_no_earlier_output(place):
+def test_nan_in_the_products_reaches_no_earlier_output(place, backend):
     (q, k, v, decay), _ = (list(map(torch.detach, part)) for part in products(80, False))
-    clean, _ = associative_filter(q, k, v, decay)
+    clean, _ = associative_filter(q, k, v, decay, backend=backend)
     {"k": k, "v": v, "decay": decay}[place][:, 40] = float("nan")
-    y, _ = associative_filter(q, k, v, decay)
+    y, _ = associative_filter(q, k, v, decay, backend=backend)
     torch.testing.assert_close(y[:, :40], clean[:, :40], rtol=1e-12, atol=1e-12)
     assert y[:, 40:].isnan().all()
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polewise.ops import direct_form, direct_form_filter, normal_form_filter
+from polewise.ops import _checks, direct_form_filter, normal_form_filter
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (it runs on Linux)")
 INTERPRETED = triton.knobs.runtime.interpret
@@ -123,20 +123,18 @@ def test_a_cpu_without_the_interpreter_is_refused(form):
 
 def test_the_device_chooses_the_backend(monkeypatch):
     on_cuda, on_xpu = (SimpleNamespace(device=torch.device(name)) for name in ("cuda", "xpu"))
-    assert direct_form.choose_backend(on_cuda) == "triton"
-    assert direct_form.choose_backend(on_xpu) == "torch"
-    monkeypatch.setattr(direct_form, "HAS_TRITON", False)
-    assert direct_form.choose_backend(on_cuda) == "torch"
-    assert direct_form.choose_backend(torch.zeros(1)) == "cpu"
+    assert _checks.fastest_backend(on_cuda) == "triton"
+    assert _checks.fastest_backend(on_cuda, triton=False) == "torch"
+    assert _checks.fastest_backend(on_xpu) == "torch"
+    monkeypatch.setattr(_checks, "HAS_TRITON", False)
+    assert _checks.fastest_backend(on_cuda) == "torch"
+    assert _checks.fastest_backend(torch.zeros(1)) == "cpu"
 
 
-def test_the_device_the_dtype_and_the_width_choose_the_associative_filters_backend():
-    choose = importlib.import_module("polewise.ops.associative_filter").choose_backend
-
-    def on_cuda(dtype, key_dim):
-        return SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 4, 2, key_dim))
-
-    assert choose(on_cuda(torch.bfloat16, 64)) == "triton"
-    assert choose(on_cuda(torch.float64, 64)) == "torch"
-    assert choose(on_cuda(torch.float32, 129)) == "torch"
-    assert choose(torch.zeros(1, 4, 2, 64)) == "torch"
+@pytest.mark.parametrize(
+    ("dtype", "key_dim", "fits"),
+    [(torch.bfloat16, 64, True), (torch.float64, 64, False), (torch.float32, 129, False)],
+)
+def test_the_dtype_and_the_width_of_keys_fit_the_associative_kernels(dtype, key_dim, fits):
+    module = importlib.import_module("polewise.ops.associative_filter")
+    assert module._fits_triton(torch.zeros(1, 4, 2, key_dim, dtype=dtype)) == fits

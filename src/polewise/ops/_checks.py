@@ -115,6 +115,17 @@ def require_backend(backend: str | None, known: tuple[str, ...], default: str) -
     return backend
 
 
+def fastest_backend(x: Tensor, *, triton: bool = True) -> str:
+    """Compiled on a CPU, and on a GPU where Triton is and the op has kernels for `x`; tensor
+    operations elsewhere, under transforms that see through nothing else, and in an exported
+    program, which must run where Polewise is not installed."""
+    if torch.compiler.is_exporting() or is_transformed():
+        return "torch"
+    if x.device.type == "cuda" and HAS_TRITON and triton:
+        return "triton"
+    return "cpu" if x.device.type == "cpu" else "torch"
+
+
 def is_transformed() -> bool:
     """Whether `torch.func` (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
 

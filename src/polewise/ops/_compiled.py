@@ -1,8 +1,8 @@
 """How compiled loops run on the CPU.
 
 A loop releases the interpreter lock and works on a range of *units*, one unit being a
-block of neighbouring channels of one row. A few plain threads share the units, as many
-as `torch.get_num_threads()` says, so there is one number to set and no second OpenMP
+block of neighbouring channels of one row, or one of its heads. A few plain threads share the units,
+as many as `torch.get_num_threads()` says, so there is one number to set and no second OpenMP
 runtime that would spin beside torch's own.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from torch import Tensor
 
 CHANNEL_BLOCK = 1024
@@ -29,17 +30,27 @@ _SMALL = 1 << 15
 """Below this many values a second thread costs more than it brings."""
 
 
-def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+class _Disjoint(CompilerBase):
+    """Tells the compiler that no argument's memory overlaps another's, which it would otherwise
+    ask before every loop, and with many arrays give up vectorising."""
+
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+def compiled(loop: Callable[..., None], **options: Any) -> Callable[..., None]:
     """Compile at the first call; keep the machine code on disk where that is allowed.
 
     Multiplications and additions may fuse, which only makes them more exact. Nothing
     else of IEEE arithmetic is given up: NaN and infinity travel as they must.
     """
-    options: dict[str, Any] = {
+    options = {
         "nogil": True,
         "fastmath": {"contract"},
         "error_model": "numpy",
         "boundscheck": False,
+        **options,
     }
     try:
         return numba.njit(cache=True, **options)(loop)
@@ -47,27 +58,45 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
         return numba.njit(**options)(loop)
 
 
+def vectorised(loop: Callable[..., None]) -> Callable[..., None]:
+    """`compiled`, for loops inside of loops: what is written overlaps nothing else, and sums may
+    be taken in any order, several lanes at once."""
+    return compiled(loop, fastmath={"contract", "reassoc"}, pipeline_class=_Disjoint)
+
+
 def run_units(loop: Callable[..., None], batch: int, length: int, dim: int, *arguments) -> None:
     """Call `loop(*arguments, block, first, stop)` so that every unit is done exactly once."""
-    threads = torch.get_num_threads()
-    if batch * length * dim <= _SMALL:
-        threads = 1
+    threads = _threads(batch * length * dim)
     block = min(CHANNEL_BLOCK, max(dim, 1))
     units = batch * -(-dim // block)
     # Narrower blocks only where some threads would have less to do than others.
     while block > 16 and units % threads and units < 4 * threads:
         block //= 2
         units = batch * -(-dim // block)
+    _share(loop, units, threads, *arguments, block)
+
+
+def run_heads(loop: Callable[..., None], v: Tensor, *arguments) -> None:
+    """The same for `loop(*arguments, first, stop)` where a unit is a head of a row of `v`,
+    (batch, length, heads, value_dim)."""
+    _share(loop, v.shape[0] * v.shape[2], _threads(v.numel()), *arguments)
+
+
+def _threads(values: int) -> int:
+    return 1 if values <= _SMALL else torch.get_num_threads()
+
+
+def _share(loop: Callable[..., None], units: int, threads: int, *arguments) -> None:
     threads = min(threads, units)
     if threads <= 1:
-        loop(*arguments, block, 0, units)
+        loop(*arguments, 0, units)
         return
     cuts = [units * i // threads for i in range(threads + 1)]
     futures = [
-        _pool(threads - 1).submit(loop, *arguments, block, first, stop)
+        _pool(threads - 1).submit(loop, *arguments, first, stop)
         for first, stop in pairwise(cuts[1:])
     ]
-    loop(*arguments, block, cuts[0], cuts[1])
+    loop(*arguments, cuts[0], cuts[1])
     for future in futures:
         future.result()
 

@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
-    HAS_TRITON,
     accumulator_dtype,
-    is_transformed,
+    fastest_backend,
     require_backend,
+    require_cpu,
     require_like,
     require_sequence,
     require_triton,
     rows_of_lengths,
 )
+from polewise.ops._products import filtered_products
 from polewise.ops.padding import hide_padding
 from polewise.ops.taint import clean_and_mark, put_back
 
@@ -47,7 +48,7 @@ def associative_filter(
     *,
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch heads parts key_dim value_dim"] | None = None,
-    backend: Literal["reference", "torch", "triton"] | None = None,
+    backend: Literal["reference", "torch", "cpu", "triton"] | None = None,
 ) -> tuple[
     Float[Tensor, "batch length heads value_dim"],
     Float[Tensor, "batch heads parts key_dim value_dim"],
@@ -72,14 +73,16 @@ def associative_filter(
             part); None is empty.
         backend: "reference" is the recursion in float64, step by step; "torch" works in
             chunks of 32 steps by matrix products, in float32 or wider; "triton" does so in
-            kernels for a GPU (up to float32, keys of at most 128). None takes the fastest.
+            kernels for a GPU (up to float32, keys of at most 128); "cpu" is the recursion,
+            compiled. None takes the fastest.
 
     Returns:
         y: like `v`, in its dtype.
         state: $S$ after the last real step, float32 or wider.
 
-    Every floating argument has a gradient; "triton" has no second one, and inside `torch.func`
-    and forward-mode differentiation None takes "torch". `torch.autocast` casts nothing here.
+    Every floating argument has a gradient; "cpu" and "triton" have no second one, and inside
+    `torch.func` and forward-mode differentiation None takes "torch". `torch.autocast` casts
+    nothing here.
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -109,7 +112,11 @@ def associative_filter(
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
-    backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(q))
+    backend_name = require_backend(
+        backend, tuple(_BACKENDS), fastest_backend(q, triton=_fits_triton(q))
+    )
+    if backend_name == "cpu":
+        require_cpu(backend_name, q)
     if backend_name == "triton":
         require_triton(backend_name, q)
         _require_size_for_triton(q)
@@ -131,17 +138,12 @@ def associative_filter(
     return hide_padding(y, lengths).to(given), last
 
 
-def choose_backend(q: Tensor) -> str:
-    """The fastest backend for `q`."""
-    if q.device.type != "cuda" or not HAS_TRITON or q.dtype == torch.float64:
-        return "torch"
-    if torch.compiler.is_exporting() or is_transformed() or q.shape[3] > LARGEST_KEY:
-        return "torch"
-    return "triton"
+def _fits_triton(q: Tensor) -> bool:
+    return q.dtype != torch.float64 and q.shape[3] <= LARGEST_KEY
 
 
 def _require_size_for_triton(q: Tensor) -> None:
-    if q.dtype == torch.float64 or q.shape[3] > LARGEST_KEY:
+    if not _fits_triton(q):
         raise ValueError(
             f"backend 'triton' takes up to float32 and keys of at most {LARGEST_KEY}; got "
             f"{q.dtype} and {q.shape[3]}. Use backend='torch', or None."
@@ -253,7 +255,16 @@ def _triton(q, k, v, decay, angle, state):
     return put_back(y, seen[..., None]), last
 
 
-_BACKENDS = {"reference": _definition, "torch": _by_chunks, "triton": _triton}
+def _compiled(q, k, v, decay, angle, state):
+    decay = decay.clamp(min=1e-30)
+    parts = [decay] if angle is None else [decay * angle.cos(), decay * angle.sin()]
+    y, last, _ = filtered_products(q, k, v, torch.stack(parts, -1)[..., None], state)
+    return y, last
+
+
+_BACKENDS = {
+    "reference": _definition, "torch": _by_chunks, "cpu": _compiled, "triton": _triton,
+}  # fmt: skip
 
 
 def _chunks(x: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
-    HAS_TRITON,
     accumulator_dtype,
-    is_transformed,
+    fastest_backend,
     refuse_second_derivative,
     require_backend,
     require_bins,
@@ -109,7 +108,7 @@ def direct_form_filter(
         y, state = _one_step(x.to(dtype), a, state)
         return y.to(x.dtype), state
 
-    backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(x))
+    backend_name = require_backend(backend, tuple(_BACKENDS), fastest_backend(x))
     if backend_name == "cpu":
         require_cpu(backend_name, x)
     if backend_name == "triton":
@@ -120,17 +119,6 @@ def direct_form_filter(
         rows_of_lengths(lengths, x), state, bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
-
-
-def choose_backend(x: Tensor) -> str:
-    """The fastest backend for `x`: compiled on a CPU and on a GPU that Triton knows, tensor
-    operations elsewhere, under transforms that see nothing else, and in an exported program,
-    which must run where Polewise is not installed."""
-    if torch.compiler.is_exporting() or is_transformed():
-        return "torch"
-    if x.device.type == "cuda" and HAS_TRITON:
-        return "triton"
-    return "cpu" if x.device.type == "cpu" else "torch"
 
 
 def _definition(x, a, offsets, lengths, state, bin_length, reset):

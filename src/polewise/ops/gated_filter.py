@@ -14,11 +14,14 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     accumulator_dtype,
+    fastest_backend,
     require_backend,
+    require_cpu,
     require_like,
     require_sequence,
     rows_of_lengths,
 )
+from polewise.ops._products import filtered_products
 from polewise.ops.padding import hide_padding
 from polewise.ops.taint import clean_and_mark, put_back
 
@@ -34,7 +37,7 @@ def gated_filter(
     *,
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch heads key_dim value_dim"] | None = None,
-    backend: Literal["reference", "torch"] | None = None,
+    backend: Literal["reference", "torch", "cpu"] | None = None,
 ) -> tuple[
     Float[Tensor, "batch length heads value_dim"],
     Float[Tensor, "batch heads key_dim value_dim"],
@@ -53,13 +56,15 @@ def gated_filter(
             output is 0.
         state: $S_{-1}$; None is empty.
         backend: "reference" is the recursion in float64, step by step; "torch" works in
-            chunks of 8 steps, in float32 or wider.
+            chunks of 8 steps, in float32 or wider; "cpu" is the recursion, compiled. None takes
+            the fastest.
 
     Returns:
         y: like `v`, in its dtype.
         state: $S$ after the last real step, float32 or wider.
 
-    Every floating argument has a gradient.
+    Every floating argument has a gradient; "cpu" has no second one, and inside `torch.func` and
+    forward-mode differentiation None takes "torch".
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -82,9 +87,9 @@ def gated_filter(
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, key_dim, value_dim)")
-    run = {"reference": _definition, "torch": _by_chunks}[
-        require_backend(backend, ("reference", "torch"), "torch")
-    ]
+    run = _BACKENDS[require_backend(backend, tuple(_BACKENDS), fastest_backend(q, triton=False))]
+    if run is _compiled:
+        require_cpu("cpu", q)
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks would cost more than they save
 
@@ -151,6 +156,14 @@ def _by_chunks(q, k, v, decay, state):
     y = put_back(y, (tainted - marks.sum(-1))[..., None, None])
     state = put_back(state, tainted[:, :, -1, None, None])
     return y.flatten(2, 3).transpose(1, 2)[:, :length], state
+
+
+def _compiled(q, k, v, decay, state):
+    y, last, _ = filtered_products(q, k, v, decay[..., None, :], state[:, :, None])
+    return y, last[:, :, 0]
+
+
+_BACKENDS = {"reference": _definition, "torch": _by_chunks, "cpu": _compiled}
 
 
 def _chunks(x: Tensor, fill: float = 0.0) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
     accumulator_dtype,
+    fastest_backend,
     refuse_second_derivative,
     require_backend,
     require_bins,
@@ -29,7 +30,6 @@ from polewise.ops._checks import (
     rows_of_lengths,
     rows_of_offsets,
 )
-from polewise.ops.direct_form import choose_backend
 
 
 def normal_form_filter(
@@ -122,7 +122,7 @@ def normal_form_filter(
         y, state = _one_step(x.to(dtype), decay, angle, mix, state)
         return y.to(x.dtype), state
 
-    backend_name = require_backend(backend, tuple(_BACKENDS), choose_backend(x))
+    backend_name = require_backend(backend, tuple(_BACKENDS), fastest_backend(x))
     if backend_name == "cpu":
         require_cpu(backend_name, x)
     if backend_name == "triton":

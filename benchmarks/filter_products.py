@@ -1,0 +1,85 @@
+"""Filtered products of keys and values beside attention over them: a part of `filters.py`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from filter_systems import System, forward_and_backward
+from interleaved import measure, progress, ratio
+from polewise.ops import associative_filter, gated_filter
+
+SIZES = [(8, 512), (1, 4096), (1, 32768)]
+HEADS, KEY_DIM, VALUE_DIM = 4, 32, 64
+LONGEST_SDPA = 16384
+OURS = "associative_filter"
+
+
+def products(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of one system at one size: milliseconds, and times those of `associative_filter`."""
+    rows = []
+    for batch, length in SIZES:
+        progress(f"batch {batch}, length {length}")
+        systems = list(_systems(batch, length, options.seed))
+        times = measure(systems, options.rounds)
+        for system in systems:
+            taken = sorted(t for t in times[system.name] if t is not None)
+            work = system.name.partition(", ")[2]
+            over = ratio(times, system.name, f"{OURS}, {work}")
+            rows.append(
+                {
+                    "batch": batch, "length": length, "system": system.name, "note": system.note,
+                    "median_ms": 1e3 * statistics.median(taken), "low_ms": 1e3 * taken[0],
+                    "high_ms": 1e3 * taken[-1], "over_ours": over["median"],
+                    "over_ours_low": over["low"], "over_ours_high": over["high"],
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _systems(batch: int, length: int, seed: int) -> Iterator[System]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, length, HEADS, *shape, generator=draw)
+
+    q, k = (functional.normalize(normal(KEY_DIM), dim=-1) for _ in range(2))
+    v, grad = normal(VALUE_DIM), normal(VALUE_DIM)
+    decay, decays = normal().sigmoid(), normal(KEY_DIM).sigmoid()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = (part.transpose(1, 2) for part in (q, k, v))
+        return functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
+
+    calls = [
+        (OURS, "compiled", lambda *t: associative_filter(*t)[0], (q, k, v, decay)),
+        (
+            f"{OURS}(backend='torch')",
+            "chunks of 32 as matrix products",
+            lambda *t: associative_filter(*t, backend="torch")[0],
+            (q, k, v, decay),
+        ),
+        (
+            "gated_filter",
+            "a pole for each key channel",
+            lambda *t: gated_filter(*t)[0],
+            (q, k, v, decays),
+        ),
+        (
+            "gated_filter(backend='torch')",
+            "chunks of 8",
+            lambda *t: gated_filter(*t, backend="torch")[0],
+            (q, k, v, decays),
+        ),
+    ]
+    if length <= LONGEST_SDPA:
+        calls.append(("SDPA", "causal, the same queries, keys and values", attend, (q, k, v)))
+    for name, note, run, inputs in calls:
+        yield System(f"{name}, forward", note, lambda run=run, inputs=inputs: run(*inputs))
+        yield System(f"{name}, forward + backward", note, forward_and_backward(run, inputs, grad))

@@ -1,0 +1,285 @@
+"""Filtered products of keys and values as compiled loops, gradient included.
+
+The recursion as it is written, step by step: its state stays in the nearest cache, and nothing is
+laid out again, which chunks of matrix products spend most of their time on.
+
+Gradient. Against time, with G[t] what the future says about S[t],
+
+    G[t] = q[t] gy[t]^T + conj(p[t+1]) G[t+1],
+    grad q[t] = Re S[t] gy[t],            grad k[t] = Re G[t] v[t],
+    grad v[t] = Re G[t]^T k[t],           grad p[t] = sum of G[t] conj(S[t-1]).
+
+Forward keeps the state at every 32nd step; backward restarts from there, 32 steps at a time from
+the last to the first, and holds their states in the second cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polewise.ops._compiled import array, compiled, fresh, run_heads, vectorised
+from polewise.ops._products import SEGMENT
+
+WIDTH = 64
+"""Columns of the state that are filtered together. A number known to the compiler: its loops over
+columns become straight code, where short ones of unknown length would be mostly ends."""
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, pole: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and the state at every 32nd step."""
+    batch, length, heads, _ = v.shape
+    y, last = fresh(v), torch.empty(state.shape, dtype=state.dtype)
+    starts = torch.empty(batch, heads, -(-length // SEGMENT), *state.shape[2:], dtype=state.dtype)
+    run_heads(
+        _forward, v, array(q), array(k), array(v), array(pole), array(state), y.numpy(),
+        last.numpy(), starts.numpy(), SEGMENT,
+    )  # fmt: skip
+    return y, last, starts
+
+
+def backward(
+    grad_y: Tensor,
+    grad_last: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pole: Tensor,
+    starts: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, pole and the first state."""
+    # One head for each of v: units of different heads run at once.
+    by_query, by_key = (fresh(k.expand(-1, -1, v.shape[2], -1)) for _ in range(2))
+    grad_v, grad_pole = fresh(v), torch.empty(pole.shape, dtype=pole.dtype)
+    grad_state = torch.empty(grad_last.shape, dtype=grad_last.dtype)
+    run_heads(
+        _backward, v, array(grad_y), array(grad_last), array(q), array(k), array(v), array(pole),
+        array(starts), by_query.numpy(), by_key.numpy(), grad_v.numpy(), grad_pole.numpy(),
+        grad_state.numpy(), SEGMENT,
+    )  # fmt: skip
+    grad_q, grad_k = (
+        each if each.shape == k.shape else each.sum(2, keepdim=True) for each in (by_query, by_key)
+    )
+    return grad_q, grad_k, grad_v, grad_pole, grad_state
+
+
+@compiled
+def _forward(q, k, v, pole, state, y, last, starts, segment_length, first, stop):
+    length, heads, value_dim = v.shape[1:]
+    parts, key_dim = state.shape[2:4]
+    now = np.empty((parts, key_dim, WIDTH), v.dtype)
+    queries = np.empty((segment_length, key_dim), v.dtype)
+    keys = np.empty((segment_length, key_dim), v.dtype)
+    values = np.zeros((segment_length, WIDTH), v.dtype)
+    out = np.empty((segment_length, WIDTH), v.dtype)
+    for unit in range(first, stop):
+        row, head = unit // heads, unit % heads
+        pair = head % q.shape[2]
+        for low in range(0, value_dim, WIDTH):
+            now[:], values[:] = 0, 0  # beyond the last column they stay so
+            _copy_columns(state[row, head], low, now, 0)
+            for segment in range(starts.shape[2]):
+                start = segment * segment_length
+                steps = min(segment_length, length - start)
+                _copy_columns(now, 0, starts[row, head, segment], low)
+                _gather(q[row], start, steps, pair, 0, queries)
+                _gather(k[row], start, steps, pair, 0, keys)
+                _gather(v[row], start, steps, head, low, values)
+                out[:] = 0
+                for n in range(steps):
+                    poles = pole[row, start + n, head]
+                    if parts == 1:
+                        _advance(now[0], poles[0], queries[n], keys[n], values[n], out[n])
+                    else:
+                        _advance_turning(
+                            now[0], now[1], poles[0], poles[1], queries[n], keys[n], values[n],
+                            out[n],
+                        )  # fmt: skip
+                _scatter(out, steps, head, low, start, y[row])
+            _copy_columns(now, 0, last[row, head], low)
+
+
+@compiled
+def _backward(
+    grad_y, grad_last, q, k, v, pole, starts, grad_q, grad_k, grad_v, grad_pole, grad_state,
+    segment_length, first, stop,
+):  # fmt: skip
+    """Segment by segment, the last one first: along time the states and what they say about the
+    queries, then against time the gradient of the state."""
+    length, heads, value_dim = v.shape[1:]
+    parts, key_dim = grad_last.shape[2:4]
+    future = np.empty((parts, key_dim, WIDTH), v.dtype)
+    held = np.empty((segment_length + 1, parts, key_dim, WIDTH), v.dtype)
+    queries = np.empty((segment_length, key_dim), v.dtype)
+    keys = np.empty((segment_length, key_dim), v.dtype)
+    values = np.zeros((segment_length, WIDTH), v.dtype)
+    grads = np.zeros((segment_length, WIDTH), v.dtype)
+    out = np.empty((segment_length, WIDTH), v.dtype)
+    for unit in range(first, stop):
+        row, head = unit // heads, unit % heads
+        pair = head % q.shape[2]
+        for t in range(length):
+            grad_q[row, t, head], grad_k[row, t, head], grad_pole[row, t, head] = 0, 0, 0
+        for low in range(0, value_dim, WIDTH):
+            future[:], held[0], values[:], grads[:] = 0, 0, 0, 0
+            _copy_columns(grad_last[row, head], low, future, 0)
+            for segment in range(starts.shape[2] - 1, -1, -1):
+                start = segment * segment_length
+                steps = min(segment_length, length - start)
+                _copy_columns(starts[row, head, segment], low, held[0], 0)
+                _gather(q[row], start, steps, pair, 0, queries)
+                _gather(k[row], start, steps, pair, 0, keys)
+                _gather(v[row], start, steps, head, low, values)
+                _gather(grad_y[row], start, steps, head, low, grads)
+                out[:] = 0
+                for n in range(steps):
+                    before, after, poles = held[n], held[n + 1], pole[row, start + n, head]
+                    grad_q_t = grad_q[row, start + n, head]
+                    if parts == 1:
+                        _recall(
+                            before[0], after[0], poles[0], keys[n], values[n], grads[n], grad_q_t
+                        )
+                    else:
+                        _recall_turning(
+                            before[0], before[1], after[0], after[1], poles[0], poles[1], keys[n],
+                            values[n], grads[n], grad_q_t,
+                        )  # fmt: skip
+                for n in range(steps - 1, -1, -1):
+                    before, poles, by_pole = (
+                        held[n],
+                        pole[row, start + n, head],
+                        grad_pole[row, start + n, head],
+                    )
+                    grad_k_t = grad_k[row, start + n, head]
+                    if parts == 1:
+                        _retreat(
+                            future[0], before[0], poles[0], queries[n], keys[n], values[n],
+                            grads[n], grad_k_t, out[n], by_pole[0],
+                        )  # fmt: skip
+                    else:
+                        _retreat_turning(
+                            future[0], future[1], before[0], before[1], poles[0], poles[1],
+                            queries[n], keys[n], values[n], grads[n], grad_k_t, out[n],
+                            by_pole[0], by_pole[1],
+                        )  # fmt: skip
+                _scatter(out, steps, head, low, start, grad_v[row])
+            _copy_columns(future, 0, grad_state[row, head], low)
+
+
+@vectorised
+def _copy(source, target):
+    """As much as both have."""
+    for c in range(min(len(source), len(target))):
+        target[c] = source[c]
+
+
+@compiled
+def _gather(rows, start, steps, head, low, lines):
+    """What a segment of a sequence, (length, heads, columns), has for one head, from a column on:
+    read in one go, and side by side for the loops."""
+    for n in range(steps):
+        _copy(rows[start + n, head, low:], lines[n])
+
+
+@compiled
+def _scatter(lines, steps, head, low, start, rows):
+    for n in range(steps):
+        _copy(lines[n], rows[start + n, head, low:])
+
+
+@vectorised
+def _copy_columns(source, source_low, target, target_low):
+    """The same of states, (parts, key_dim, columns), from a column on."""
+    for part in range(len(source)):
+        for i in range(source.shape[1]):
+            _copy(source[part, i, source_low:], target[part, i, target_low:])
+
+
+@vectorised
+def _advance(state, decay, q, k, v, y):
+    """One step of the state, and what the query reads from it."""
+    for i in range(len(k)):
+        row, kept, query, key = state[i], decay[min(i, len(decay) - 1)], q[i], k[i]
+        for c in range(WIDTH):
+            row[c] = kept * row[c] + key * v[c]
+            y[c] += query * row[c]
+
+
+@vectorised
+def _advance_turning(real, imag, cosine, sine, q, k, v, y):
+    for i in range(len(k)):
+        re, im, query, key, at = real[i], imag[i], q[i], k[i], min(i, len(cosine) - 1)
+        along, across = cosine[at], sine[at]
+        for c in range(WIDTH):
+            turned = across * re[c] + along * im[c]
+            re[c] = along * re[c] - across * im[c] + key * v[c]
+            im[c] = turned
+            y[c] += query * re[c]
+
+
+@vectorised
+def _recall(before, after, decay, k, v, grad_y, grad_q):
+    """One step of the state, and what it says about the query."""
+    for i in range(len(k)):
+        old, new, kept, key = before[i], after[i], decay[min(i, len(decay) - 1)], k[i]
+        total = grad_q[i]
+        for c in range(WIDTH):
+            state = kept * old[c] + key * v[c]
+            new[c] = state
+            total += state * grad_y[c]
+        grad_q[i] = total
+
+
+@vectorised
+def _recall_turning(
+    before_real, before_imag, after_real, after_imag, cosine, sine, k, v, grad_y, grad_q
+):
+    for i in range(len(k)):
+        old_re, old_im, re, im = before_real[i], before_imag[i], after_real[i], after_imag[i]
+        key, total, at = k[i], grad_q[i], min(i, len(cosine) - 1)
+        along, across = cosine[at], sine[at]
+        for c in range(WIDTH):
+            state = along * old_re[c] - across * old_im[c] + key * v[c]
+            im[c] = across * old_re[c] + along * old_im[c]
+            re[c] = state
+            total += state * grad_y[c]
+        grad_q[i] = total
+
+
+@vectorised
+def _retreat(future, before, decay, q, k, v, grad_y, grad_k, grad_v, grad_decay):
+    """One step of the state's gradient against time, and what it says about the rest."""
+    for i in range(len(k)):
+        row, old, at = future[i], before[i], min(i, len(decay) - 1)
+        kept, query, key, by_key, by_decay = decay[at], q[i], k[i], grad_k[i], grad_decay[at]
+        for c in range(WIDTH):
+            grad = row[c] + query * grad_y[c]
+            by_key += grad * v[c]
+            by_decay += grad * old[c]
+            grad_v[c] += key * grad
+            row[c] = kept * grad
+        grad_k[i], grad_decay[at] = by_key, by_decay
+
+
+@vectorised
+def _retreat_turning(
+    future_real, future_imag, before_real, before_imag, cosine, sine, q, k, v, grad_y, grad_k,
+    grad_v, grad_cosine, grad_sine,
+):  # fmt: skip
+    for i in range(len(k)):
+        re, im, old_re, old_im = future_real[i], future_imag[i], before_real[i], before_imag[i]
+        at = min(i, len(cosine) - 1)
+        along, across, query, key, by_key = cosine[at], sine[at], q[i], k[i], grad_k[i]
+        by_cosine, by_sine = grad_cosine[at], grad_sine[at]
+        for c in range(WIDTH):
+            grad, turned = re[c] + query * grad_y[c], im[c]
+            by_key += grad * v[c]
+            by_cosine += grad * old_re[c] + turned * old_im[c]
+            by_sine += turned * old_re[c] - grad * old_im[c]
+            grad_v[c] += key * grad
+            re[c] = along * grad + across * turned
+            im[c] = along * turned - across * grad
+        grad_k[i], grad_cosine[at], grad_sine[at] = by_key, by_cosine, by_sine
