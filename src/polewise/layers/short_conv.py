@@ -40,13 +40,17 @@ class ShortConv(nn.Module):
         x = hide_padding(x, lengths)
         if self.shards is not None:
             state = self.shards.window_before(x, history)
-        if state is None:
-            state = x.new_zeros(x.shape[0], history, x.shape[2])
-        past = torch.cat([state.to(x.dtype), x], 1)
+        start = x.new_zeros(x.shape[0], history, x.shape[2]) if state is None else state.to(x.dtype)
+        kernel = self.kernel.to(x.dtype)
         # Compiled convolutions of float64 and of single steps are slower than the sum.
         fast = x.device.type == "cpu" and x.dtype != torch.float64 and length > 1
-        convolve = _depthwise if fast else _sum_of_shifts
-        return convolve(past, self.kernel.to(x.dtype)), newest(state, x, lengths)
+        if fast and state is None:
+            # The convolution has zeros of its own: its gradient keeps x, not a copy with zeros.
+            y = _depthwise(x, kernel, zeros=history)[:, :length]
+        else:
+            convolve = _depthwise if fast else _sum_of_shifts
+            y = convolve(torch.cat([start, x], 1), kernel)
+        return y, newest(start, x, lengths)
 
 
 def _sum_of_shifts(past: Tensor, kernel: Tensor) -> Tensor:
@@ -58,9 +62,11 @@ def _sum_of_shifts(past: Tensor, kernel: Tensor) -> Tensor:
     return y
 
 
-def _depthwise(past: Tensor, kernel: Tensor) -> Tensor:
-    """The same as a convolution of images one pixel high, whose channels lie side by side, for
-    which a CPU has compiled code."""
+def _depthwise(past: Tensor, kernel: Tensor, zeros: int = 0) -> Tensor:
+    """The same, with so many zeros at both ends, as a convolution of images one pixel high, whose
+    channels lie side by side, for which a CPU has compiled code."""
     images = past[:, None].movedim(-1, 1)
-    y = functional.conv2d(images, kernel.flip(0).T[:, None, None], groups=images.shape[1])
+    y = functional.conv2d(
+        images, kernel.flip(0).T[:, None, None], padding=(0, zeros), groups=images.shape[1]
+    )
     return y.movedim(1, -1)[:, 0]
