@@ -50,6 +50,7 @@ def _systems(batch: int, length: int, seed: int) -> Iterator[System]:
         return torch.randn(batch, length, HEADS, *shape, generator=draw)
 
     q, k = (functional.normalize(normal(KEY_DIM), dim=-1) for _ in range(2))
+    wide_q, wide_k = normal(VALUE_DIM), normal(VALUE_DIM)  # its fast kernel wants one size for all
     v, grad = normal(VALUE_DIM), normal(VALUE_DIM)
     decay, decays = normal().sigmoid(), normal(KEY_DIM).sigmoid()
 
@@ -79,7 +80,8 @@ def _systems(batch: int, length: int, seed: int) -> Iterator[System]:
         ),
     ]
     if length <= LONGEST_SDPA:
-        calls.append(("SDPA", "causal, the same queries, keys and values", attend, (q, k, v)))
+        note = f"causal, queries and keys of {VALUE_DIM} like the values"
+        calls.append(("SDPA", note, attend, (wide_q, wide_k, v)))
     for name, note, run, inputs in calls:
         yield System(f"{name}, forward", note, lambda run=run, inputs=inputs: run(*inputs))
         yield System(f"{name}, forward + backward", note, forward_and_backward(run, inputs, grad))

@@ -39,6 +39,18 @@ def test_second_derivatives_of_compiled_loops_are_refused_with_the_way_out(form)
         first.sum().backward()
 
 
+@pytest.mark.parametrize("op", [associative_filter, gated_filter])
+def test_second_derivatives_of_filtered_products(op):
+    draw = Draw()
+    q, k, v, decay = (draw.uniform(1, 5, 2, 3) for _ in range(4))
+    decay = decay[..., 0] if op is associative_filter else decay
+    inputs = [t.requires_grad_() for t in (q, k, v, decay)]
+    assert torch.autograd.gradgradcheck(lambda *t: op(*t, backend="torch")[0], inputs)
+    (first,) = torch.autograd.grad(op(*inputs)[0].square().sum(), k, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"backend must be 'torch' for second derivatives"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_vmap_gives_what_a_loop_gives(form):
     case = small_case(form)
