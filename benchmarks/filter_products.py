@@ -15,7 +15,6 @@ from filter_systems import System, forward_and_backward
 from interleaved import measure, progress, ratio
 from polewise.ops import associative_filter, gated_filter
 
-SIZES = [(8, 512), (1, 4096), (1, 32768)]
 HEADS, KEY_DIM, VALUE_DIM = 4, 32, 64
 LONGEST_SDPA = 16384
 OURS = "associative_filter"
@@ -24,9 +23,14 @@ OURS = "associative_filter"
 def products(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one system at one size: milliseconds, and times those of `associative_filter`."""
     rows = []
-    for batch, length in SIZES:
+    sizes = [
+        (options.batch, -(-options.length // 16)), (1, -(-options.length // 2)),
+        (1, 4 * options.length),
+    ]  # fmt: skip
+    for batch, length in sizes:
         progress(f"batch {batch}, length {length}")
         systems = list(_systems(batch, length, options.seed))
+        _check(systems)
         times = measure(systems, options.rounds)
         for system in systems:
             taken = sorted(t for t in times[system.name] if t is not None)
@@ -41,6 +45,21 @@ def products(options: argparse.Namespace) -> list[dict[str, Any]]:
                 }
             )  # fmt: skip
     return rows
+
+
+def _check(systems: list[System]) -> None:
+    """Compiled loops and chunks give the same, or nothing is timed."""
+    results = {system.name: system.call() for system in systems if "SDPA" not in system.name}
+    for name, ours in results.items():
+        op, _, work = name.partition(", ")
+        chunks = results.get(f"{op}(backend='torch'), {work}")
+        if chunks is None:
+            continue
+        pairs = [(ours, chunks)] if isinstance(ours, Tensor) else zip(ours, chunks, strict=True)
+        for left, right in pairs:
+            error = (left - right).abs().max() / right.abs().max()
+            if not error < 1e-4:
+                raise SystemExit(f"{name} differs from chunks by {error:.1e} of the largest value.")
 
 
 def _systems(batch: int, length: int, seed: int) -> Iterator[System]:

@@ -22,6 +22,16 @@ def run(part, output):
     return json.loads(output.read_text())
 
 
+def test_filtered_products_are_measured_beside_chunks_and_attention(tmp_path):
+    rows = run("products", tmp_path / "filters.json")["products"]["rows"]
+    assert {(row["batch"], row["length"]) for row in rows} == {(1, 16), (1, 128), (1, 1024)}
+    assert {row["system"].split(",")[0] for row in rows} == {
+        "associative_filter", "associative_filter(backend='torch')", "gated_filter",
+        "gated_filter(backend='torch')", "SDPA",
+    }  # fmt: skip
+    assert all(row["median_ms"] > 0 for row in rows)
+
+
 def test_a_part_is_added_to_what_the_file_has(tmp_path):
     output = tmp_path / "filters.json"
     first = run("size", output)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from polewise.layers import ShortConv
 from polewise.layers.short_conv import _depthwise, _sum_of_shifts
 from polewise.mixers import HyenaConfig, LongConvConfig
 from polewise.ops import long_conv
@@ -105,6 +106,23 @@ def test_both_forms_of_the_short_convolution_agree_gradients_included(width, len
         results.append((y, *torch.autograd.grad(y.square().sum(), (past, kernel))))
     for ours, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("length", [2, 33])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_short_convolution_begins_with_zeros_of_its_own(width, length, ragged):
+    conv, lengths = ShortConv(5, width), torch.tensor([length, 1]) if ragged else None
+    x = drawn(2, length, 5).float().requires_grad_()
+    results = []
+    for state in (None, torch.zeros(2, width - 1, 5)):
+        y, end = conv(x, state, lengths)
+        results.append((y, end, *torch.autograd.grad(y.square().sum(), (x, conv.kernel))))
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    bad = x.detach().clone()
+    bad[:, 1] = float("nan")
+    assert torch.equal(conv(bad)[0][:, :1], conv(x)[0][:, :1])
 
 
 @pytest.mark.parametrize("taps", [1, 2, 40])

@@ -37,6 +37,19 @@ def test_every_backend_is_the_recursion_gradients_included(length, ragged):
             torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
+def test_wide_values_in_blocks_of_columns():
+    draw = Draw()
+    q, k, decay = (draw.uniform(2, 40, 1, 6) for _ in range(3))
+    inputs = [t.requires_grad_() for t in (q, k, draw.normal(2, 40, 1, 150), decay)]
+    state = draw.normal(2, 1, 6, 150).requires_grad_()
+    results = []
+    for backend in ("reference", "cpu"):
+        y, end = gated_filter(*inputs, state=state, backend=backend)
+        results.append((y, end, *all_gradients(y, end, [*inputs, state])))
+    for definition, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("backend", FAST)
 @settings(deadline=None, max_examples=15)
 @given(cut=st.integers(0, 40))

@@ -50,27 +50,81 @@ def test_every_backend_is_the_recursion_gradients_included(turning, length, ragg
             torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("turning", [False, True])
-@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 40), (5, 3), (200, 17), (1, 1)])
-def test_compiled_products_of_any_size_on_several_threads(key_dim, value_dim, turning, dtype):
-    """Several blocks of columns, the last one narrower; several segments, the last one shorter."""
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 40), (5, 130), (200, 64), (1, 1)])
+def test_compiled_products_of_any_size_on_any_number_of_threads(
+    key_dim, value_dim, turning, dtype, threads
+):
+    """Blocks of columns, the last one narrower; segments, the last one shorter."""
     draw, length, heads = Draw(), 150, 3
     q, k = (draw.normal(2, length, heads, key_dim) / key_dim**0.5 for _ in range(2))
     v, decay = draw.normal(2, length, heads, value_dim), draw.uniform(2, length, heads)
     angle = [draw.normal(2, length, heads)] if turning else []
     state = draw.normal(2, heads, 1 + turning, key_dim, value_dim)
     results = []
-    for backend, kind in (("reference", torch.float64), ("cpu", dtype)):
+    for backend, kind, count in (
+        ("reference", torch.float64, 1),
+        ("cpu", dtype, 1),
+        ("cpu", dtype, 3),
+    ):
+        threads(count)
         *inputs, start = (
             t.to(kind).detach().requires_grad_() for t in (q, k, v, decay, *angle, state)
         )
         y, end = associative_filter(*inputs, state=start, backend=backend)
         results.append((y, end, *all_gradients(y, end, [*inputs, start])))
     tolerance = 1e-10 if dtype == torch.float64 else 2e-4
-    for definition, ours in zip(*results, strict=True):
-        assert ours.dtype == dtype
-        torch.testing.assert_close(ours.double(), definition, rtol=tolerance, atol=tolerance)
+    for definition, alone, shared in zip(*results, strict=True):
+        assert alone.dtype == dtype
+        assert torch.equal(alone, shared)
+        torch.testing.assert_close(alone.double(), definition, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 5, 2, 3, 3), (2, 5, 0, 3, 3), (2, 5, 2, 0, 3), (2, 5, 2, 3, 0)]
+)
+def test_compiled_products_of_nothing(sizes):
+    batch, length, heads, key_dim, value_dim = sizes
+    q = torch.ones(batch, length, heads, key_dim, requires_grad=True)
+    v = torch.ones(batch, length, heads, value_dim)
+    y, end = associative_filter(q, q, v, torch.ones(batch, length, heads), backend="cpu")
+    assert y.shape == v.shape
+    assert end.shape == (batch, heads, 1, key_dim, value_dim)
+    assert y.eq(0).all()
+    (y.sum() + end.sum()).backward()
+    assert q.grad.shape == q.shape
+
+
+def test_compiled_products_of_strided_sequences():
+    inputs, state = products(70, turning=True)
+    wide = [torch.stack([part, part], -1).flatten(-2)[..., ::2] for part in inputs]
+    expected = associative_filter(*inputs, state=state, backend="cpu")
+    for ours, wanted in zip(
+        associative_filter(*wide, state=state, backend="cpu"), expected, strict=True
+    ):
+        assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_compiled_products_have_a_gradient_where_one_output_is_not_used(output):
+    inputs, state = products(40, turning=False)
+    both = []
+    for backend in ("reference", "cpu"):
+        result = associative_filter(*inputs, state=state, backend=backend)[output]
+        gradients = torch.autograd.grad(
+            result.square().sum(), [*inputs, state], allow_unused=True, materialize_grads=True
+        )
+        both.append(gradients)
+    for definition, ours in zip(*both, strict=True):
+        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("turning", [False, True])

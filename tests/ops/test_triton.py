@@ -138,3 +138,17 @@ def test_the_device_chooses_the_backend(monkeypatch):
 def test_the_dtype_and_the_width_of_keys_fit_the_associative_kernels(dtype, key_dim, fits):
     module = importlib.import_module("polewise.ops.associative_filter")
     assert module._fits_triton(torch.zeros(1, 4, 2, key_dim, dtype=dtype)) == fits
+
+
+def test_the_associative_filter_asks_for_its_kernels_only_where_they_fit(monkeypatch):
+    module, asked = importlib.import_module("polewise.ops.associative_filter"), []
+
+    def fastest(q, *, triton):
+        asked.append(triton)
+        return "torch"
+
+    monkeypatch.setattr(module, "fastest_backend", fastest)
+    for dtype in (torch.float32, torch.float64):
+        q = torch.zeros(1, 4, 2, 3, dtype=dtype)
+        module.associative_filter(q, q, q, q[..., 0])
+    assert asked == [True, False]

@@ -43,7 +43,8 @@ def compiled(loop: Callable[..., None], **options: Any) -> Callable[..., None]:
     """Compile at the first call; keep the machine code on disk where that is allowed.
 
     Multiplications and additions may fuse, which only makes them more exact. Nothing
-    else of IEEE arithmetic is given up: NaN and infinity travel as they must.
+    else of IEEE arithmetic is given up: NaN and infinity travel as they must. Machine code on disk
+    is made anew when the loop's own file changes; after a change of these options, touch it.
     """
     options = {
         "nogil": True,

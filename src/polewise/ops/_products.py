@@ -75,10 +75,16 @@ _backward_op.register_autograd(refuse_second_derivative)
 def _setup_context(ctx, inputs, output):
     *sequences, _ = inputs
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # or zeros are made for the kept states at every call
     ctx.save_for_backward(*sequences, output[2])
 
 
 def _backward(ctx, grad_y, grad_last, _):
+    *_, v, _, starts = ctx.saved_tensors
+    if grad_y is None:
+        grad_y = torch.zeros_like(v)
+    if grad_last is None:
+        grad_last = starts.new_zeros(*starts.shape[:2], *starts.shape[3:])
     return _backward_op(grad_y, grad_last, *ctx.saved_tensors)
 
 

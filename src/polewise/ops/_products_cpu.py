@@ -31,9 +31,9 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, pole: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the state at every 32nd step."""
-    batch, length, heads, _ = v.shape
+    length = v.shape[1]
     y, last = fresh(v), torch.empty(state.shape, dtype=state.dtype)
-    starts = torch.empty(batch, heads, -(-length // SEGMENT), *state.shape[2:], dtype=state.dtype)
+    starts = fresh(state[:, :, None].expand(-1, -1, -(-length // SEGMENT), -1, -1, -1))
     run_heads(
         _forward, v, array(q), array(k), array(v), array(pole), array(state), y.numpy(),
         last.numpy(), starts.numpy(), SEGMENT,

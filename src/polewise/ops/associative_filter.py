@@ -122,7 +122,7 @@ def associative_filter(
         _require_size_for_triton(q)
     run = _BACKENDS[backend_name]
     if length == 1 and backend is None:
-        run = _step_by_step  # as in decoding: chunks would cost more than they save
+        run = _step_by_step  # as in decoding: chunks or loops would cost more to call
 
     # Padding: no product, no decay.
     if lengths is not None:

@@ -91,7 +91,7 @@ def gated_filter(
     if run is _compiled:
         require_cpu("cpu", q)
     if length == 1 and backend is None:
-        run = _step_by_step  # as in decoding: chunks would cost more than they save
+        run = _step_by_step  # as in decoding: chunks or loops would cost more to call
 
     # Padding: no product, no decay.
     if lengths is not None:
