@@ -182,3 +182,15 @@ def test_activation_checkpointing_changes_no_gradient(form):
     y = checkpoint(lambda *t: case.run(t)[0].square().sum(), *case.inputs, use_reentrant=False)
     for ours, wanted in zip(torch.autograd.grad(y, case.inputs), plain, strict=True):
         assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("op", [associative_filter, gated_filter])
+def test_activation_checkpointing_changes_no_gradient_of_filtered_products(op):
+    draw = Draw()
+    q, k, v, decay = (draw.uniform(2, 40, 2, 3) for _ in range(4))
+    decay = decay[..., 0] if op is associative_filter else decay
+    inputs = [t.requires_grad_() for t in (q, k, v, decay)]
+    plain = torch.autograd.grad(op(*inputs)[0].square().sum(), inputs)
+    y = checkpoint(lambda *t: op(*t)[0].square().sum(), *inputs, use_reentrant=False)
+    for ours, wanted in zip(torch.autograd.grad(y, inputs), plain, strict=True):
+        assert torch.equal(ours, wanted)

@@ -80,12 +80,13 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, grad_last, _):
-    *_, v, _, starts = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: activation checkpoints hand them out no second time
+    _, _, v, _, starts = saved
     if grad_y is None:
         grad_y = torch.zeros_like(v)
     if grad_last is None:
         grad_last = starts.new_zeros(*starts.shape[:2], *starts.shape[3:])
-    return _backward_op(grad_y, grad_last, *ctx.saved_tensors)
+    return _backward_op(grad_y, grad_last, *saved)
 
 
 filtered_products.register_autograd(_backward, setup_context=_setup_context)
