@@ -39,14 +39,19 @@ def test_second_derivatives_of_compiled_loops_are_refused_with_the_way_out(form)
         first.sum().backward()
 
 
+def products(op, length):
+    """Queries, keys, values and decays for an op that filters products."""
+    draw = Draw()
+    q, k, v, decay = (draw.uniform(2, length, 2, 3) for _ in range(4))
+    decay = decay[..., 0] if op is associative_filter else decay
+    return [t.requires_grad_() for t in (q, k, v, decay)]
+
+
 @pytest.mark.parametrize("op", [associative_filter, gated_filter])
 def test_second_derivatives_of_filtered_products(op):
-    draw = Draw()
-    q, k, v, decay = (draw.uniform(1, 5, 2, 3) for _ in range(4))
-    decay = decay[..., 0] if op is associative_filter else decay
-    inputs = [t.requires_grad_() for t in (q, k, v, decay)]
+    inputs = products(op, 5)
     assert torch.autograd.gradgradcheck(lambda *t: op(*t, backend="torch")[0], inputs)
-    (first,) = torch.autograd.grad(op(*inputs)[0].square().sum(), k, create_graph=True)
+    (first,) = torch.autograd.grad(op(*inputs)[0].square().sum(), inputs[1], create_graph=True)
     with pytest.raises(RuntimeError, match=r"backend must be 'torch' for second derivatives"):
         first.sum().backward()
 
@@ -186,10 +191,7 @@ def test_activation_checkpointing_changes_no_gradient(form):
 
 @pytest.mark.parametrize("op", [associative_filter, gated_filter])
 def test_activation_checkpointing_changes_no_gradient_of_filtered_products(op):
-    draw = Draw()
-    q, k, v, decay = (draw.uniform(2, 40, 2, 3) for _ in range(4))
-    decay = decay[..., 0] if op is associative_filter else decay
-    inputs = [t.requires_grad_() for t in (q, k, v, decay)]
+    inputs = products(op, 40)
     plain = torch.autograd.grad(op(*inputs)[0].square().sum(), inputs)
     y = checkpoint(lambda *t: op(*t)[0].square().sum(), *inputs, use_reentrant=False)
     for ours, wanted in zip(torch.autograd.grad(y, inputs), plain, strict=True):

@@ -147,7 +147,7 @@ def test_the_associative_filter_asks_for_its_kernels_only_where_they_fit(monkeyp
         asked.append(triton)
         return "torch"
 
-    monkeypatch.setattr(module, "fastest_backend", fastest)
+    monkeypatch.setattr(_checks, "fastest_backend", fastest)
     for dtype in (torch.float32, torch.float64):
         q = torch.zeros(1, 4, 2, 3, dtype=dtype)
         module.associative_filter(q, q, q, q[..., 0])

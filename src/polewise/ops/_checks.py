@@ -115,6 +115,18 @@ def require_backend(backend: str | None, known: tuple[str, ...], default: str) -
     return backend
 
 
+def usable_backend(
+    backend: str | None, known: tuple[str, ...], x: Tensor, *, triton: bool = True
+) -> str:
+    """`backend`, or the fastest for `x`; it is one of `known`, and can run here."""
+    name = require_backend(backend, known, fastest_backend(x, triton=triton))
+    if name == "cpu":
+        require_cpu(name, x)
+    if name == "triton":
+        require_triton(name, x)
+    return name
+
+
 def fastest_backend(x: Tensor, *, triton: bool = True) -> str:
     """Compiled on a CPU, and on a GPU where Triton is and the op has kernels for `x`; tensor
     operations elsewhere, under transforms that see through nothing else, and in an exported

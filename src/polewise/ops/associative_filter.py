@@ -17,13 +17,10 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     accumulator_dtype,
-    fastest_backend,
-    require_backend,
-    require_cpu,
     require_like,
     require_sequence,
-    require_triton,
     rows_of_lengths,
+    usable_backend,
 )
 from polewise.ops._products import filtered_products
 from polewise.ops.padding import hide_padding
@@ -112,15 +109,9 @@ def associative_filter(
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
-    backend_name = require_backend(
-        backend, tuple(_BACKENDS), fastest_backend(q, triton=_fits_triton(q))
-    )
-    if backend_name == "cpu":
-        require_cpu(backend_name, q)
-    if backend_name == "triton":
-        require_triton(backend_name, q)
+    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), q, triton=_fits_triton(q))]
+    if run is _triton:
         _require_size_for_triton(q)
-    run = _BACKENDS[backend_name]
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks or loops would cost more to call
 

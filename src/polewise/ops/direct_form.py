@@ -16,18 +16,15 @@ from torch import Tensor
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
     accumulator_dtype,
-    fastest_backend,
     refuse_second_derivative,
-    require_backend,
     require_bins,
-    require_cpu,
     require_like,
     require_offset,
     require_positive,
     require_sequence,
-    require_triton,
     rows_of_lengths,
     rows_of_offsets,
+    usable_backend,
 )
 
 
@@ -108,12 +105,7 @@ def direct_form_filter(
         y, state = _one_step(x.to(dtype), a, state)
         return y.to(x.dtype), state
 
-    backend_name = require_backend(backend, tuple(_BACKENDS), fastest_backend(x))
-    if backend_name == "cpu":
-        require_cpu(backend_name, x)
-    if backend_name == "triton":
-        require_triton(backend_name, x)
-    run = _BACKENDS[backend_name]
+    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), x)]
     y, state = run(
         x if run is _triton else x.to(dtype), a, rows_of_offsets(offset, x),
         rows_of_lengths(lengths, x), state, bin_length, bool(reset),

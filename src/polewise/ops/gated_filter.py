@@ -14,12 +14,10 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     accumulator_dtype,
-    fastest_backend,
-    require_backend,
-    require_cpu,
     require_like,
     require_sequence,
     rows_of_lengths,
+    usable_backend,
 )
 from polewise.ops._products import filtered_products
 from polewise.ops.padding import hide_padding
@@ -87,9 +85,7 @@ def gated_filter(
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, key_dim, value_dim)")
-    run = _BACKENDS[require_backend(backend, tuple(_BACKENDS), fastest_backend(q, triton=False))]
-    if run is _compiled:
-        require_cpu("cpu", q)
+    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), q, triton=False)]
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks or loops would cost more to call
 

@@ -17,18 +17,15 @@ from torch import Tensor
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
     accumulator_dtype,
-    fastest_backend,
     refuse_second_derivative,
-    require_backend,
     require_bins,
-    require_cpu,
     require_like,
     require_offset,
     require_positive,
     require_sequence,
-    require_triton,
     rows_of_lengths,
     rows_of_offsets,
+    usable_backend,
 )
 
 
@@ -122,12 +119,7 @@ def normal_form_filter(
         y, state = _one_step(x.to(dtype), decay, angle, mix, state)
         return y.to(x.dtype), state
 
-    backend_name = require_backend(backend, tuple(_BACKENDS), fastest_backend(x))
-    if backend_name == "cpu":
-        require_cpu(backend_name, x)
-    if backend_name == "triton":
-        require_triton(backend_name, x)
-    run = _BACKENDS[backend_name]
+    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), x)]
     if mix is None:
         mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device).expand(dim, 2)
     if mix.ndim == 2:
