@@ -124,13 +124,13 @@ class GPT2Decoder:
         self.model, self.cache = model, DynamicCache()
 
     def read(self, ids: Tensor) -> None:
-        self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.model(ids, cache=self.cache, use_cache=True, logits_to_keep=1)
 
     def forward(self, ids: Tensor, tokens: int) -> list[int]:
         """Greedy, by the forward pass."""
         chosen, token = [], ids[:, -1:]
         for _ in range(tokens):
-            logits = self.model(token, past_key_values=self.cache, use_cache=True).logits
+            logits = self.model(token, cache=self.cache, use_cache=True).logits
             token = logits[:, -1].argmax(-1, keepdim=True)
             chosen.append(int(token))
         self.cache.crop(-tokens)
@@ -155,7 +155,7 @@ def generate(model: Any, cache: Any, ids: Tensor, tokens: int) -> list[int]:
     written = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
+        cache=cache,
         max_new_tokens=tokens,
         do_sample=False,
     )

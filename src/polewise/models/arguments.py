@@ -80,6 +80,6 @@ _IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids", "tokenizer
 """Arguments that tools pass to every model and that change nothing here."""
 
 _ARGUMENTS = (
-    "input_ids", "attention_mask", "past_key_values", "inputs_embeds", "labels", "use_cache",
+    "input_ids", "attention_mask", "cache", "inputs_embeds", "labels", "use_cache",
     "logits_to_keep", "input_values", "seq_idx", "output_hidden_states", "return_dict",
 )  # fmt: skip

@@ -16,7 +16,7 @@ from polewise.states import map_state, num_bytes, select_batch, tensors, to
 class PolewiseCache(Cache):
     """What a model has read so far, in constant memory.
 
-    `model(ids, past_key_values=cache)` reads on and brings the cache up to date; `generate`
+    `model(ids, cache=cache)` reads on and brings the cache up to date; `generate`
     makes one by itself and returns it with `return_dict_in_generate=True`. A snapshot costs
     nothing, because a step makes new tensors and leaves the old ones alone:
 

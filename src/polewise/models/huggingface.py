@@ -45,13 +45,13 @@ class PolewisePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True
     # What decides a pole stays float32 in a half-precision model: bfloat16 has no number
     # between 1 - 2^-8 and 1.
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
-        "base", "decay_bias", "logit", "step", "damping", "log_step", "log_rate", "frequency",
+        "base", "logit", "step", "damping", "log_step", "log_rate", "frequency",
     ]  # fmt: skip
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: PolewiseCache | None = None,
+        cache: PolewiseCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         input_values: Tensor | None = None,
@@ -110,7 +110,7 @@ class PolewiseModel(PolewisePreTrainedModel):
             attention_mask: (batch, length), 0 where a token does not exist: it takes no time,
                 bins and chunks do not count it, and what stands there is not looked at. Left,
                 right, or in between. With a cache, columns that were read before may precede.
-            past_key_values: what was read before; brought up to date.
+            cache: what was read before; brought up to date.
             inputs_embeds: (batch, length, hidden_size), in place of tokens.
             use_cache: return a cache to go on from. None: as configured, not in training.
             input_values: (batch, length, features), for models of numbers.
@@ -125,23 +125,23 @@ class PolewiseModel(PolewisePreTrainedModel):
             TypeError: an unknown argument.
         """
         refuse_unknown(kwargs, said=seq_idx is not None or attention_mask is not None)
-        if past_key_values is not None and not isinstance(past_key_values, PolewiseCache):
+        if cache is not None and not isinstance(cache, PolewiseCache):
             raise TypeError(
-                f"past_key_values must be a PolewiseCache; got {type(past_key_values).__name__}. "
+                f"cache must be a PolewiseCache; got {type(cache).__name__}. "
                 "Leave it out for a new one."
             )
-        if seq_idx is not None and (attention_mask is not None or past_key_values is not None):
+        if seq_idx is not None and (attention_mask is not None or cache is not None):
             raise ValueError(
                 "seq_idx must stand alone: it says where padding is (numbers below 0), and packed "
-                "documents start from nothing. Leave out attention_mask and past_key_values."
+                "documents start from nothing. Leave out attention_mask and cache."
             )
-        cache = PolewiseCache() if past_key_values is None else past_key_values
+        history = PolewiseCache() if cache is None else cache
         given = only_one((input_ids, input_values, inputs_embeds))
         if seq_idx is not None:
             require_mask("seq_idx", seq_idx, given, 0)
             real: Tensor | None = seq_idx >= 0
         else:
-            real = real_tokens(attention_mask, given, cache.length)
+            real = real_tokens(attention_mask, given, history.length)
         if real is not None and input_ids is not None:
             # What stands under a mask is not a token, and need not be one.
             input_ids = torch.where(real, input_ids, 0)
@@ -155,18 +155,18 @@ class PolewiseModel(PolewisePreTrainedModel):
         else:
             rows = real_tokens_first(x, real)
         read: list[Tensor] | None = [] if output_hidden_states else None
-        y, state = self._read(rows, cache.state, read)
+        y, state = self._read(rows, history.state, read)
         output = BaseModelOutputWithPast(last_hidden_state=y)
         if read is not None:
             output.hidden_states = (*(rows.restore(part) for part in read), y)
-        if past_key_values is not None and state is None:
+        if cache is not None and state is None:
             raise ValueError(
-                f"past_key_values must be None and use_cache False: mixer={self.config.mixer!r} "
+                f"cache must be None and use_cache False: mixer={self.config.mixer!r} "
                 "with these options cannot stream."
             )
-        if past_key_values is not None or (use_cache and state is not None):
-            cache.state, cache.length = state, cache.length + x.shape[1]
-            output.past_key_values = cache
+        if cache is not None or (use_cache and state is not None):
+            history.state, history.length = state, history.length + x.shape[1]
+            output.cache = history
         return output
 
     def initial_state(self, batch_size: int = 1) -> BackboneState:
@@ -194,7 +194,7 @@ class PolewiseModel(PolewisePreTrainedModel):
             y, after = backbone(rows.x, state, rows.lengths, read=read)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
             if state is not None:  # the likely reason, in the caller's words
-                require_like("past_key_values", state, self.initial_state(len(rows.x)))
+                require_like("cache", state, self.initial_state(len(rows.x)))
             raise
         return rows.restore(y), after
 
@@ -269,7 +269,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: PolewiseCache | None = None,
+        cache: PolewiseCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -286,7 +286,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
         }
         output = self.model(
-            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache,
+            input_ids, attention_mask, cache, inputs_embeds, use_cache,
             seq_idx=seq_idx, **kwargs,
         )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -301,7 +301,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
+            cache=output.cache,
             hidden_states=output.hidden_states,
         )
 
@@ -353,7 +353,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 f"{name} must hold at least one row of at least one token, (batch, length); "
                 f"got {tuple(prompt.shape)}."
             )
-        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        return super().generate(inputs, *args, **kwargs)
 
     def generate_batch(self, *_: Any, **__: Any) -> Any:
         """Refused: continuous batching pages keys and values, and a recurrent state has none.
@@ -375,8 +375,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 f"cache_implementation must be left out: the state has one form, of constant "
                 f"size; got {form!r}."
             )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
-            model_kwargs["past_key_values"] = PolewiseCache()
+        if model_kwargs.get("cache") is None and generation_config.use_cache:
+            model_kwargs["cache"] = PolewiseCache()
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""
