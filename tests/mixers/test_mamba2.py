@@ -35,7 +35,7 @@ def by_definition(mixer, x):
     z, mixed, d = mixer.projection(x).split(mixer.parts, -1)
     past = functional.pad(mixed, (0, 0, config.conv_width - 1, 0))
     kernel = mixer.short_conv.kernel.T[:, None].flip(-1)
-    mixed = functional.conv1d(past.mT, kernel, mixer.conv_bias, groups=len(kernel)).mT
+    mixed = functional.conv1d(past.mT, kernel, mixer.short_conv.bias, groups=len(kernel)).mT
     u, b, c = functional.silu(mixed).split([config.inner, *[config.state_dim] * 2], -1)
     u = u.unflatten(-1, (config.num_heads, -1))
     step = (1 + (d + mixer.step.bias).exp()).log()
@@ -72,7 +72,7 @@ def test_the_same_weights_give_the_outputs_of_transformers(length):
     same = {
         "in_proj.weight": ours.projection.weight,
         "conv1d.weight": ours.short_conv.kernel.flip(0).T[:, None],
-        "conv1d.bias": ours.conv_bias,
+        "conv1d.bias": ours.short_conv.bias,
         "dt_bias": ours.step.bias,
         "A_log": ours.log_rate,
         "D": ours.skip,

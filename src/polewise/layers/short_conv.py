@@ -5,29 +5,43 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from polewise.ops.padding import hide_padding, newest
+from polewise.ops import short_conv
 from polewise.ops.shards import Shards
 
 
 class ShortConv(nn.Module):
-    """$y_t = \\sum_{i=0}^{w-1} h_i x_{t-i}$ with one small kernel per channel.
+    r"""$y_t = \phi(b + \sum_{i=0}^{w-1} h_i x_{t-i})$ with one small kernel per channel.
 
-    Nothing is transformed, so a NaN does not reach earlier outputs.
+    Args:
+        dim: channels.
+        width: $w$, taps.
+        bias: learn $b$; else it is 0.
+        silu: $\phi$ is SiLU; else the identity.
     """
 
-    def __init__(self, dim: int, width: int = 3) -> None:
+    def __init__(self, dim: int, width: int = 3, *, bias: bool = False, silu: bool = False) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.silu = width, silu
         self.shards: Shards | None = None
         self.kernel = nn.Parameter(torch.empty(width, dim))
+        self.bias = nn.Parameter(torch.empty(dim)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         # All steps of the window count alike from the start, in each channel its own way: a
         # kernel that began at the present step alone learns to bind neighbours much later.
         nn.init.normal_(self.kernel, std=self.width**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def reset_uniform(self) -> None:
+        """Kernel and bias uniform between plus and minus $w^{-1/2}$, the published start of Mamba-2
+        and Hyena."""
+        bound = self.width**-0.5
+        nn.init.uniform_(self.kernel, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(
         self,
@@ -36,37 +50,10 @@ class ShortConv(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch history dim"]]:
         """`y`, and the last `width - 1` inputs of each row."""
-        history, length = self.width - 1, x.shape[1]
-        x = hide_padding(x, lengths)
         if self.shards is not None:
-            state = self.shards.window_before(x, history)
-        start = x.new_zeros(x.shape[0], history, x.shape[2]) if state is None else state.to(x.dtype)
+            state = self.shards.window_before(x, self.width - 1)
+        # Under autocast the products before it are narrower than the parameters.
         kernel = self.kernel.to(x.dtype)
-        # Compiled convolutions of float64 and of single steps are slower than the sum.
-        fast = x.device.type == "cpu" and x.dtype != torch.float64 and length > 1
-        if fast and state is None:
-            # The convolution has zeros of its own: its gradient keeps x, not a copy with zeros.
-            y = _depthwise(x, kernel, zeros=history)[:, :length]
-        else:
-            convolve = _depthwise if fast else _sum_of_shifts
-            y = convolve(torch.cat([start, x], 1), kernel)
-        return y, newest(start, x, lengths)
-
-
-def _sum_of_shifts(past: Tensor, kernel: Tensor) -> Tensor:
-    """The equation. `past` begins `width - 1` steps before the first output."""
-    width, length = len(kernel), past.shape[1] - len(kernel) + 1
-    y = kernel[0] * past[:, width - 1 :]
-    for tap in range(1, width):
-        y = y + kernel[tap] * past[:, width - 1 - tap : width - 1 - tap + length]
-    return y
-
-
-def _depthwise(past: Tensor, kernel: Tensor, zeros: int = 0) -> Tensor:
-    """The same, with so many zeros at both ends, as a convolution of images one pixel high, whose
-    channels lie side by side, for which a CPU has compiled code."""
-    images = past[:, None].movedim(-1, 1)
-    y = functional.conv2d(
-        images, kernel.flip(0).T[:, None, None], padding=(0, zeros), groups=images.shape[1]
-    )
-    return y.movedim(1, -1)[:, 0]
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        state = None if state is None else state.to(x.dtype)
+        return short_conv(x, kernel, bias, silu=self.silu, lengths=lengths, state=state)

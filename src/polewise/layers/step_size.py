@@ -28,9 +28,13 @@ class StepSize(nn.Module):
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
-            step = self.bias.uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            # The inverse of softplus, without the cancellation of log(exp(step) - 1).
-            self.bias.copy_(step + (-torch.expm1(-step)).log())
+            self.start_at(self.bias.uniform_(math.log(1e-3), math.log(1e-1)).exp())
+
+    @torch.no_grad()
+    def start_at(self, step: Float[Tensor, " heads"]) -> None:
+        """Choose the bias for these steps, one a head: the inverse of softplus, without the
+        cancellation of log(exp(step) - 1)."""
+        self.bias.copy_(step + (-torch.expm1(-step)).log())
 
     def forward(self, x: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batch heads"]:
         dtype = torch.promote_types(x.dtype, torch.float32)

@@ -108,7 +108,7 @@ class GatedLinearAttention(nn.Module):
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.gate = nn.Linear(config.dim, values, bias=False)
         if config.conv_width:
-            self.short_conv = ShortConv(sum(self.parts), config.conv_width)
+            self.short_conv = ShortConv(sum(self.parts), config.conv_width, silu=True)
         if config.decay == "key":
             self.to_decay: nn.Module = nn.Sequential(
                 nn.Linear(config.dim, RANK, bias=False), nn.Linear(RANK, keys)
@@ -130,7 +130,6 @@ class GatedLinearAttention(nn.Module):
         if config.conv_width:
             before = state.neighbours if state else None
             mixed, neighbours = self.short_conv(mixed, before, lengths)
-            mixed = functional.silu(mixed)
         q, k, v = (p.unflatten(-1, (config.num_heads, -1)) for p in mixed.split(self.parts, -1))
         q = q * config.keys**-0.5
 

@@ -129,8 +129,7 @@ class Hyena(nn.Module):
         self.config = config
         self.causal = config.causal
         self.to_gates_value = nn.Linear(config.dim, 3 * config.dim)
-        self.short_conv = ShortConv(3 * config.dim)
-        self.conv_bias = nn.Parameter(torch.empty(3 * config.dim))
+        self.short_conv = ShortConv(3 * config.dim, bias=True)
         self.kernel = ImplicitKernel(config)
         self.spectrum = KernelSpectrum()
         self.skip = nn.Parameter(torch.empty(config.dim))
@@ -143,9 +142,7 @@ class Hyena(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
         # Gates begin near constants: the biases outweigh what the convolution returns.
-        bound = self.short_conv.width**-0.5
-        nn.init.uniform_(self.short_conv.kernel, -bound, bound)
-        nn.init.uniform_(self.conv_bias, -bound, bound)
+        self.short_conv.reset_uniform()
 
     def forward(
         self,
@@ -157,7 +154,7 @@ class Hyena(nn.Module):
         mixed, neighbours = self.short_conv(
             self.to_gates_value(x), state.neighbours if state else None, lengths
         )
-        outer, inner, value = (mixed + self.conv_bias).chunk(3, -1)
+        outer, inner, value = mixed.chunk(3, -1)
         z = hide_padding(inner * value, lengths)
         y, history = long_conv(
             z, self.kernel().to(z.dtype), lengths=lengths,

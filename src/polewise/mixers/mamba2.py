@@ -20,10 +20,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polewise.layers import RmsNorm, ShortConv, StepSize
-from polewise.ops import associative_filter
+from polewise.ops import associative_filter, gated_norm
 from polewise.ops.padding import hide_padding
 from polewise.options import heads_for, require_at_least, require_multiple
 
@@ -33,6 +32,7 @@ class Mamba2Config:
     """Options of `Mamba2`."""
 
     causal: ClassVar[bool] = True
+    contains_feed_forward: ClassVar[bool] = True
 
     dim: int
     """Channels."""
@@ -90,8 +90,7 @@ class Mamba2(nn.Module):
         mixed = config.inner + 2 * config.state_dim
         self.parts = [config.inner, mixed, config.num_heads]
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
-        self.short_conv = ShortConv(mixed, config.conv_width)
-        self.conv_bias = nn.Parameter(torch.empty(mixed))
+        self.short_conv = ShortConv(mixed, config.conv_width, bias=True, silu=True)
         self.step = StepSize(config.num_heads)
         self.log_rate = nn.Parameter(torch.empty(config.num_heads))
         self.skip = nn.Parameter(torch.empty(config.num_heads))
@@ -100,9 +99,7 @@ class Mamba2(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        bound = self.config.conv_width**-0.5
-        nn.init.uniform_(self.short_conv.kernel, -bound, bound)
-        nn.init.uniform_(self.conv_bias, -bound, bound)
+        self.short_conv.reset_uniform()
         with torch.no_grad():
             self.log_rate.uniform_(1, 16).log_()
         nn.init.ones_(self.skip)
@@ -117,7 +114,6 @@ class Mamba2(nn.Module):
         x = hide_padding(x, lengths)
         gate, mixed, step = self.projection(x).split(self.parts, -1)
         mixed, neighbours = self.short_conv(mixed, state.neighbours if state else None, lengths)
-        mixed = functional.silu(mixed + self.conv_bias)
         v, *maps = mixed.split([config.inner, config.state_dim, config.state_dim], -1)
         v = v.unflatten(-1, (config.num_heads, -1))
         k, q = (part[:, :, None] for part in maps)
@@ -128,6 +124,6 @@ class Mamba2(nn.Module):
             q, k, step[..., None] * v, decay,
             lengths=lengths, state=state.products if state else None,
         )  # fmt: skip
-        y = y + self.skip[:, None] * v
-        y = self.to_output(self.norm(y.flatten(2) * functional.silu(gate)))
+        gate, v = gate.to(y.dtype), v.to(y.dtype)  # under autocast they are narrower
+        y = self.to_output(gated_norm(y, v, gate, self.skip, self.norm.weight))
         return hide_padding(y, lengths), Mamba2State(neighbours, products)

@@ -10,8 +10,10 @@ from polewise.ops.chunked_attention import AttentionState, chunked_attention
 from polewise.ops.circular_filter import circular_filter
 from polewise.ops.direct_form import direct_form_filter
 from polewise.ops.gated_filter import gated_filter
+from polewise.ops.gated_norm import gated_norm
 from polewise.ops.long_conv import KernelSpectrum, long_conv
 from polewise.ops.normal_form import normal_form_filter
+from polewise.ops.short_conv import short_conv
 
 __all__ = [
     "AttentionState",
@@ -21,6 +23,8 @@ __all__ = [
     "circular_filter",
     "direct_form_filter",
     "gated_filter",
+    "gated_norm",
     "long_conv",
     "normal_form_filter",
+    "short_conv",
 ]

@@ -39,7 +39,7 @@ class _Disjoint(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
-def compiled(loop: Callable[..., None], **options: Any) -> Callable[..., None]:
+def compiled(loop: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile at the first call; keep the machine code on disk where that is allowed.
 
     Multiplications and additions may fuse, which only makes them more exact. Nothing
@@ -59,10 +59,18 @@ def compiled(loop: Callable[..., None], **options: Any) -> Callable[..., None]:
         return numba.njit(**options)(loop)
 
 
-def vectorised(loop: Callable[..., None]) -> Callable[..., None]:
+def vectorised(loop: Callable[..., Any]) -> Callable[..., Any]:
     """`compiled`, for loops inside of loops: what is written overlaps nothing else, and sums may
     be taken in any order, several lanes at once."""
     return compiled(loop, fastmath={"contract", "reassoc"}, pipeline_class=_Disjoint)
+
+
+@vectorised
+def copy_line(line, start, target):
+    """So many numbers of a line, from `start` on, as `target` has."""
+    source = line[start : start + len(target)]
+    for c in range(len(target)):
+        target[c] = source[c]
 
 
 def run_units(loop: Callable[..., None], batch: int, length: int, dim: int, *arguments) -> None:
@@ -81,6 +89,13 @@ def run_heads(loop: Callable[..., None], v: Tensor, *arguments) -> None:
     """The same for `loop(*arguments, first, stop)` where a unit is a head of a row of `v`,
     (batch, length, heads, value_dim)."""
     _share(loop, v.shape[0] * v.shape[2], _threads(v.numel()), *arguments)
+
+
+def run_blocks(
+    loop: Callable[..., None], batch: int, length: int, dim: int, size: int, *arguments
+) -> None:
+    """The same for `loop(*arguments, first, stop)` where a unit is `size` steps of a row."""
+    _share(loop, batch * -(-length // size), _threads(batch * length * dim), *arguments)
 
 
 def _threads(values: int) -> int:
@@ -118,6 +133,24 @@ if hasattr(os, "register_at_fork"):  # a forked child has none of the parent's t
 def array(tensor: Tensor) -> np.ndarray:
     """The tensor's memory as a contiguous array; copied only if it is not contiguous."""
     return tensor.detach().contiguous().numpy()
+
+
+def rows(tensor: Tensor) -> tuple[np.ndarray, int]:
+    """The memory of a tensor whose last axis is dense, as one line of numbers, and how far apart
+    its rows are in it, as in a slice of a wider tensor; copied only if they are not evenly so."""
+    tensor = tensor.detach()
+    leading, strides = tensor.shape[:-1], tensor.stride()
+    even = (
+        tensor.stride(-1) == 1
+        and tensor.numel()
+        and all(strides[i] == strides[i + 1] * leading[i + 1] for i in range(len(leading) - 1))
+    )
+    if not even:
+        return tensor.contiguous().view(-1).numpy(), tensor.shape[-1]
+    stride = strides[len(leading) - 1]
+    count = tensor.numel() // tensor.shape[-1]
+    line = tensor.as_strided(((count - 1) * stride + tensor.shape[-1],), (1,))
+    return line.numpy(), stride
 
 
 def fresh(x: Tensor) -> Tensor:

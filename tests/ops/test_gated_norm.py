@@ -1,0 +1,133 @@
+"""Facts about the gate and norm of what a memory lets out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.drawing import Draw
+
+from polewise.ops import gated_norm
+from polewise.ops._gated_norm_cpu import SEGMENT, TOGETHER
+
+
+def drawn(length, heads=3, value_dim=5, batch=2, *, whole=False, dtype=torch.float32):
+    draw = Draw()
+    x, v = (draw.normal(batch, length, heads, value_dim) for _ in range(2))
+    gate, skip = draw.normal(batch, length, heads * value_dim), draw.normal(heads)
+    weight = draw.normal(heads * value_dim if whole else value_dim)
+    return [t.to(dtype).requires_grad_() for t in (x, v, gate, skip, weight)]
+
+
+def with_gradients(inputs, **options):
+    y = gated_norm(*inputs, **options)
+    direction = Draw(1).normal(*y.shape).to(y.dtype)
+    return y, *torch.autograd.grad((y * direction).sum(), inputs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    length=st.sampled_from([0, 1, TOGETHER - 1, TOGETHER + 1, SEGMENT // 2 + 1, SEGMENT + 3]),
+    heads=st.integers(1, 3),
+    value_dim=st.sampled_from([1, 5, 33]),
+    whole=st.booleans(),
+)
+def test_compiled_loops_are_the_equation_gradients_included(length, heads, value_dim, whole):
+    # A mean over one number divides it by its own size: eps keeps gradients of both tame.
+    inputs = drawn(length, heads, value_dim, whole=whole)
+    exact = with_gradients(
+        [t.detach().double().requires_grad_() for t in inputs], eps=0.1, backend="reference"
+    )
+    for ours, wanted in zip(with_gradients(inputs, eps=0.1, backend="cpu"), exact, strict=True):
+        scale = float(wanted.abs().max()) if wanted.numel() else 0.0
+        torch.testing.assert_close(ours, wanted.float(), rtol=1e-4, atol=1e-5 * max(scale, 1))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_tensor_operations_are_the_equation(whole):
+    inputs = drawn(9, whole=whole, dtype=torch.float64)
+    exact = with_gradients(inputs, backend="reference")
+    for ours, wanted in zip(with_gradients(inputs, backend="torch"), exact, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_slices_of_wider_rows_are_read_as_they_lie():
+    x, v, gate, skip, weight = (t.detach() for t in drawn(20))
+    wide = torch.cat([gate, v.flatten(2), gate], -1)
+    slices = wide[..., 15:30].unflatten(-1, (3, 5)), wide[..., :15]
+    ours = gated_norm(x, *slices, skip, weight, backend="cpu")
+    assert torch.equal(ours, gated_norm(x, v, gate, skip, weight, backend="cpu"))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_changes_no_bit(threads):
+    inputs, before = drawn(3000, batch=1), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = with_gradients(inputs)
+        torch.set_num_threads(threads)
+        together = with_gradients(inputs)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_nan_stays_in_its_step():
+    inputs = [t.detach() for t in drawn(20)]
+    clean = gated_norm(*inputs, backend="cpu")
+    inputs[2][:, 7, 3] = float("nan")
+    y = gated_norm(*inputs, backend="cpu")
+    rest = [t for t in range(20) if t != 7]
+    assert torch.equal(y[:, rest], clean[:, rest])
+    assert y[:, 7].isnan().any(-1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norm_of_half_precision_is_taken_in_float32(dtype):
+    x, v, gate, skip, weight = drawn(9)
+    y = gated_norm(x.to(dtype), v.to(dtype), gate.to(dtype), skip, weight)
+    assert y.dtype == torch.float32  # the wider of x and weight
+    wanted = gated_norm(*(t.to(dtype).float() for t in (x, v, gate)), skip, weight)
+    torch.testing.assert_close(y, wanted, rtol=0.05, atol=0.05)
+
+
+def test_the_operation_is_registered_completely():
+    from polewise.ops.gated_norm import _forward_op
+
+    torch.library.opcheck(_forward_op, (*drawn(9), 1e-5))
+
+
+def test_second_derivatives_by_tensor_operations_alone():
+    inputs = drawn(3, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda *t: gated_norm(*t, backend="torch"), inputs)
+    inputs = drawn(3)
+    (first,) = torch.autograd.grad(
+        gated_norm(*inputs).square().sum(), inputs[:1], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=r"backend must be 'torch' for second derivatives"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"v": torch.ones(2, 9, 3, 4)}, "v must have shape"),
+        ({"gate": torch.ones(2, 9, 14)}, "gate must have shape"),
+        ({"skip": torch.ones(2)}, r"skip must have shape \(heads,\) = \(3,\)"),
+        ({"weight": torch.ones(4)}, r"weight must have shape \(value_dim,\) = \(5,\) or"),
+        ({"backend": "gpu"}, "backend must be one of"),
+        ({"gate": torch.ones(2, 9, 15).double()}, "gate must be float32"),
+    ],
+)
+def test_wrong_arguments_are_explained(change, message):
+    names = ("x", "v", "gate", "skip", "weight")
+    arguments = dict(zip(names, drawn(9), strict=True)) | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        gated_norm(**arguments)
+
+
+def test_compiled_loops_want_float32():
+    with pytest.raises(ValueError, match="backend 'cpu' must have float32 tensors"):
+        gated_norm(*drawn(9, dtype=torch.float64), backend="cpu")
