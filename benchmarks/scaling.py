@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from filters import machine
 from polewise import MIXERS, shard_sequence, states, whole_sequence
 
-MIXERS_WITH_FORMULAS = ("focus", "associative", "attention", "mega")
+MIXERS_WITH_FORMULAS = ("focus", "attention", "mega")
 DIM = 64
 NUMBER = 4
 """Bytes of a float32."""
@@ -43,17 +43,11 @@ def expected_bytes(name: str, config, length: int, size: int) -> dict[str, int]:
     elif name == "mega":
         gathered, windows = 4 * config.dim * config.memories, 0
     else:
-        heads = config.memories
-        key, value = (
-            (config.associative_key_dim, config.associative_value_dim)
-            if name == "focus"
-            else (config.key_dim, config.value_dim)
-        )
-        gathered = heads * (key * value + 1)
-        windows = 2 * heads * (key + value)
-        if name == "focus":
-            gathered += 4 * config.dim * (config.filters + 2)  # the embedder has two memories
-            windows += (config.windows + config.conv_width - 1) * config.dim
+        gathered = config.num_heads * (config.key_dim * config.value_dim + 1)
+        windows = (config.conv_width - 1) * (config.key_dim + config.values)
+        if config.filters:
+            gathered += 4 * config.values * (config.filters + 2)  # the embedder has two memories
+            windows += config.windows * config.values
     windows *= size - 1
     return {
         "forward": NUMBER * (size * gathered + windows),

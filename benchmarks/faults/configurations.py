@@ -35,7 +35,7 @@ from polewise.training.checkpoint import verify_checkpoint
 
 NASTY = [
     None, True, -1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**400, -0.5, 0.5, 1.0, 1e-300, 1e300,
-    float("nan"), float("inf"), "", "8", "focus", "attention", "associative", "test", "digits",
+    float("nan"), float("inf"), "", "8", "focus", "attention", "mamba2", "test", "digits",
     "bfloat16", "continue", "roll_back", "8:2", "8,16",
     "/", ".", "nowhere.txt", "\0", "a" * 5000, [], [1], [0.9, 0.99], {}, {"chunk_length": 8},
     {"chunk_lenght": 8}, {"bin_length": 8, "windows": 3}, {"filters": 2**40}, {1: 2},

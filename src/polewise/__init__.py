@@ -1,12 +1,12 @@
 """Polewise: sequence models that place their own poles.
 
-Layers     Focus, Associative, Attention, LocalAttention, Mega, LongConv, Hyena, S4d,
+Layers     Focus, PublishedFocus, Attention, LocalAttention, Mega, LongConv, Hyena, S4d,
            Mamba2, Mamba3, GatedLinearAttention and their configurations
 Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequenceClassification,
            PolewiseForForecasting, PolewiseCache (with the extra `models`), Backbone,
            BackboneConfig and generate in plain torch
 Ops        direct_form_filter, normal_form_filter, associative_filter, gated_filter,
-           long_conv, chunked_attention, circular_filter
+           long_conv, short_conv, chunked_attention, gated_norm, circular_filter
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
 States     polewise.states: select_batch, detach, to, num_bytes, save, load
 Processes  shard_sequence, whole_sequence: one long sequence split over many
@@ -21,8 +21,6 @@ from polewise import filters, models, states
 from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.mixers import (
     MIXERS,
-    Associative,
-    AssociativeConfig,
     Attention,
     AttentionConfig,
     ChunkAttentionConfig,
@@ -41,6 +39,8 @@ from polewise.mixers import (
     Mamba3Config,
     Mega,
     MegaConfig,
+    PublishedFocus,
+    PublishedFocusConfig,
     S4d,
     S4dConfig,
     SlidingAttentionConfig,
@@ -53,8 +53,10 @@ from polewise.ops import (
     circular_filter,
     direct_form_filter,
     gated_filter,
+    gated_norm,
     long_conv,
     normal_form_filter,
+    short_conv,
 )
 
 __version__ = "0.1.0"
@@ -70,8 +72,6 @@ _MODELS = (
 
 __all__ = [
     "MIXERS",
-    "Associative",
-    "AssociativeConfig",
     "Attention",
     "AttentionConfig",
     "Backbone",
@@ -92,6 +92,8 @@ __all__ = [
     "Mamba3Config",
     "Mega",
     "MegaConfig",
+    "PublishedFocus",
+    "PublishedFocusConfig",
     "S4d",
     "S4dConfig",
     "SlidingAttentionConfig",
@@ -102,10 +104,12 @@ __all__ = [
     "direct_form_filter",
     "filters",
     "gated_filter",
+    "gated_norm",
     "generate",
     "long_conv",
     "normal_form_filter",
     "shard_sequence",
+    "short_conv",
     "states",
     "whole_sequence",
     *_MODELS,

@@ -9,21 +9,32 @@ from polewise.tasks import RecallTask
 from polewise.training import ModelOptions, build_model
 
 
-def model_and_batch(**options):
+def model_and_batch(mixer="focus", **options):
     task = RecallTask(length=30, batch_size=3)
     torch.manual_seed(0)
     options = {"bin_length": 8, "chunk_length": 8, **options}
-    model = build_model(task.spec, ModelOptions(mixer_options=options, hidden_size=6, num_layers=2))
+    model = build_model(
+        task.spec,
+        ModelOptions(mixer=mixer, mixer_options=options, hidden_size=6, num_layers=2),
+    )
     return model, next(task.train_batches(0))
 
 
-@pytest.mark.parametrize("hypernetwork", ["recurrent", "shared_recurrent", "none"])
-def test_every_layer_shows_a_stable_pole_for_each_filter(hypernetwork):
-    model, batch = model_and_batch(hypernetwork=hypernetwork, filters=2)
+@pytest.mark.parametrize(
+    ("mixer", "hypernetwork"),
+    [
+        ("focus", "recurrent"),
+        ("focus", "none"),
+        ("published_focus", "recurrent"),
+        ("published_focus", "shared_recurrent"),
+    ],
+)
+def test_every_layer_shows_a_stable_pole_for_each_filter(mixer, hypernetwork):
+    model, batch = model_and_batch(mixer, hypernetwork=hypernetwork, filters=2)
     placed = placed_filters(model, batch)
     assert len(placed) == 2
     for filters in placed:
-        assert filters.poles.shape == (3, 4, 6, 2)
+        assert filters.poles.shape == (3, 4, 64 if mixer == "focus" else 6, 2)
         assert filters.poles.abs().max() < 1
         assert filters.poles.imag.min() >= 0
 
@@ -32,11 +43,11 @@ def test_every_layer_shows_a_stable_pole_for_each_filter(hypernetwork):
 def test_the_response_is_that_of_the_filter_the_mixer_runs(realisation):
     config = FocusConfig(
         dim=5,
+        value_dim=5,
         filters=2,
         bin_length=2048,
         hypernetwork="none",
         realisation=realisation,
-        skip=False,
         max_decay=0.98,
     )
     focus = config.build().double()

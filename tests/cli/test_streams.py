@@ -182,7 +182,7 @@ def test_the_state_of_another_model_is_refused_and_kept(
     others = {
         "other weights made memory": make_run(seed=1),
         "memory": make_run(hidden_size=16),
-        "tensors of this model": make_run(mixer="associative", mixer_options={}),
+        "tensors of this model": make_run(mixer="mamba2", mixer_options={}),
     }
     for answer, other in others.items():
         pipe_in(TEXT)

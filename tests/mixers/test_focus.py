@@ -10,22 +10,8 @@ from torch.nn import functional
 
 from polewise import Focus, FocusConfig, states
 from polewise.filters import is_stable
-from polewise.models import Block
 
-SMALL = {"dim": 8, "chunk_length": 8, "bin_length": 8, "windows": 2}
-
-
-def test_the_published_formula_is_refused_in_causal_use_and_says_why():
-    with pytest.raises(ValueError, match=r"depends on later inputs.*leak=True"):
-        FocusConfig.paper(dim=8, bin_length=8, chunk_length=8, causal=True)
-
-
-def test_the_published_formula_leaks_when_asked_for_by_name():
-    config = FocusConfig.paper(dim=8, bin_length=8, chunk_length=8, causal=True, leak=True)
-    mixer = config.build().double()
-    x = torch.randn(1, 16, 8, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda x: mixer(x)[0].sum(-1)[0], x)
-    assert jacobian[:, 0].abs().sum(-1).triu(1).max() > 1e-4
+SMALL = {"dim": 8, "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1}
 
 
 def test_the_first_bin_is_filtered_with_the_learned_default():
@@ -77,10 +63,11 @@ def test_focus_without_hypernetwork_ignores_the_input_when_placing_poles():
             {"bin_length": 10, "windows": 4},
             "bin_length must be a multiple of windows; got 10 and 4",
         ),
-        ({"heads": 3}, "dim must be a multiple of heads"),
+        ({"heads": 0}, "heads must be an integer of at least 1"),
         ({"value_dim": 0}, "value_dim must be an integer of at least 1"),
+        ({"conv_width": 0}, "conv_width must be an integer of at least 1"),
         ({"realisation": "norml"}, "Did you mean 'normal'"),
-        ({"chunk_length": 0}, "chunk_length must be an integer of at least 1"),
+        ({"chunk_length": -1}, "chunk_length must be an integer of at least 0"),
         ({"turning": False, "realisation": "direct"}, "turning must be True"),
         ({"max_decay": 1.0}, "max_decay must lie between 0 and 1"),
         ({"causal": False, "sliding": True}, "sliding needs causal=True"),
@@ -99,8 +86,12 @@ def test_a_wrong_input_or_state_is_named():
     _, state = mixer(torch.randn(1, 5, 8))
     with pytest.raises(ValueError, match="state must be None without causal"):
         both_ways(torch.randn(1, 5, 8), state)
-    with pytest.raises(ValueError, match="shared must be the features"):
-        FocusConfig(**SMALL, hypernetwork="shared_recurrent").build()(torch.randn(1, 5, 8))
+    with pytest.raises(
+        ValueError, match="state must come from a mixer with 2 filters; got one of 1"
+    ):
+        FocusConfig(**SMALL | {"filters": 2}).build()(torch.randn(1, 5, 8), state)
+    with pytest.raises(ValueError, match="filters must be at least 1 to have coefficients; got 0"):
+        FocusConfig(**SMALL | {"filters": 0}).build().coefficients(torch.randn(1, 5, 8))
 
 
 def test_rows_longer_than_their_segment_end_with_it():
@@ -112,61 +103,74 @@ def test_rows_longer_than_their_segment_end_with_it():
         assert torch.equal(ours, theirs)
 
 
-def test_focus_is_its_equations_step_by_step():
+@pytest.mark.parametrize("shared_keys", [True, False])
+@pytest.mark.parametrize("turning", [True, False])
+def test_focus_is_its_equations_step_by_step(shared_keys, turning):
     torch.manual_seed(0)
     mixer = FocusConfig(
         **SMALL,
-        associative_heads=2,
-        associative_key_dim=3,
-        associative_value_dim=5,
+        heads=2,
+        key_dim=3,
+        value_dim=4,
+        shared_keys=shared_keys,
+        memory_turning=turning,
         max_decay=0.9,
     ).build()
     mixer = mixer.double()
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    x = torch.randn(1, 21, 8, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(mixer(x)[0][0], _by_loops(mixer, x), rtol=1e-9, atol=1e-11)
+        x = torch.randn(1, 21, 8, dtype=torch.float64)
+        torch.testing.assert_close(mixer(x)[0][0], _by_loops(mixer, x[0]), rtol=1e-9, atol=1e-11)
 
 
 def _by_loops(mixer, x):
-    """Focus with chunks and bins of 8, one head, one filter, real memories: a step at a time."""
-    coefficients = _coefficients_by_loops(mixer, x[0])
-    context = _short_conv(x[0], mixer.short_conv.kernel) + x[0]
-    recalled = mixer.from_memory(_memory_by_loops(mixer.memory, x[0], context))
-    x = context
-    query = mixer.to_query_key(x) * mixer.query_scale[0] + mixer.query_shift
-    states, keys, values, outputs = [0j] * 8, [], [], []
-    for t, now in enumerate(x):
-        filtered = mixer.filters.skip * now
+    """Focus with chunks and bins of 8, two heads of 4 values, keys of 3: a step at a time."""
+    query, key, value, gate, pole = mixer.projection(x).split(mixer.parts, -1)
+    key = _short_conv(key, mixer.key_conv.kernel) + mixer.key_conv.bias
+    value = functional.silu(_short_conv(value, mixer.value_conv.kernel) + mixer.value_conv.bias)
+    coefficients = _coefficients_by_loops(mixer, value)
+    memory = torch.zeros(2, 3, 4, dtype=torch.complex128)
+    states, outputs = [0j] * 8, []
+    for t in range(len(x)):
+        filtered = torch.zeros(8, dtype=x.dtype)
         for channel in range(8):
             decay, angle = coefficients[t // 8, channel].tolist()
-            pole = decay * cmath.exp(1j * angle)
-            states[channel] = pole * states[channel] + now[channel].item()
+            states[channel] = decay * cmath.exp(1j * angle) * states[channel]
+            states[channel] += value[t, channel].item()
             c0, c1 = mixer.filters.mix[0, 0, channel].tolist()
             gain = (1 - decay**2) ** 0.5
-            filtered[channel] += gain * (c0 * states[channel].real + c1 * states[channel].imag)
-        reset, candidate, value = mixer.from_filtered(filtered).split(8)
-        key = mixer.to_query_key(filtered) * mixer.query_scale[1]
-        if t % 8 == 0:
-            keys, values = [], []
-        keys.append(key)
-        values.append(value)
-        logits = torch.stack(
-            [query[t] @ k / 8**0.5 + mixer.position_bias()[0, len(keys) - 1 - j]
-             for j, k in enumerate(keys)]
-        )  # fmt: skip
-        attended = logits.softmax(0) @ torch.stack(values) + recalled[t]
-        outputs.append(candidate + mixer.from_attention(functional.silu(reset) * attended))
-    return torch.stack(outputs)
+            filtered[channel] = gain * (c0 * states[channel].real + c1 * states[channel].imag)
+        heads = []
+        for head in range(2):
+            look = 0 if mixer.config.shared_keys else head
+            q = query[t].unflatten(-1, (-1, 3))[look]
+            seen = key[t // 8 * 8 : t + 1].unflatten(-1, (-1, 3))[:, look]
+            values = value.unflatten(-1, (2, 4))[:, head]
+            step = (1 + (pole[t, head] + mixer.step.bias[head]).exp()).log()
+            turned = (-step * mixer.log_rate[head].exp()).exp() + 0j
+            if mixer.config.memory_turning:
+                turned = turned * (1j * torch.pi * pole[t, 2 + head].tanh()).exp()
+            memory[head] = turned * memory[head] + torch.outer(seen[-1], step * values[t])
+            distance = torch.arange(len(seen) - 1, -1, -1)
+            logits = (seen @ q) / 3**0.5 + mixer.position_bias()[look, distance]
+            near = logits.softmax(0) @ values[t // 8 * 8 : t + 1]
+            heads.append(
+                (q @ memory[head].real)
+                + mixer.nearness[head] * near
+                + filtered.unflatten(-1, (2, 4))[head]
+                + mixer.skip[head] * values[t]
+            )
+        u = torch.cat(heads) * functional.silu(gate[t])
+        outputs.append(mixer.norm.weight * u / (u.square().mean() + 1e-5).sqrt())
+    return mixer.to_output(torch.stack(outputs))
 
 
 def _coefficients_by_loops(mixer, x):
     """Poles of every bin of 8: averages, maxima of the two halves of the bin before, a network."""
     network, base = mixer.filters.to_poles, mixer.filters.base[:, 0]
     embedder = mixer.features.embedder
-    decays, x = embedder.logit.sigmoid(), _short_conv(x, mixer.short_conv.kernel) + x
+    decays = embedder.logit.sigmoid()
     averages, embedded = torch.zeros_like(embedder.weight), []
     for now in x:
         averages = decays * averages + now
@@ -181,26 +185,6 @@ def _coefficients_by_loops(mixer, x):
     return shares * torch.tensor([0.9, torch.pi], dtype=x.dtype)
 
 
-def _memory_by_loops(memory, x, context):
-    queries, mixed = memory.projection(x).split(memory.parts, -1)
-    gate, write, pole = memory.to_gates(context).split(memory.gate_parts, -1)
-    mixed = _short_conv(mixed, memory.short_conv.kernel)
-    state = torch.zeros(2, 3, 5, dtype=x.dtype)
-    outputs = []
-    for t in range(len(x)):
-        heads = []
-        for head in range(2):
-            q = queries[t].unflatten(-1, (2, 3))[head]
-            k, v = mixed[t].unflatten(-1, (2, 8))[head].split([3, 5])
-            rho = (pole[t, head] + memory.decay_bias[head]).sigmoid()
-            beta = (write[t, head] + memory.write_bias[head]).sigmoid()
-            state[head] = rho * state[head] + beta * torch.outer(k / k.norm(), v)
-            read = (q / q.norm()) @ state[head] + memory.skip[head] * v
-            heads.append(memory.norm(read * functional.silu(gate[t].unflatten(-1, (2, 5))[head])))
-        outputs.append(torch.cat(heads))
-    return torch.stack(outputs)
-
-
 def _short_conv(x, kernel):
     padded = functional.pad(x, (0, 0, len(kernel) - 1, 0))
     return sum(
@@ -209,25 +193,8 @@ def _short_conv(x, kernel):
     )
 
 
-def test_the_gates_as_printed_mix_the_candidate_with_the_input():
-    """In a block: the input as it came, whose norm the rest of the mixer reads."""
-    options = dict(SMALL, associative_heads=0, conv_width=0, skip=False)
-    ours, printed = (
-        FocusConfig(**options, published_gates=each).build().double() for each in (False, True)
-    )
-    with torch.no_grad():  # W_phi is last, and 0: the share becomes one half
-        for name, tensor in ours.named_parameters():
-            target = printed.get_parameter(name).zero_()
-            target[: len(tensor)] = tensor
-    x = 3 * torch.randn(1, 21, 8, dtype=torch.float64)
-    y, _ = Block(printed, 8, 0)(x)
-    normed = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    expected = (functional.silu(ours(normed)[0]) + x) / 2
-    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
-
-
 def test_poles_that_do_not_turn_are_first_order_averages():
-    mixer = FocusConfig(**SMALL, turning=False, filters=2).build()
+    mixer = FocusConfig(**SMALL | {"turning": False, "filters": 2}).build()
     coefficients = mixer.coefficients(torch.randn(1, 24, 8))
     assert (coefficients[..., 1] == 0).all()
     assert mixer.filters.base.shape[-1] == 1

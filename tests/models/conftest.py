@@ -7,7 +7,7 @@ import torch
 
 from polewise import PolewiseConfig, PolewiseForCausalLM
 
-FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2, "associative_heads": 2}
+FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2, "heads": 2}
 
 
 @pytest.fixture

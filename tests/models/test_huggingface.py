@@ -29,17 +29,20 @@ CAUSAL_FORMS = [
     {"filters": 2},
     {"realisation": "direct", "reset": True},
     {"hypernetwork": "none"},
-    {"hypernetwork": "shared_recurrent"},
     {"hypernetwork": "long_conv", "taps": 12},
+    {"memory": False},
+    {"memory_turning": True, "shared_keys": False, "heads": 2},
+    {"filters": 0, "chunk_length": 0},
+]
+PUBLISHED_FORMS = [
+    {"hypernetwork": "shared_recurrent"},
     {"hypernetwork": "shared_long_conv", "taps": 12},
-    {"associative_heads": 0},
-    {"associative_turning": True},
 ]
 
 
 def language_model(mixer="focus", **options):
     torch.manual_seed(0)
-    options = (FOCUS if mixer == "focus" else {}) | options
+    options = (FOCUS if "focus" in mixer else {}) | options
     config = PolewiseConfig(
         mixer=mixer, mixer_options=options, hidden_size=8, num_hidden_layers=2,
         intermediate_size=12, vocab_size=30,
@@ -54,7 +57,9 @@ def tokens(*shape):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("mixer", "options"),
-    [("focus", form) for form in CAUSAL_FORMS] + [("associative", {}), ("attention", {"heads": 2})],
+    [("focus", form) for form in CAUSAL_FORMS]
+    + [("published_focus", form) for form in PUBLISHED_FORMS]
+    + [("attention", {"heads": 2})],
 )
 def test_no_logit_of_the_whole_model_depends_on_a_later_input(mixer, options, training):
     model = language_model(mixer, **options).double().train(training)
@@ -146,7 +151,7 @@ def test_labels_give_the_loss_of_predicting_the_next_token():
     torch.testing.assert_close(output.loss, wanted)
 
 
-@pytest.mark.parametrize("mixer", ["focus", "associative", "attention"])
+@pytest.mark.parametrize("mixer", ["focus", "mamba2", "attention"])
 @pytest.mark.parametrize("holes", [[0, 1, 2], [17, 18, 19], [3, 9, 10], []])
 def test_a_masked_token_does_not_exist(mixer, holes):
     model = language_model(mixer, **({"heads": 2} if mixer == "attention" else {}))

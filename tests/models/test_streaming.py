@@ -16,19 +16,19 @@ FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2}
 FORMS = [
     ("focus", {}),
     ("focus", {"sliding": True, "heads": 2}),
-    ("focus", {"filters": 2, "associative_turning": True}),
+    ("focus", {"filters": 2, "memory_turning": True, "shared_keys": False}),
     ("focus", {"realisation": "direct", "reset": True}),
-    ("focus", {"hypernetwork": "none", "associative_heads": 0}),
-    ("focus", {"hypernetwork": "shared_recurrent"}),
+    ("focus", {"hypernetwork": "none", "memory": False}),
+    ("published_focus", {"hypernetwork": "shared_recurrent"}),
     ("focus", {"hypernetwork": "long_conv", "taps": 12}),
-    ("associative", {"turning": True}),
+    ("focus", {"filters": 0, "chunk_length": 0}),
     ("attention", {"heads": 2}),
 ]
 
 
 def language_model(mixer="focus", **options):
     torch.manual_seed(0)
-    options = (FOCUS if mixer == "focus" else {}) | options
+    options = (FOCUS if "focus" in mixer else {}) | options
     config = PolewiseConfig(
         mixer=mixer, mixer_options=options, hidden_size=8, num_hidden_layers=2,
         intermediate_size=12, vocab_size=30, pad_token_id=0,
@@ -73,10 +73,8 @@ def test_rows_that_skip_a_step_hold_their_state(mixer, options):
     mask[0, [0, 1, 9, 20]] = 0
     output, cache = [], None
     for begin, end in itertools.pairwise([0, 6, 7, 8, 9, 10, 19, 20, 21, 25]):
-        step = model(
-            ids[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True
-        )
-        cache = step.past_key_values
+        step = model(ids[:, begin:end], attention_mask=mask[:, :end], cache=cache, use_cache=True)
+        cache = step.cache
         output.append(step.logits)
     logits = torch.cat(output, 1)
     kept = mask[0].bool()
@@ -133,12 +131,12 @@ def test_generation_goes_on_from_a_returned_cache(model, whole_text):
     first = model.generate(
         ids, max_new_tokens=8, do_sample=False, return_dict_in_generate=True, use_cache=True
     )
-    cache = first.past_key_values
+    cache = first.cache
     assert cache.get_seq_length() == 9 + 8 - 1
     given = first.sequences if whole_text else first.sequences[:, -1:]
     mask = torch.ones(1, 17, dtype=torch.long)
     more = model.generate(
-        given, attention_mask=mask, max_new_tokens=12, do_sample=False, past_key_values=cache
+        given, attention_mask=mask, max_new_tokens=12, do_sample=False, cache=cache
     )
     assert more[0, -12:].tolist() == once[0, -12:].tolist()
 
@@ -203,11 +201,11 @@ def test_our_own_generate_draws_by_temperature_and_among_the_likeliest(options, 
 
 def test_a_cache_in_another_precision_goes_on_from_the_same_place(model):
     ids = tokens(2, 11)
-    cache = model(ids[:, :7], use_cache=True).past_key_values
+    cache = model(ids[:, :7], use_cache=True).cache
     wide = cache.to(torch.float64)
     assert {leaf.dtype for leaf in states.tensors(wide.state)} <= {torch.float64, torch.int64}
     assert wide.get_seq_length() == cache.get_seq_length() == 7
-    y = copy.deepcopy(model).double()(ids[:, 7:], past_key_values=wide).logits
+    y = copy.deepcopy(model).double()(ids[:, 7:], cache=wide).logits
     torch.testing.assert_close(y.float(), model(ids).logits[:, 7:], rtol=1e-3, atol=1e-4)
 
 
@@ -228,12 +226,12 @@ def test_a_compiled_step_writes_the_same_and_is_not_saved_twice():
 
 def test_a_snapshot_is_a_way_back(model):
     ids = tokens(2, 30)
-    cache = model(ids[:, :10], use_cache=True).past_key_values
+    cache = model(ids[:, :10], use_cache=True).cache
     before = cache.copy()
-    first = model(ids[:, 10:20], past_key_values=cache).logits
-    model(ids[:, 20:], past_key_values=cache)
+    first = model(ids[:, 10:20], cache=cache).logits
+    model(ids[:, 20:], cache=cache)
     assert (cache.get_seq_length(), before.get_seq_length()) == (30, 10)
-    assert torch.equal(model(ids[:, 10:20], past_key_values=before).logits, first)
+    assert torch.equal(model(ids[:, 10:20], cache=before).logits, first)
 
 
 def test_a_cache_can_be_reordered_repeated_cut_and_cleared(model):
@@ -241,24 +239,20 @@ def test_a_cache_can_be_reordered_repeated_cut_and_cleared(model):
     whole = model(ids).logits
 
     def read():
-        return model(ids[:, :12], use_cache=True).past_key_values
+        return model(ids[:, :12], use_cache=True).cache
 
     cache = read()
     cache.reorder_cache(torch.tensor([2, 0, 1]))
-    again = model(ids[[2, 0, 1], 12:], past_key_values=cache).logits
+    again = model(ids[[2, 0, 1], 12:], cache=cache).logits
     torch.testing.assert_close(again, whole[[2, 0, 1], 12:])
     cache = read()
     cache.batch_select_indices(torch.tensor([True, False, True]))
     assert cache.batch_size == 2
-    torch.testing.assert_close(
-        model(ids[[0, 2], 12:], past_key_values=cache).logits, whole[[0, 2], 12:]
-    )
+    torch.testing.assert_close(model(ids[[0, 2], 12:], cache=cache).logits, whole[[0, 2], 12:])
     cache = read()
     cache.batch_repeat_interleave(2)
     rows = [0, 0, 1, 1, 2, 2]
-    torch.testing.assert_close(
-        model(ids[rows, 12:], past_key_values=cache).logits, whole[rows, 12:]
-    )
+    torch.testing.assert_close(model(ids[rows, 12:], cache=cache).logits, whole[rows, 12:])
     cache.crop(0)
     with pytest.raises(ValueError, match=r"tokens_to_remove must be 0.*copy"):
         cache.crop(-1)
@@ -278,9 +272,9 @@ def test_the_size_of_the_state_does_not_grow_with_what_was_read(model):
 
 def test_training_returns_no_cache_and_evaluation_does(model):
     ids = tokens(1, 5)
-    assert model(ids).past_key_values.get_seq_length() == 5
-    assert model(ids, use_cache=False).past_key_values is None
-    assert language_model().train()(ids).past_key_values is None
+    assert model(ids).cache.get_seq_length() == 5
+    assert model(ids, use_cache=False).cache is None
+    assert language_model().train()(ids).cache is None
 
 
 # Masks and packing
@@ -362,7 +356,7 @@ def test_a_batch_with_nothing_in_it_gives_nothing(model):
         ({"position_ids": torch.tensor([[0, 1, 2, 0, 1]])}, ValueError, "position_ids .*seq_idx"),
         ({"cu_seq_lens_q": torch.tensor([0, 3, 5])}, TypeError, "given as seq_idx"),
         ({"output_attentions": True}, ValueError, "output_attentions must be False"),
-        ({"past_key_values": "cache"}, TypeError, "past_key_values must be a PolewiseCache"),
+        ({"cache": "cache"}, TypeError, "cache must be a PolewiseCache"),
     ],
 )
 def test_an_argument_that_will_not_do_is_named(model, arguments, error, message):
@@ -381,8 +375,8 @@ def test_tokens_out_of_range_are_named(model):
 @pytest.mark.parametrize(
     "other",
     [
-        {"mixer": "associative"},
-        {"associative_heads": 2},
+        {"mixer": "mamba2"},
+        {"heads": 2},
         {"filters": 2},
         {"windows": 1},
         {"chunk_length": 16},
@@ -390,20 +384,20 @@ def test_tokens_out_of_range_are_named(model):
 )
 def test_the_state_of_another_model_is_refused_by_name(model, other):
     theirs = language_model(**other).step(tokens(1, 4))[1]
-    with pytest.raises(ValueError, match=r"past_key_values\.layers\[0\].* this model"):
+    with pytest.raises(ValueError, match=r"cache\.layers\[0\].* this model"):
         model.step(tokens(1, 4), theirs)
 
 
 def test_the_state_of_a_deeper_model_is_refused_by_name(model):
     _, state = model.step(tokens(1, 4))
     deeper = state._replace(layers=state.layers * 2)
-    with pytest.raises(ValueError, match=r"past_key_values.layers must be a tuple of 2"):
+    with pytest.raises(ValueError, match=r"cache.layers must be a tuple of 2"):
         model.step(tokens(1, 4), deeper)
 
 
 def test_the_state_of_another_batch_is_refused_by_name(model):
     _, state = model.step(tokens(2, 4))
-    with pytest.raises(ValueError, match=r"past_key_values.* must have shape \(3.*got \(2"):
+    with pytest.raises(ValueError, match=r"cache.* must have shape \(3.*got \(2"):
         model.step(tokens(3, 4), state)
 
 
@@ -421,9 +415,7 @@ def test_what_a_state_cannot_do_is_refused_with_the_reason(model):
         model.generate(ids, max_new_tokens=3, cache_implementation="offloaded")
     with pytest.raises(ValueError, match="continuous batching"):
         model.generate_batch([ids[0].tolist()])
-    leaking = language_model(
-        realisation="circular", leak=True, associative_heads=0, hypernetwork="none"
-    )
+    leaking = language_model("published_focus", realisation="circular", leak=True)
     with pytest.raises(ValueError, match="cannot stream"):
         leaking.generate(ids, max_new_tokens=3)
     assert written(leaking, ids, max_new_tokens=3, use_cache=False).shape == (1, 3)
@@ -437,7 +429,7 @@ def test_a_state_goes_to_a_file_and_back(model, tmp_path):
     assert torch.equal(model.step(ids[:, 9:], again)[0], model.step(ids[:, 9:], state)[0])
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     with pytest.raises(ValueError, match="must hold the"):
-        states.load(tmp_path / "state", language_model(associative_heads=0).initial_state(1))
+        states.load(tmp_path / "state", language_model(memory=False).initial_state(1))
     with pytest.raises(ValueError, match="must have shape"):
         states.load(tmp_path / "state", language_model(chunk_length=16).initial_state(1))
     (tmp_path / "other").write_text("not a state")

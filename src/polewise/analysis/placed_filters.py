@@ -21,7 +21,7 @@ from polewise.filters import (
     normal_form_to_poles,
 )
 from polewise.layers import Realisation
-from polewise.mixers import Focus
+from polewise.mixers import Focus, PublishedFocus
 from polewise.tasks import Batch
 from polewise.training import compute_logits
 
@@ -69,15 +69,19 @@ class PlacedFilters:
 def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
     """Return the filters that every Focus of the model places for a batch, first layer first.
 
-    A model without Focus gives an empty list.
+    A model without Focus, or without filters, gives an empty list.
     """
-    seen: dict[str, tuple[Tensor, Any]] = {}
-    modules = {name: part for name, part in model.named_modules() if isinstance(part, Focus)}
+    seen: dict[str, tuple[Tensor, dict[str, Any]]] = {}
+    modules: dict[str, Any] = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, Focus | PublishedFocus) and part.filters is not None
+    }
 
     def remember(name: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
         def hook(_: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
             x = positional[0] if positional else named["x"]
-            seen[name] = x.detach(), named.get("shared")
+            seen[name] = x.detach(), {k: v for k, v in named.items() if k == "shared"}
 
         return hook
 
@@ -97,7 +101,7 @@ def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
         PlacedFilters(
             name=name,
             realisation=modules[name].config.realisation,
-            coefficients=modules[name].coefficients(x, shared=shared).double().cpu(),
+            coefficients=modules[name].coefficients(x, **shared).double().cpu(),
             mix=modules[name].filters.mix[0].detach().double().cpu(),
         )
         for name, (x, shared) in seen.items()

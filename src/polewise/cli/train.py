@@ -44,7 +44,8 @@ class ModelFlags:
     num_layers: int = 2
     """Blocks."""
     intermediate_size: int | None = None
-    """Channels inside the feed-forward part; None takes twice the hidden size."""
+    """Channels inside the feed-forward part; None leaves it out where the mixer contains one
+    (Focus, Mamba-2) and takes twice the hidden size elsewhere."""
     dropout: float = 0.0
     """Share of what mixers and feed-forwards add that is dropped in training."""
 

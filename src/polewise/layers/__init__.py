@@ -1,11 +1,6 @@
 """Parts that mixers and models are made of."""
 
 from polewise.layers.adaptive_filters import AdaptiveFilters, Realisation
-from polewise.layers.associative_memory import (
-    AssociativeMemory,
-    AssociativeMemoryState,
-    memory_heads,
-)
 from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
 from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
@@ -17,8 +12,6 @@ from polewise.layers.step_size import StepSize
 
 __all__ = [
     "AdaptiveFilters",
-    "AssociativeMemory",
-    "AssociativeMemoryState",
     "BinFeatures",
     "BinFeaturesState",
     "DampedEma",
@@ -31,5 +24,4 @@ __all__ = [
     "RmsNorm",
     "ShortConv",
     "StepSize",
-    "memory_heads",
 ]

@@ -9,7 +9,6 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from polewise.did_you_mean import did_you_mean
-from polewise.mixers.associative import Associative, AssociativeConfig, AssociativeState
 from polewise.mixers.attention import Attention, AttentionConfig, FullAttentionState
 from polewise.mixers.focus import Focus, FocusConfig, FocusState
 from polewise.mixers.gated_linear_attention import (
@@ -27,12 +26,17 @@ from polewise.mixers.long_conv import LongConv, LongConvConfig, LongConvState
 from polewise.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
 from polewise.mixers.mamba3 import Mamba3, Mamba3Config, Mamba3State
 from polewise.mixers.mega import Mega, MegaConfig, MegaState
+from polewise.mixers.published_focus import (
+    PublishedFocus,
+    PublishedFocusConfig,
+    PublishedFocusState,
+)
 from polewise.mixers.s4d import S4d, S4dConfig, S4dState
 from polewise.options import require_choice, require_type
 
 MIXERS = {
     "focus": FocusConfig,
-    "associative": AssociativeConfig,
+    "published_focus": PublishedFocusConfig,
     "attention": AttentionConfig,
     "chunk_attention": ChunkAttentionConfig,
     "sliding_attention": SlidingAttentionConfig,
@@ -72,6 +76,14 @@ def mixer_option_types(name: str) -> dict[str, Any]:
     return {each.name: hints[each.name] for each in fields(MIXERS[name]) if each.name != "dim"}
 
 
+def feed_forward_width(config: Any, width: int | None) -> int:
+    """Return the width of the feed-forward beside a mixer: what was asked for; else none where the
+    mixer says that it contains one (`contains_feed_forward`), and twice the channels elsewhere."""
+    if width is not None:
+        return width
+    return 0 if getattr(config, "contains_feed_forward", False) else 2 * config.dim
+
+
 def all_options(config: Any) -> dict[str, Any]:
     """Return every option of a mixer's configuration but `dim`, for `mixer_config`.
 
@@ -82,9 +94,6 @@ def all_options(config: Any) -> dict[str, Any]:
 
 __all__ = [
     "MIXERS",
-    "Associative",
-    "AssociativeConfig",
-    "AssociativeState",
     "Attention",
     "AttentionConfig",
     "ChunkAttentionConfig",
@@ -111,11 +120,15 @@ __all__ = [
     "Mega",
     "MegaConfig",
     "MegaState",
+    "PublishedFocus",
+    "PublishedFocusConfig",
+    "PublishedFocusState",
     "S4d",
     "S4dConfig",
     "S4dState",
     "SlidingAttentionConfig",
     "all_options",
+    "feed_forward_width",
     "mixer_config",
     "mixer_option_types",
 ]

@@ -1,138 +1,118 @@
-"""Focus: a network places the poles, the poles filter the sequence, attention looks nearby.
+r"""Focus: a network places the poles, the poles filter the sequence, attention looks nearby.
 
-For a sequence x, in the order of the paper's equations:
+For a sequence x, with heads of values that look up one key, or each its own:
 
-    x       = x + conv(x), of a few steps                              ours
-    e       = MaxPool(Embed(x)), bin by bin, shifted by one bin        Eq. 1-2   BinFeatures
-    poles   = squash(base + MLP(e))                                    Eq. 3     AdaptiveFilters
-    xf      = sum over F filters of filter(x, poles of the bin)        Eq. 4-8
-            + d x                                                      ours
-    y       = Attention(Q x, K xf, V xf) inside chunks                 Eq. 9-10  attend
-            (Q and K are one matrix, scaled apart, as in MEGA)         ours
-            + associative memory of x                                  ours
-    gamma   = SiLU(W_gamma xf)                                         Eq. 11
-    output  = W_h xf + U_h (gamma * y)                                 Eq. 13
+    q       = W_q x,  k = conv(W_k x),  v = SiLU(conv(W_v x))      asked alone, stored in company
+    e       = MaxPool(Embed(v)), bin by bin, shifted by one bin     Eq. 1-2    BinFeatures
+    poles   = squash(base + MLP(e))                                 Eq. 3      AdaptiveFilters
+    vf      = sum over F filters of filter(v, poles of the bin)     Eq. 4-8
+    S[t]    = rho[t] e^{j phi[t]} S[t-1] + step[t] k[t] v[t]^T      ours       associative_filter
+    near    = Attention(q, k, v) inside chunks                      Eq. 9-10   chunked_attention
+    y       = Re(q^T S) + a near + vf + d v
+    output  = W_o RMSNorm(y SiLU(W_g x))                            Eq. 11, 13, the gate from x
 
-As printed, Eq. 13 ends in a SiLU, and Eq. 12 and 14 mix it with the input by a gate of its own
-(`published_gates`): z = SiLU(W_h xf + ...), phi = sigmoid(W_phi xf), output = phi * (z - x), to
-which a block adds x. It is the x before the norm, so the norm is inside the mixer then, as in MEGA.
+So poles are placed twice: for every channel and bin, and for the products of keys and values of
+every head and step, rho = exp(-step rate), where a long step forgets and takes in much. Filters and
+attention begin small and grow where they help. The layer needs no feed-forward
+beside it: v, the gate and W_o are one.
 
-The memory looks tokens up as they came, before the convolution; its gate and its poles read x after
-it.
+The publication to the letter is `PublishedFocus`; `docs/research.md` says what led from it to this.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polewise.layers import (
     AdaptiveFilters,
-    AssociativeMemory,
-    AssociativeMemoryState,
     BinFeatures,
     BinFeaturesState,
-    Features,
     LongConvEmbedder,
     PositionBias,
-    Realisation,
     RecurrentEmbedder,
+    RmsNorm,
     ShortConv,
-    memory_heads,
+    StepSize,
 )
-from polewise.ops import AttentionState, chunked_attention
-from polewise.ops.padding import hide_padding
-from polewise.ops.shards import Shards
+from polewise.ops import AttentionState, associative_filter, chunked_attention, gated_norm
+from polewise.ops.padding import hide_padding, real_steps
+from polewise.ops.shards import Shards, associative_state_before
 from polewise.options import require_at_least, require_choice, require_multiple
 
-_LEAK = (
-    "realisation='circular' is the published formula: a circular convolution with the conjugate "
-    "response inside every bin, so each output depends on later inputs of its bin. Its figures "
-    "in an autoregressive model are not honest. Use causal=False, or realisation='normal'; to "
-    "study the leak on purpose set leak=True."
-)
+Hypernetwork = Literal["none", "recurrent", "long_conv"]
 
-Hypernetwork = Literal["none", "recurrent", "long_conv", "shared_recurrent", "shared_long_conv"]
+SMALL = 0.1
+"""What filters and attention count at first, beside what is recalled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocusConfig:
     """Options of `Focus`. Lengths are in steps of the sequence."""
 
+    contains_feed_forward: ClassVar[bool] = True
+
     dim: int
     """Channels."""
+    heads: int | None = None
+    """Heads of values, each with poles of its own; None is one for every 32 channels."""
+    value_dim: int = 64
+    """Channels of a head's values."""
+    key_dim: int = 32
+    """Channels of a key."""
+    shared_keys: bool = True
+    """All heads look up the same key. False: each its own."""
+    memory: bool = True
+    """Filter the products of keys and values. Without it nothing is recalled across chunks."""
+    memory_turning: bool = False
+    """Complex poles for those products."""
     chunk_length: int = 64
-    """Tokens that attention sees at once."""
+    """Tokens that attention sees at once; 0 leaves it out."""
+    sliding: bool = False
+    """Each token sees its last `chunk_length` tokens instead of its chunk."""
+    filters: int = 1
+    """Filters per channel of the values, summed; 0 leaves them out."""
     bin_length: int = 32
     """Steps that share their filters."""
-    heads: int = 1
-    """Attention heads."""
-    value_dim: int | None = None
-    """Channels of values and reset gate; None is `dim`."""
-    filters: int = 1
-    """Filters per channel, summed."""
-    realisation: Realisation = "normal"
+    realisation: Literal["normal", "direct"] = "normal"
     """normal: a contraction for any poles. direct: the paper's coefficients, over the whole
-    stability triangle. circular: the published formula, which sees the future."""
+    stability triangle."""
     turning: bool = True
     """Complex poles, which ring. False: real ones, first-order averages; the normal form's."""
     reset: bool = False
     """Clear the filter's state where a bin starts, as the paper's transform of single bins does."""
     hypernetwork: Hypernetwork = "recurrent"
     """How bins are looked at to choose their poles. none: fixed learned poles (Focus-H).
-    recurrent: in constant memory. long_conv: the paper's. shared_*: computed once, from the
-    model's first layer, for all layers."""
+    recurrent: in constant memory. long_conv: the paper's."""
     windows: int = 4
     """Pooled values per bin and channel; divides `bin_length`."""
     hidden: int = 16
     """Hidden width of the network that maps them to poles."""
     taps: int = 1024
     """Kernel length of a long-convolution hypernetwork."""
-    sliding: bool = False
-    """Each token sees its last `chunk_length` tokens instead of its chunk."""
-    shared_query_key: bool = True
-    """One projection for queries and keys, scaled apart (MEGA's). False: one each (Eq. 9)."""
-    associative_heads: int | None = None
-    """Heads of the associative memory; None is one for every 32 channels. 0 leaves it out, and with
-    it recall across chunks."""
-    associative_key_dim: int = 32
-    """Channels of a key."""
-    associative_value_dim: int = 64
-    """Channels of a value."""
-    associative_turning: bool = False
-    """Complex poles in the associative memory."""
-    skip: bool = True
-    """Add the input itself, with a weight for each channel, to what the filters return."""
-    published_gates: bool = False
-    """Eq. 12 to 14 as printed: a SiLU around the candidate, mixed with the input."""
     conv_width: int = 4
-    """Taps of the short convolution that comes first; 0 leaves it out."""
+    """Taps of the short convolution of keys and values."""
     max_decay: float = 0.9999
-    """Largest pole radius: a memory of 1 / (1 - max_decay) steps."""
+    """Largest pole radius of the filters: a memory of 1 / (1 - max_decay) steps."""
     causal: bool = True
     """Never look ahead. False: filters run both ways and attention sees its whole chunk."""
-    leak: bool = False
-    """Allow the circular realisation in a causal model, to study what it leaks."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "chunk_length", "bin_length", "heads", "filters", "windows", "hidden"):
+        for name in ("dim", "value_dim", "key_dim", "conv_width", "bin_length", "windows"):
             require_at_least(name, getattr(self, name), 1)
-        for name in ("taps", "associative_key_dim", "associative_value_dim"):
+        for name in ("hidden", "taps"):
             require_at_least(name, getattr(self, name), 1)
-        if self.value_dim is not None:
-            require_at_least("value_dim", self.value_dim, 1)
-        require_at_least("associative_heads", self.memories, 0)
-        require_at_least("conv_width", self.conv_width, 0)
-        require_choice("realisation", self.realisation, get_args(Realisation))
+        require_at_least("heads", self.num_heads, 1)
+        for name in ("chunk_length", "filters"):
+            require_at_least(name, getattr(self, name), 0)
+        require_choice("realisation", self.realisation, ("normal", "direct"))
         require_choice("hypernetwork", self.hypernetwork, get_args(Hypernetwork))
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
-        require_multiple("dim", self.dim, "heads", self.heads)
-        require_multiple("value_dim", self.value_dim or self.dim, "heads", self.heads)
         if not self.turning and self.realisation != "normal":
             raise ValueError(
                 f"turning must be True for realisation={self.realisation!r}: its numbers are the "
@@ -142,58 +122,18 @@ class FocusConfig:
             raise ValueError(f"max_decay must lie between 0 and 1; got {self.max_decay}.")
         if self.sliding and not self.causal:
             raise ValueError("sliding needs causal=True; got sliding=True with causal=False.")
-        if self.realisation == "circular" and self.causal and not self.leak:
-            raise ValueError(_LEAK)
 
-    @classmethod
-    def paper(
-        cls, *, dim: int, bin_length: int, chunk_length: int, causal: bool = False, **options: Any
-    ) -> FocusConfig:
-        """The publication as literally as it can be followed: circular, conjugate, theta in
-        (0, 1), one filter, long-convolution hypernetwork, gates as printed; nothing of ours.
-
-        Raises:
-            ValueError: `causal=True` without `leak=True`, for the formula sees the future.
-        """
-        literal: dict[str, Any] = {
-            "realisation": "circular",
-            "hypernetwork": "long_conv",
-            "associative_heads": 0,
-            "conv_width": 0,
-            "skip": False,
-            "shared_query_key": False,
-            "published_gates": True,
-            "windows": 1,
-        }
-        return cls(
-            dim=dim, bin_length=bin_length, chunk_length=chunk_length, causal=causal,
-            **(literal | options),
-        )  # fmt: skip
+    @property
+    def num_heads(self) -> int:
+        return max(self.dim // 32, 1) if self.heads is None else self.heads
 
     @property
     def values(self) -> int:
-        return self.value_dim or self.dim
-
-    @property
-    def memories(self) -> int:
-        return memory_heads(self.dim, self.associative_heads)
+        """Channels of all values."""
+        return self.num_heads * self.value_dim
 
     def build(self) -> Focus:
         return Focus(self)
-
-    def build_shared(self) -> BinFeatures | None:
-        """The part of the hypernetwork that a model computes once for all its layers."""
-        return self._bin_features() if self.hypernetwork.startswith("shared_") else None
-
-    def build_own(self) -> BinFeatures | None:
-        """The hypernetwork's view of the sequence, where every layer has its own."""
-        own = self.hypernetwork != "none" and not self.hypernetwork.startswith("shared_")
-        return self._bin_features() if own else None
-
-    def _bin_features(self) -> BinFeatures:
-        long = self.hypernetwork.endswith("long_conv")
-        embedder = LongConvEmbedder(self.dim, self.taps) if long else RecurrentEmbedder(self.dim)
-        return BinFeatures(embedder, self.bin_length, self.windows, causal=self.causal)
 
 
 class FocusState(NamedTuple):
@@ -201,98 +141,102 @@ class FocusState(NamedTuple):
 
     position: Int[Tensor, " batch"]
     """Steps seen so far by each row, which fixes its place in bin and chunk."""
-    neighbours: Float[Tensor, "batch history dim"] | None
-    """The last inputs of the short convolution."""
+    keys: Float[Tensor, "batch history keys"] | None
+    """The last keys before their short convolution."""
+    values: Float[Tensor, "batch history values"]
+    """The same of values."""
     features: BinFeaturesState | None
-    filter: Float[Tensor, "batch dim filters 2"]
-    attention: AttentionState
-    memory: AssociativeMemoryState | None
+    filter: Float[Tensor, "batch values filters 2"] | None
+    attention: AttentionState | None
+    products: Float[Tensor, "batch heads parts key_dim value_dim"] | None
 
 
 class Focus(nn.Module):
     """The adaptive-filter mixer, `(batch, length, dim)` to the same shape.
 
-    Source: Lutati, Zimerman, Wolf 2023 (arXiv 2305.14952), made causal, stable and streaming;
-    `docs/errata.md` says where and why it differs.
+    Source: Lutati, Zimerman, Wolf 2023 (arXiv 2305.14952), made causal, stable and streaming; step
+    sizes, gate and norm are those of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060); filtered products
+    that are asked by what stands alone are ours.
     """
+
+    filter_parameters: ClassVar[tuple[str, ...]] = ("log_rate", "skip", "nearness")
 
     def __init__(self, config: FocusConfig) -> None:
         super().__init__()
         self.config = config
         self.causal = config.causal
-        self.own_norm = config.published_gates
         self.shards: Shards | None = None
-        dim, values = config.dim, config.values
-        self.norm = nn.RMSNorm(dim, eps=1e-5) if config.published_gates else None
-        self.short_conv = ShortConv(dim, config.conv_width) if config.conv_width else None
-        self.features = config.build_own()
-        self.filters = AdaptiveFilters(
-            dim,
-            config.filters,
-            config.bin_length,
-            windows=None if config.hypernetwork == "none" else config.windows,
-            hidden=config.hidden,
-            realisation=config.realisation,
-            turning=config.turning,
-            reset=config.reset,
-            skip=config.skip,
-            max_decay=config.max_decay,
-            causal=config.causal,
-        )
-        if config.shared_query_key:
-            self.to_query_key = nn.Linear(dim, dim)
-            self.query_scale = nn.Parameter(torch.empty(2, dim))
-            self.query_shift = nn.Parameter(torch.empty(dim))  # of keys it would change nothing
-        else:
-            self.to_query = nn.Linear(dim, dim)
-        self.position_bias = PositionBias(config.heads, config.chunk_length, causal=config.causal)
-        if config.memories:
-            self.memory = AssociativeMemory(
-                dim,
-                config.memories,
-                config.associative_key_dim,
-                config.associative_value_dim,
-                turning=config.associative_turning,
+        heads, values = config.num_heads, config.values
+        self.key_heads = 1 if config.shared_keys else heads
+        looks_up = config.memory or config.chunk_length > 0
+        keys = self.key_heads * config.key_dim if looks_up else 0
+        # Queries, keys, values, gate, steps and angles side by side: one product reads x.
+        poles = heads * (1 + config.memory_turning) if config.memory else 0
+        self.parts = [keys, keys, values, values, poles]
+        self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
+        self.key_conv = ShortConv(keys, config.conv_width, bias=True) if looks_up else None
+        self.value_conv = ShortConv(values, config.conv_width, bias=True, silu=True)
+        self.features: BinFeatures | None = None
+        self.filters: AdaptiveFilters | None = None
+        self.log_rate: nn.Parameter | None = None
+        self.nearness: nn.Parameter | None = None
+        if config.filters:
+            if config.hypernetwork != "none":
+                self.features = _bin_features(config)
+            self.filters = AdaptiveFilters(
+                values,
+                config.filters,
+                config.bin_length,
+                windows=None if config.hypernetwork == "none" else config.windows,
+                hidden=config.hidden,
+                realisation=config.realisation,
+                turning=config.turning,
+                reset=config.reset,
+                skip=False,
+                max_decay=config.max_decay,
                 causal=config.causal,
             )
-            channels = config.memories * config.associative_value_dim
-            self.from_memory = nn.Linear(channels, values, bias=False)
-
-        # W_gamma, W_h, W_V, W_K, W_phi side by side: one product reads the filtered sequence.
-        self.parts = [values, dim, values]
-        self.parts += [] if config.shared_query_key else [dim]
-        self.parts += [dim] if config.published_gates else []
-        self.from_filtered = nn.Linear(dim, sum(self.parts))
-        self.from_attention = nn.Linear(values, dim, bias=False)
+        if config.memory:
+            self.step = StepSize(heads)
+            self.log_rate = nn.Parameter(torch.empty(heads))
+        if config.chunk_length:
+            self.position_bias = PositionBias(
+                self.key_heads, config.chunk_length, causal=config.causal
+            )
+            self.nearness = nn.Parameter(torch.empty(heads))
+        self.skip = nn.Parameter(torch.empty(heads))
+        self.norm = RmsNorm(values, eps=1e-5)
+        self.to_output = nn.Linear(values, config.dim, bias=False)
         self.reset_parameters()
 
     @property
     def uses_fft(self) -> bool:
         """Rounding of an FFT reaches earlier outputs, and so does a NaN."""
-        return "long_conv" in self.config.hypernetwork or self.config.realisation == "circular"
-
-    @property
-    def limits(self) -> dict[str, str]:
-        """What this configuration cannot do, and why."""
-        if self.config.realisation != "circular":
-            return {}
-        return dict.fromkeys(("causality", "nan", "segments", "state"), _LEAK)
+        return self.features is not None and self.config.hypernetwork == "long_conv"
 
     def reset_parameters(self) -> None:
-        if self.short_conv is not None:
-            # Half a short convolution's own start: the present stays the loudest.
-            nn.init.normal_(self.short_conv.kernel, std=0.5 * self.short_conv.width**-0.5)
-        if self.config.shared_query_key:
-            nn.init.ones_(self.query_scale)
-            nn.init.zeros_(self.query_shift)
+        nn.init.ones_(self.skip)
+        for conv in filter(None, (self.key_conv, self.value_conv)):
+            conv.reset_uniform()
+        if self.log_rate is not None:
+            # Memories of 2 to 512 steps, one a head: 1 / (step rate). What is kept long is taken in
+            # by short steps, or the sum of many products would drown the rest.
+            heads, rate = len(self.log_rate), 4
+            order = torch.arange(heads, device=self.log_rate.device)
+            memory = 2 * 256 ** (order / max(heads - 1, 1))
+            self.step.start_at(1 / (rate * memory))
+            nn.init.constant_(self.log_rate, math.log(rate))
+        if self.filters is not None:
+            with torch.no_grad():
+                self.filters.mix[..., 0] = SMALL * self.config.filters**-0.5
+        if self.nearness is not None:
+            nn.init.constant_(self.nearness, SMALL)
 
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
         state: FocusState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-        *,
-        shared: Features | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], FocusState | None]:
         """Mix the sequence.
 
@@ -300,100 +244,93 @@ class Focus(nn.Module):
             x: the sequence.
             state: what the segment before returned; None at the start. Needs `causal`.
             lengths: real steps in each row; what lies beyond takes no time and gives 0.
-            shared: the model's features, for a `shared_*` hypernetwork.
 
         Returns:
-            y, and the state for the next segment (None where this configuration cannot
-            stream: without `causal`, or circular).
+            y, and the state for the next segment (None without `causal`).
 
         Raises:
-            ValueError: a state where none can be used, or `shared` missing or unexpected.
+            ValueError: a wrong width, or a state where none can be used.
         """
-        self._require_usable(x, state, shared)
-        given = hide_padding(x, lengths)
-        alone = given if self.norm is None else self.norm(given)
-        x, neighbours = self._meet_neighbours(alone, state.neighbours if state else None, lengths)
-        position = (
-            state.position
-            if state is not None
-            else torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        )
-        if self.shards is not None:
-            self.shards.require_whole(
-                x, state, lengths,
-                bin_length=self.config.bin_length, chunk_length=self.config.chunk_length,
-            )  # fmt: skip
-            position = position + self.shards.rank * x.shape[1]
-        features_state = None
-        if self.features is not None:
-            shared, features_state = self.features(x, state.features if state else None, lengths)
-        offset = position % self.config.bin_length
-        filtered, filter_state = self.filters(
-            x, shared, offset, lengths, state.filter if state else None
-        )
-        reset, candidate, value, *rest = self.from_filtered(filtered).split(self.parts, -1)
-        update = rest.pop() if self.config.published_gates else None
-        q, k = self._query_key(x, filtered, *rest)
-        attended, attention_state = self._attend(
-            q, k, value, position, lengths, state.attention if state else None
-        )
-        memory_state = None
-        if self.config.memories:
-            # A query that holds its neighbours too finds its key later in training, or never.
-            recalled, memory_state = self.memory(
-                alone, state.memory if state else None, lengths, context=x
-            )
-            attended = attended + self.from_memory(recalled)
-
-        gated = functional.silu(reset) * attended
-        y = candidate + self.from_attention(gated)
-        if update is not None:
-            y = update.sigmoid() * (functional.silu(y) - given)
+        self._require_usable(x, state)
+        position = self._position(x, state, lengths)
+        x = hide_padding(x, lengths)
+        q, k, v, gate, pole = self.projection(x).split(self.parts, -1)
+        keys = None
+        if self.key_conv is not None:
+            k, keys = self.key_conv(k, state.keys if state else None, lengths)
+            q, k = (each.unflatten(-1, (self.key_heads, -1)) for each in (q, k))
+        v, values = self.value_conv(v, state.values if state else None, lengths)
+        recalled, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
+        near, attention = self._attend(q, k, v, position, lengths, state)
+        filtered, features, ends = self._filter(v, position, lengths, state)
+        read = [part for part in (recalled, near, filtered) if part is not None]
+        y = sum(read[1:], start=read[0]) if read else torch.zeros_like(self._by_head(v))
+        v, gate = self._by_head(v).to(y.dtype), gate.to(y.dtype)  # under autocast they are narrower
+        y = self.to_output(gated_norm(y, v, gate, self.skip, self.norm.weight))
         y = hide_padding(y, lengths)
-        if filter_state is None or attention_state is None:
+        if not self.causal:
             return y, None
-        return y, FocusState(
-            attention_state.position,
-            neighbours,
-            features_state,
-            filter_state,
-            attention_state,
-            memory_state,
-        )
+        position = position + real_steps(x, lengths)
+        return y, FocusState(position, keys, values, features, ends, attention, products)
 
     def coefficients(
-        self,
-        x: Float[Tensor, "batch length dim"],
-        *,
-        shared: Features | None = None,
-    ) -> Float[Tensor, "batch bins dim filters 2"]:
+        self, x: Float[Tensor, "batch length dim"]
+    ) -> Float[Tensor, "batch bins values filters 2"]:
         """The filters chosen for every bin of `x`: (decay, angle) in radians a sample for the
-        normal form, (a1, a2) otherwise."""
-        x = x if self.norm is None else self.norm(x)
-        x, _ = self._meet_neighbours(x, None, None)
-        if self.features is not None:
-            shared, _ = self.features(x)
-        return self.filters.coefficients(x, shared)
+        normal form, (a1, a2) for the direct one.
 
-    def _meet_neighbours(
-        self, x: Tensor, state: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """A byte alone says little: every step adds up the few before it, channel by channel."""
-        if self.short_conv is None:
-            return x, None
-        mixed, neighbours = self.short_conv(x, state, lengths)
-        return hide_padding(x + mixed, lengths), neighbours
+        Raises:
+            ValueError: there are no filters (`filters=0`).
+        """
+        if self.filters is None:
+            raise ValueError("filters must be at least 1 to have coefficients; got 0.")
+        v, _ = self.value_conv(self.projection(x).split(self.parts, -1)[2])
+        features = None if self.features is None else self.features(v)[0]
+        return self.filters.coefficients(v, features)
 
-    def _query_key(
-        self, x: Tensor, filtered: Tensor, key: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Eq. 9: queries from the raw sequence, keys from the filtered one."""
-        if key is not None:
-            return self.to_query(x), key
-        q, k = self.to_query_key(x), self.to_query_key(filtered)
-        # Under autocast the products are narrower than the parameters.
-        of_queries, of_keys = self.query_scale.to(q.dtype)
-        return q * of_queries + self.query_shift.to(q.dtype), k * of_keys
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.config.num_heads, -1))
+
+    def _position(self, x: Tensor, state: FocusState | None, lengths: Tensor | None) -> Tensor:
+        """Steps before the first of `x`, row by row."""
+        if self.shards is not None:
+            config = self.config
+            units = {"bin_length": config.bin_length} if config.filters else {}
+            units |= {"chunk_length": config.chunk_length} if config.chunk_length else {}
+            self.shards.require_whole(x, state, lengths, **units)
+        if state is not None:
+            return state.position
+        position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        return position if self.shards is None else position + self.shards.rank * x.shape[1]
+
+    def _recall(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pole: Tensor,
+        lengths: Tensor | None,
+        state: FocusState | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the queries read from the filtered products of keys and values."""
+        if self.log_rate is None:
+            return None, None
+        heads = self.config.num_heads
+        step = self.step(pole[..., :heads])
+        decay = (-step * self.log_rate.to(step.dtype).exp()).exp()
+        angle = None
+        if self.config.memory_turning:
+            angle = torch.pi * pole[..., heads:].to(step.dtype).tanh()
+        v = v * step[..., None].to(v.dtype)
+        before = state.products if state else None
+        if self.shards is not None:
+            before = associative_state_before(k, v, decay, angle, self.shards)
+        y, products = associative_filter(q, k, v, decay, angle, lengths=lengths, state=before)
+        if not self.causal:
+            parts = [part for part in (q, k, v, decay, angle) if part is not None]
+            reverse, _ = associative_filter(*(hide_padding(p, lengths).flip(1) for p in parts))
+            y = y + reverse.flip(1)
+        return y, products
 
     def _attend(
         self,
@@ -402,42 +339,55 @@ class Focus(nn.Module):
         v: Tensor,
         position: Tensor,
         lengths: Tensor | None,
-        state: AttentionState | None,
-    ) -> tuple[Tensor, AttentionState | None]:
+        state: FocusState | None,
+    ) -> tuple[Tensor | None, AttentionState | None]:
         """Eq. 10: inside chunks, or over the last tokens."""
         config = self.config
-        q, k, v = (part.unflatten(-1, (config.heads, -1)) for part in (q, k, v))
+        if self.nearness is None:
+            return None, None
+        before = state.attention if state else None
+        v = v.unflatten(-1, (self.key_heads, -1))
         if self.shards is not None and config.sliding:
             keys, values = (self.shards.window_before(p, config.chunk_length) for p in (k, v))
-            state = AttentionState(keys, values, position)
-        y, state = chunked_attention(
+            before = AttentionState(keys, values, position)
+        y, after = chunked_attention(
             q, k, v, config.chunk_length, bias=self.position_bias().to(q.dtype),
-            causal=config.causal, sliding=config.sliding, lengths=lengths, state=state,
+            causal=config.causal, sliding=config.sliding, lengths=lengths, state=before,
         )  # fmt: skip
-        if state is not None and self.shards is not None:
-            state = state._replace(position=position + q.shape[1])
-        return y.flatten(2), state
+        return self.nearness[:, None].to(y.dtype) * self._by_head(y.flatten(2)), after
 
-    def _require_usable(self, x: Tensor, state: FocusState | None, shared: Features | None) -> None:
-        if x.ndim != 3 or x.shape[-1] != self.config.dim:
+    def _filter(
+        self, v: Tensor, position: Tensor, lengths: Tensor | None, state: FocusState | None
+    ) -> tuple[Tensor | None, BinFeaturesState | None, Tensor | None]:
+        """Eq. 1-8: every channel of the values through filters of its own."""
+        if self.filters is None:
+            return None, None, None
+        features, after = None, None
+        if self.features is not None:
+            features, after = self.features(v, state.features if state else None, lengths)
+        offset = position % self.config.bin_length
+        y, ends = self.filters(v, features, offset, lengths, state.filter if state else None)
+        return self._by_head(y), after, ends
+
+    def _require_usable(self, x: Tensor, state: FocusState | None) -> None:
+        config = self.config
+        if x.ndim != 3 or x.shape[-1] != config.dim:
             raise ValueError(
-                f"x must have shape (batch, length, {self.config.dim}); got {tuple(x.shape)}."
+                f"x must have shape (batch, length, {config.dim}); got {tuple(x.shape)}."
             )
-        if state is not None and not self.causal:
+        if state is None:
+            return
+        if not self.causal:
             raise ValueError("state must be None without causal: both directions need it all.")
-        if state is not None and self.config.realisation == "circular":
+        found = 0 if state.filter is None else state.filter.shape[2]
+        if found != config.filters:
             raise ValueError(
-                "state must be None for realisation='circular': a bin is filtered as a whole."
+                f"state must come from a mixer with {config.filters} filters; got one of {found}."
             )
-        if state is not None and state.filter.shape[2] != self.config.filters:
-            raise ValueError(
-                f"state must come from a mixer with {self.config.filters} filters; got one of "
-                f"{state.filter.shape[2]}."
-            )
-        expects = self.config.hypernetwork.startswith("shared_")
-        if expects != (shared is not None):
-            raise ValueError(
-                f"shared must be {'the features of the model' if expects else 'None'} for "
-                f"hypernetwork={self.config.hypernetwork!r}; got "
-                f"{'None' if shared is None else 'features'}. `Backbone` hands them over."
-            )
+
+
+def _bin_features(config: FocusConfig) -> BinFeatures:
+    long = config.hypernetwork == "long_conv"
+    values = config.values
+    embedder = LongConvEmbedder(values, config.taps) if long else RecurrentEmbedder(values)
+    return BinFeatures(embedder, config.bin_length, config.windows, causal=config.causal)

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from polewise.did_you_mean import did_you_mean
-from polewise.mixers import all_options, mixer_config
+from polewise.mixers import all_options, feed_forward_width, mixer_config
 from polewise.models.backbone import BackboneConfig
 from polewise.options import require_at_least
 
@@ -26,7 +26,7 @@ class PolewiseConfig(PreTrainedConfig):
     """
 
     model_type = "polewise"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012
 
     mixer: str = "focus"
     """Name in `polewise.mixers.MIXERS`."""
@@ -36,8 +36,9 @@ class PolewiseConfig(PreTrainedConfig):
     """Channels."""
     num_hidden_layers: int = 4
     """Blocks."""
-    intermediate_size: int = 512
-    """Width of the feed-forward; 0 leaves it out."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward; 0 leaves it out, and None does where the mixer contains one
+    (Focus, Mamba-2): else it is twice `hidden_size`."""
     dropout: float = 0.0
     """Share of each half block that is dropped in training."""
     vocab_size: int = 256
@@ -51,7 +52,7 @@ class PolewiseConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     """Use the embedding as output layer."""
     use_cache: bool = True
-    """Return what was read as `past_key_values`, but in training."""
+    """Return what was read as `cache`, but in training."""
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -64,7 +65,9 @@ class PolewiseConfig(PreTrainedConfig):
                     f"PolewiseConfig has no {key!r}.{did_you_mean(key, sorted(known))} "
                     "A mixer's own options go into mixer_options."
                 )
-        self.mixer_options = all_options(self.backbone().mixer)
+        backbone = self.backbone()
+        self.mixer_options = all_options(backbone.mixer)
+        self.intermediate_size = backbone.hidden_dim
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -77,14 +80,17 @@ class PolewiseConfig(PreTrainedConfig):
         """The same choice in plain torch, checked."""
         for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
             require_at_least(name, getattr(self, name), 1)
-        for name in ("intermediate_size", "num_input_features", "prediction_length"):
+        for name in ("num_input_features", "prediction_length"):
             require_at_least(name, getattr(self, name), 0)
+        if self.intermediate_size is not None:
+            require_at_least("intermediate_size", self.intermediate_size, 0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
+        mixer = mixer_config(self.mixer, self.hidden_size, self.mixer_options or {})
         return BackboneConfig(
-            mixer=mixer_config(self.mixer, self.hidden_size, self.mixer_options or {}),
+            mixer=mixer,
             num_layers=self.num_hidden_layers,
-            hidden_dim=self.intermediate_size,
+            hidden_dim=feed_forward_width(mixer, self.intermediate_size),
             dropout=self.dropout,
         )
 

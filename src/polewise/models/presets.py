@@ -9,35 +9,28 @@ PRESETS: dict[str, dict[str, Any]] = {
     # shared projection for queries and keys, a feed-forward of 1024. One long kernel for
     # all layers chooses the poles. 22.2M parameters (21.1M with hypernetwork="none").
     "focus-22m": {
-        "mixer": "focus",
+        "mixer": "published_focus",
         "hidden_size": 512,
         "num_hidden_layers": 8,
         "intermediate_size": 1024,
         "mixer_options": {
             "hypernetwork": "shared_long_conv",
             "taps": 2048,
+            "windows": 4,
             "shared_query_key": True,
-            "associative_heads": 0,
-            "conv_width": 0,
-            "skip": False,
-            "published_gates": True,
         },
     },
     # The other layout that gives the same count: values of 1024 as in MEGA, no feed-forward.
     "focus-22m-noffn": {
-        "mixer": "focus",
+        "mixer": "published_focus",
         "hidden_size": 512,
         "num_hidden_layers": 8,
         "intermediate_size": 0,
         "mixer_options": {
             "hypernetwork": "shared_long_conv",
             "taps": 2048,
+            "windows": 4,
             "value_dim": 1024,
-            "shared_query_key": False,
-            "associative_heads": 0,
-            "conv_width": 0,
-            "skip": False,
-            "published_gates": True,
         },
     },
 }

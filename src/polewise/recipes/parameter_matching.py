@@ -35,3 +35,21 @@ def match_parameters(spec: TaskSpec, options: ModelOptions, parameters: int) -> 
             f"{options.hidden_size}; got {parameters:,}."
         )
     return replace(options, intermediate_size=width)
+
+
+def deepest(spec: TaskSpec, options: ModelOptions, parameters: int) -> ModelOptions:
+    """Return the options with as many layers, without feed-forwards, as `parameters` allow: at most
+    4 % more, so that none is left out for a few.
+
+    Raises:
+        ValueError: a single layer has more.
+    """
+    most = 1.04 * parameters
+    bare = replace(options, intermediate_size=0)
+    one, two = (count_parameters(spec, replace(bare, num_layers=n)) for n in (1, 2))
+    if one > most:
+        raise ValueError(
+            f"parameters must be at least {one:,}, those of one layer of {options.mixer} at width "
+            f"{options.hidden_size}; got {parameters:,}."
+        )
+    return replace(bare, num_layers=1 + int((most - one) / (two - one)))

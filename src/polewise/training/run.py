@@ -11,7 +11,7 @@ from torch import nn
 
 from polewise.did_you_mean import did_you_mean
 from polewise.layers import sharding
-from polewise.mixers import all_options, mixer_config
+from polewise.mixers import all_options, feed_forward_width, mixer_config
 from polewise.options import require_at_least, require_choice, require_memory, require_types
 from polewise.tasks import TASKS, AnyTask, TaskSpec
 
@@ -36,7 +36,8 @@ class ModelOptions:
     num_layers: int = 2
     """Blocks."""
     intermediate_size: int | None = None
-    """Channels inside the feed-forward part; None takes twice `hidden_size`, 0 leaves it out."""
+    """Channels inside the feed-forward part; 0 leaves it out, and None does where the mixer
+    contains one (Focus, Mamba-2): else it is twice `hidden_size`."""
     dropout: float = 0.0
     """Share of what mixers and feed-forwards add that is dropped in training."""
 
@@ -231,14 +232,12 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
         shape["num_labels"] = spec.num_classes
     if spec.horizon is not None:
         shape["prediction_length"] = spec.horizon
-    inner = options.intermediate_size
-    inner = 2 * options.hidden_size if inner is None else inner
     config = PolewiseConfig(
         mixer=options.mixer,
         mixer_options=dict(options.mixer_options),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_layers,
-        intermediate_size=inner,
+        intermediate_size=options.intermediate_size,
         dropout=options.dropout,
         **shape,
     )
@@ -276,7 +275,8 @@ def require_buildable(run: Run) -> int:
         ValueError: its options do not go together, or it cannot fit into memory.
     """
     spec, hidden = run.task.spec, run.model.hidden_size
-    inner = 2 * hidden if run.model.intermediate_size is None else run.model.intermediate_size
+    mixer = mixer_config(run.model.mixer, hidden, run.model.mixer_options)
+    inner = feed_forward_width(mixer, run.model.intermediate_size)
     names = "hidden_size, intermediate_size and num_layers"
     # Parameter, gradient and two averages of 4 bytes each; a mixer has one square matrix at least.
     require_memory(names, 16 * run.model.num_layers * hidden * (hidden + inner))

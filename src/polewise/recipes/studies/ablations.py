@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from polewise.recipes.studies.plan import in_steps, study_of
-from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import Mixers, equal_systems
+from polewise.recipes.studies.study import Comparison, Size, Study, System
 from polewise.tasks import RecallTask, TextTask
+from polewise.training import ModelOptions
 
 
 def ablations(size: Size) -> Study:
     """What does each part of Focus bring, and each of its choices?
 
-    Every system is Focus with one thing changed, or two that its name says, at equal parameters.
+    Every system is Focus with one thing changed, or two that its name says, in as many layers.
     """
     parts: dict[str, dict[str, Any]] = {
         "focus": {},
@@ -21,30 +21,37 @@ def ablations(size: Size) -> Study:
         "first-order": {"turning": False},
         "first-order-fixed": {"turning": False, "hypernetwork": "none"},
         "embedder-long-conv": {"hypernetwork": "long_conv", "taps": 64},
-        "embedder-shared": {"hypernetwork": "shared_recurrent"},
         "direct-form": {"realisation": "direct"},
         "direct-form-reset": {"realisation": "direct", "reset": True},
         "reset": {"reset": True},
-        "no-memory": {"associative_heads": 0},
-        "no-convolution": {"conv_width": 0},
-        "memory-turning": {"associative_turning": True},
-        "no-attention": {"chunk_length": 1},
-        "filter-alone": {"chunk_length": 1, "associative_heads": 0},
+        "no-memory": {"memory": False},
+        "no-filters": {"filters": 0},
+        "no-attention": {"chunk_length": 0},
+        "memory-alone": {"filters": 0, "chunk_length": 0},
+        "filters-alone": {"memory": False, "chunk_length": 0},
+        "no-convolution": {"conv_width": 1},
+        "memory-turning": {"memory_turning": True},
         "sliding": {"sliding": True},
-        "separate-query-key": {"shared_query_key": False},
-        "gates-as-printed": {"published_gates": True},
-        "no-skip": {"skip": False},
+        "own-keys": {"shared_keys": False},
         "short-memories": {"max_decay": 0.9},
         **{f"filters-{n}": {"filters": n} for n in (2, 4)},
         **{f"bins-of-{n}": {"bin_length": n} for n in (8, 128)},
         **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 128)},
         **{f"windows-{n}": {"windows": n} for n in (1, 16)},
     }
-    changes: Mixers = {name: ("focus", options) for name, options in parts.items()}
     cpu = size == "cpu"
     text = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)
     recall = RecallTask(length=256, batch_size=16, align_to=128)
-    systems = equal_systems(text.spec, changes, dim=64 if cpu else 256, num_layers=2 if cpu else 6)
+    dim, num_layers = (64, 4) if cpu else (256, 12)
+    systems = tuple(
+        System(
+            name=name,
+            model=ModelOptions(
+                mixer="focus", mixer_options=options, hidden_size=dim, num_layers=num_layers
+            ),
+        )
+        for name, options in parts.items()
+    )
     return study_of(
         ablations,
         size,

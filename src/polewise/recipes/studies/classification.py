@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from polewise.recipes.studies.plan import in_seconds, in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import PEERS, equal_systems, mixers
+from polewise.recipes.studies.systems import DEEP, PEERS, equal_systems, mixers
 from polewise.tasks import ImagesTask, SpokenDigitsTask
 
-CLASSIFIERS = tuple(name for name in PEERS if name != "hyena")
+CLASSIFIERS = (*(name for name in PEERS if name != "hyena"), "mamba2-deep")
 
 
 def table4(size: Size) -> Study:
@@ -35,6 +35,7 @@ def _digits(size: Size, *, permuted: bool) -> Comparison:
             chosen,
             dim=64 if cpu else 512,
             num_layers=2 if cpu else 6,
+            deep=DEEP,
         ),
         training=(
             in_seconds(1200, evaluate_every=1000) if cpu else in_steps(110_000, evaluate_every=1100)
@@ -65,6 +66,7 @@ def audio(size: Size) -> Study:
                 mixers(*names, chunk_length=32, length=task.spec.length),
                 dim=64 if cpu else 256,
                 num_layers=2 if cpu else 6,
+                deep=DEEP,
             ),
             training=in_seconds(480) if cpu else in_steps(20_000),
             learning_rates=rates,

@@ -27,7 +27,7 @@ def table1(size: Size) -> Study:
             ),
             _recall(
                 128, batch_size=32, max_steps=1000, seconds=250, unique=True, rates=(3e-3,),
-                names=("focus", "attention", "mamba2", "associative"),
+                names=("focus", "attention", "mamba2"),
             ),
             _recall(
                 8192, batch_size=2, max_steps=800, seconds=550, rates=(2e-3,), names=("focus",)
@@ -68,7 +68,7 @@ def _recall(
     num_train: int | None = None,
     num_eval: int = 500,
     unique: bool = False,
-    names: tuple[str, ...] = (*PEERS, *RELATIVES, "associative"),
+    names: tuple[str, ...] = (*PEERS, *RELATIVES),
 ) -> Comparison:
     chosen = _recallers(names, length)
     chunk_length = -(-length // 32)

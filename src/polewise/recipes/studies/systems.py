@@ -1,4 +1,4 @@
-"""The systems of a comparison: any mixers, one width, one number of layers, equal parameters."""
+"""The systems of a comparison: any mixers, one width, equal parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from polewise.recipes.parameter_matching import count_parameters, match_parameters
+from polewise.recipes.parameter_matching import count_parameters, deepest, match_parameters
 from polewise.recipes.studies.study import System
 from polewise.tasks import TaskSpec
 from polewise.training import ModelOptions
@@ -20,6 +20,8 @@ PEERS = (
 """Who takes part in the tables, where nothing else is said."""
 RELATIVES = ("mamba3", "gated_linear_attention")
 """Today's closest relatives of Focus."""
+DEEP = ("focus", "mamba2-deep")
+"""Systems that are stacked without feed-forwards, in more layers: their mixers contain one."""
 
 _LOCAL = ("focus", "mega", "chunk_attention", "sliding_attention")
 _LONG = ("hyena", "long_conv")
@@ -34,17 +36,23 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
         **{key: {"chunk_length": chunk_length} for key in _LOCAL},
         **{key: {"taps": length} for key in _LONG},
     }
-    return {name: (name, options.get(name, {})) for name in names}
+    return {name: (name.removesuffix("-deep"), options.get(name, {})) for name in names}
 
 
 def equal_systems(
-    spec: TaskSpec, chosen: Mapping[str, tuple[str, dict[str, Any]]], *, dim: int, num_layers: int
+    spec: TaskSpec,
+    chosen: Mapping[str, tuple[str, dict[str, Any]]],
+    *,
+    dim: int,
+    num_layers: int,
+    deep: tuple[str, ...] = (),
 ) -> tuple[System, ...]:
     """Return systems with as many parameters as a Transformer of that width and depth.
 
     Its feed-forward is as wide as usual, `4 * dim`, and wider by `2 * dim`, at least 256, for the
     mixers that are larger than attention by so much. It depends on no other system of the house, so
-    a change to one leaves the others as they are.
+    a change to one leaves the others as they are. Systems named in `deep` have no feed-forward and
+    as many layers as there are parameters for.
 
     Raises:
         ValueError: a mixer does not exist, or has more parameters by itself.
@@ -61,6 +69,13 @@ def equal_systems(
         for name, (mixer, options) in chosen.items()
     }
     return tuple(
-        System(name=name, model=match_parameters(spec, model, parameters))
+        System(
+            name=name,
+            model=(
+                deepest(spec, model, parameters)
+                if name in deep
+                else match_parameters(spec, model, parameters)
+            ),
+        )
         for name, model in models.items()
     )
