@@ -71,11 +71,11 @@ class FocusConfig:
     """Filter the products of keys and values. Without it nothing is recalled across chunks."""
     memory_turning: bool = False
     """Complex poles for those products."""
-    chunk_length: int = 64
+    chunk_length: int = 0
     """Tokens that attention sees at once; 0 leaves it out."""
     sliding: bool = False
     """Each token sees its last `chunk_length` tokens instead of its chunk."""
-    filters: int = 1
+    filters: int = 0
     """Filters per channel of the values, summed; 0 leaves them out."""
     bin_length: int = 32
     """Steps that share their filters."""
