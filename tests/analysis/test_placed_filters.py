@@ -39,6 +39,18 @@ def test_every_layer_shows_a_stable_pole_for_each_filter(mixer, hypernetwork):
         assert filters.poles.imag.min() >= 0
 
 
+@pytest.mark.parametrize("turning", [True, False])
+def test_without_filters_the_poles_are_those_of_the_memory(turning):
+    model, batch = model_and_batch(filters=0, heads=3, memory_turning=turning)
+    for placed in placed_filters(model, batch):
+        assert placed.poles.shape == (3, batch["inputs"].shape[1], 3, 1)
+        assert 0 < placed.poles.abs().min() <= placed.poles.abs().max() < 1
+        assert placed.poles.imag.min() >= 0
+        assert (placed.poles.imag.max() > 0) == turning
+        assert placed.poles[:, :1].sub(placed.poles[:, 1:2]).abs().max() > 0  # at every step
+        assert placed.frequency_response(torch.zeros(1)).isfinite().all()
+
+
 @pytest.mark.parametrize("realisation", ["normal", "direct"])
 def test_the_response_is_that_of_the_filter_the_mixer_runs(realisation):
     config = FocusConfig(

@@ -90,8 +90,9 @@ def test_a_wrong_input_or_state_is_named():
         ValueError, match="state must come from a mixer with 2 filters; got one of 1"
     ):
         FocusConfig(**SMALL | {"filters": 2}).build()(torch.randn(1, 5, 8), state)
-    with pytest.raises(ValueError, match="filters must be at least 1 to have coefficients; got 0"):
-        FocusConfig(**SMALL | {"filters": 0}).build().coefficients(torch.randn(1, 5, 8))
+    bare = FocusConfig(**SMALL | {"filters": 0, "memory": False}).build()
+    with pytest.raises(ValueError, match="filters must be at least 1, or memory True"):
+        bare.coefficients(torch.randn(1, 5, 8))
 
 
 def test_rows_longer_than_their_segment_end_with_it():

@@ -64,7 +64,8 @@ def test_every_parameter_of_focus_is_in_one_group_and_its_poles_are_filter_param
     groups = names_by_group(model)
     together = sorted(name for names in groups.values() for name in names)
     assert together == sorted(name for name, _ in model.named_parameters())
-    assert any(name.endswith("filters.base") for name in groups["filter"])
+    assert any(name.endswith("mixer.log_rate") for name in groups["filter"])
+    assert any(name.endswith("mixer.step.bias") for name in groups["filter"])
 
 
 def test_filter_parameters_may_learn_at_a_rate_of_their_own():

@@ -69,13 +69,14 @@ class PlacedFilters:
 def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
     """Return the filters that every Focus of the model places for a batch, first layer first.
 
-    A model without Focus, or without filters, gives an empty list.
+    Where Focus has no filters of channels they are those of its memory: a bin for every step, a
+    channel for every head. A model without Focus gives an empty list.
     """
     seen: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     modules: dict[str, Any] = {
         name: part
         for name, part in model.named_modules()
-        if isinstance(part, Focus | PublishedFocus) and part.filters is not None
+        if isinstance(part, Focus | PublishedFocus)
     }
 
     def remember(name: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
@@ -100,9 +101,16 @@ def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
     return [
         PlacedFilters(
             name=name,
-            realisation=modules[name].config.realisation,
+            realisation=modules[name].realisation,
             coefficients=modules[name].coefficients(x, **shared).double().cpu(),
-            mix=modules[name].filters.mix[0].detach().double().cpu(),
+            mix=_mix(modules[name]).detach().double().cpu(),
         )
         for name, (x, shared) in seen.items()
     ]
+
+
+def _mix(focus: Any) -> Tensor:
+    """The weights of its filters; of a memory, the real part."""
+    if focus.filters is not None:
+        return focus.filters.mix[0]
+    return torch.tensor([1.0, 0.0]).expand(1, focus.config.num_heads, 2)

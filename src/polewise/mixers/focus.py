@@ -219,12 +219,12 @@ class Focus(nn.Module):
         for conv in filter(None, (self.key_conv, self.value_conv)):
             conv.reset_uniform()
         if self.log_rate is not None:
-            # Memories of 2 to 512 steps, one a head: 1 / (step rate). What is kept long is taken in
-            # by short steps, or the sum of many products would drown the rest.
+            # Memories of 2 to 512 steps, one a head (32 where there is one): 1 / (step rate). What
+            # is kept long is taken in by short steps, or many products would drown the rest.
             heads, rate = len(self.log_rate), 4
             order = torch.arange(heads, device=self.log_rate.device)
-            memory = 2 * 256 ** (order / max(heads - 1, 1))
-            self.step.start_at(1 / (rate * memory))
+            share = order / (heads - 1) if heads > 1 else order + 0.5
+            self.step.start_at(1 / (rate * 2 * 256**share))
             nn.init.constant_(self.log_rate, math.log(rate))
         if self.filters is not None:
             with torch.no_grad():
@@ -273,20 +273,31 @@ class Focus(nn.Module):
         position = position + real_steps(x, lengths)
         return y, FocusState(position, keys, values, features, ends, attention, products)
 
+    @property
+    def realisation(self) -> str:
+        """What `coefficients` are: of the normal form, or of the direct one."""
+        return "normal" if self.filters is None else self.config.realisation
+
     def coefficients(
         self, x: Float[Tensor, "batch length dim"]
-    ) -> Float[Tensor, "batch bins values filters 2"]:
+    ) -> Float[Tensor, "batch bins channels filters 2"]:
         """The filters chosen for every bin of `x`: (decay, angle) in radians a sample for the
-        normal form, (a1, a2) for the direct one.
+        normal form, (a1, a2) for the direct one. Without filters, the poles of the memory: every
+        step is a bin and every head a channel.
 
         Raises:
-            ValueError: there are no filters (`filters=0`).
+            ValueError: there is neither.
         """
-        if self.filters is None:
-            raise ValueError("filters must be at least 1 to have coefficients; got 0.")
-        v, _ = self.value_conv(self.projection(x).split(self.parts, -1)[2])
-        features = None if self.features is None else self.features(v)[0]
-        return self.filters.coefficients(v, features)
+        _, _, v, _, pole = self.projection(x).split(self.parts, -1)
+        if self.filters is not None:
+            v, _ = self.value_conv(v)
+            features = None if self.features is None else self.features(v)[0]
+            return self.filters.coefficients(v, features)
+        if self.log_rate is None:
+            raise ValueError("filters must be at least 1, or memory True, to have coefficients.")
+        _, decay, angle = self._poles(pole, self.log_rate)
+        angle = torch.zeros_like(decay) if angle is None else angle.abs()
+        return torch.stack([decay, angle], -1)[..., None, :]
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, -1))
@@ -315,12 +326,7 @@ class Focus(nn.Module):
         """What the queries read from the filtered products of keys and values."""
         if self.log_rate is None:
             return None, None
-        heads = self.config.num_heads
-        step = self.step(pole[..., :heads])
-        decay = (-step * self.log_rate.to(step.dtype).exp()).exp()
-        angle = None
-        if self.config.memory_turning:
-            angle = torch.pi * pole[..., heads:].to(step.dtype).tanh()
+        step, decay, angle = self._poles(pole, self.log_rate)
         v = v * step[..., None].to(v.dtype)
         before = state.products if state else None
         if self.shards is not None:
@@ -331,6 +337,16 @@ class Focus(nn.Module):
             reverse, _ = associative_filter(*(hide_padding(p, lengths).flip(1) for p in parts))
             y = y + reverse.flip(1)
         return y, products
+
+    def _poles(self, pole: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Step, decay in (0, 1) and, if the poles turn, angle in (-pi, pi), of every step and head,
+        in float32 or wider."""
+        heads = self.config.num_heads
+        step = self.step(pole[..., :heads])
+        decay = (-step * log_rate.to(step.dtype).exp()).exp()
+        if not self.config.memory_turning:
+            return step, decay, None
+        return step, decay, torch.pi * pole[..., heads:].to(step.dtype).tanh()
 
     def _attend(
         self,

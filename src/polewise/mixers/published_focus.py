@@ -212,6 +212,11 @@ class PublishedFocus(nn.Module):
         self.reset_parameters()
 
     @property
+    def realisation(self) -> Realisation:
+        """What `coefficients` are."""
+        return self.config.realisation
+
+    @property
     def uses_fft(self) -> bool:
         """Rounding of an FFT reaches earlier outputs, and so does a NaN."""
         return "long_conv" in self.config.hypernetwork or self.config.realisation == "circular"

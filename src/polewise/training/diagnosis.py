@@ -61,7 +61,7 @@ def _look(model: nn.Module, task: Task, batch: Batch) -> tuple[str | None, str]:
         for name, module in model.named_modules():
             handle = module.register_forward_hook(partial(_note_output, found, name))
             hooks.callback(handle.remove)
-            if isinstance(module, Focus | PublishedFocus) and module.filters is not None:
+            if isinstance(module, Focus | PublishedFocus):
                 handle = module.register_forward_pre_hook(
                     partial(_note_input, seen, name), with_kwargs=True
                 )
@@ -109,7 +109,7 @@ def _largest_pole(seen: dict[str, tuple[Any, Tensor, dict[str, Any]]]) -> str:
     best = (-1.0, "")
     for name, (module, x, shared) in seen.items():
         coefficients = module.coefficients(x, **shared).double()
-        if module.config.realisation == "normal":
+        if module.realisation == "normal":
             radius = coefficients[..., 0]
         else:
             radius = coefficients_to_poles(coefficients).abs().amax(-1)

@@ -15,29 +15,31 @@ def ablations(size: Size) -> Study:
 
     Every system is Focus with one thing changed, or two that its name says, in as many layers.
     """
+    filters: dict[str, dict[str, Any]] = {
+        "filters": {},
+        "filters-fixed": {"hypernetwork": "none"},
+        "filters-first-order": {"turning": False},
+        "filters-first-order-fixed": {"turning": False, "hypernetwork": "none"},
+        "filters-long-conv": {"hypernetwork": "long_conv", "taps": 64},
+        "filters-direct": {"realisation": "direct"},
+        "filters-direct-reset": {"realisation": "direct", "reset": True},
+        "filters-reset": {"reset": True},
+        "filters-short-memories": {"max_decay": 0.9},
+        "filters-alone": {"memory": False},
+        "filters-and-attention": {"chunk_length": 64},
+        **{f"filters-{n}": {"filters": n} for n in (2, 4)},
+        **{f"filters-bins-of-{n}": {"bin_length": n} for n in (8, 128)},
+        **{f"filters-windows-{n}": {"windows": n} for n in (1, 16)},
+    }
     parts: dict[str, dict[str, Any]] = {
         "focus": {},
-        "fixed-poles": {"hypernetwork": "none"},
-        "first-order": {"turning": False},
-        "first-order-fixed": {"turning": False, "hypernetwork": "none"},
-        "embedder-long-conv": {"hypernetwork": "long_conv", "taps": 64},
-        "direct-form": {"realisation": "direct"},
-        "direct-form-reset": {"realisation": "direct", "reset": True},
-        "reset": {"reset": True},
-        "no-memory": {"memory": False},
-        "no-filters": {"filters": 0},
-        "no-attention": {"chunk_length": 0},
-        "memory-alone": {"filters": 0, "chunk_length": 0},
-        "filters-alone": {"memory": False, "chunk_length": 0},
-        "no-convolution": {"conv_width": 1},
-        "memory-turning": {"memory_turning": True},
-        "sliding": {"sliding": True},
+        "turning": {"memory_turning": True},
         "own-keys": {"shared_keys": False},
-        "short-memories": {"max_decay": 0.9},
-        **{f"filters-{n}": {"filters": n} for n in (2, 4)},
-        **{f"bins-of-{n}": {"bin_length": n} for n in (8, 128)},
-        **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 128)},
-        **{f"windows-{n}": {"windows": n} for n in (1, 16)},
+        "no-convolution": {"conv_width": 1},
+        "sliding": {"chunk_length": 64, "sliding": True},
+        "attention-alone": {"chunk_length": 64, "memory": False},
+        **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 64, 128)},
+        **{name: {"filters": 1} | options for name, options in filters.items()},
     }
     cpu = size == "cpu"
     text = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)

@@ -13,7 +13,7 @@ def table1(size: Size) -> Study:
 
     Vocabulary 30, as published: keys come back every 28 tokens, so a window reaches far. With
     `unique` keys the answer may lie anywhere. The published C = 32 is read both ways, as chunks of
-    32 (`focus`) and as 32 chunks (`focus-32-chunks`); at 1024 they are the same.
+    32 and as 32 chunks (at 1024 they are the same), beside a Focus without attention.
     """
     if size == "cpu":
         return study_of(
@@ -72,6 +72,7 @@ def _recall(
 ) -> Comparison:
     chosen = _recallers(names, length)
     chunk_length = -(-length // 32)
+    chosen["focus-chunks-of-32"] = ("focus", {"chunk_length": 32})
     if chunk_length != 32:
         chosen["focus-32-chunks"] = ("focus", {"chunk_length": chunk_length})
     task = RecallTask(

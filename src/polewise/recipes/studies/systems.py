@@ -23,7 +23,7 @@ RELATIVES = ("mamba3", "gated_linear_attention")
 DEEP = ("focus", "mamba2-deep")
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one."""
 
-_LOCAL = ("focus", "mega", "chunk_attention", "sliding_attention")
+_LOCAL = ("mega", "chunk_attention", "sliding_attention")
 _LONG = ("hyena", "long_conv")
 
 
