@@ -151,14 +151,11 @@ class FlashAttention(nn.Module):
 def block(scale: Scale, rounds: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     width = scale.block_width
-    mixers = {
-        "Focus": FocusConfig(dim=width).build(),
-        "Transformer": FlashAttention(width, max(width // 64, 1)),
-    }
     blocks = {
-        name: Block(mixer, width, 2 * width).to(scale.device, torch.bfloat16)
-        for name, mixer in mixers.items()
+        "Focus": Block(FocusConfig(dim=width).build(), width, 0),  # it contains a feed-forward
+        "Transformer": Block(FlashAttention(width, max(width // 64, 1)), width, 2 * width),
     }
+    blocks = {name: block.to(scale.device, torch.bfloat16) for name, block in blocks.items()}
 
     def training_step(block: nn.Module, x: Tensor) -> None:
         y, _ = block(x)

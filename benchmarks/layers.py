@@ -1,6 +1,7 @@
 """A whole block of Focus beside a Transformer block and a MEGA block of the same width.
 
-One block is a mixer and a feed-forward with norms and residuals, batch 1, float32. Measured for
+One block is a mixer and a feed-forward with norms and residuals, or a mixer that contains one
+(Focus), batch 1, float32: parameters are near each other, and printed. Measured for
 a training step (forward and backward) and for a forward pass without gradients, as the sequence
 grows: the time, in rounds that alternate between the systems in one process, and the peak memory
 of a training step, each in a process of its own: the largest resident size less that before the
@@ -67,8 +68,9 @@ class PlainAttention(nn.Module):
 def build(name: str, dim: int) -> nn.Module:
     torch.manual_seed(0)
     heads = max(dim // 64, 1)
+    if name == "Focus":
+        return Block(FocusConfig(dim=dim).build(), dim, 0)
     mixer = {
-        "Focus": lambda: FocusConfig(dim=dim).build(),
         "Transformer": lambda: PlainAttention(dim, heads),
         "Transformer, materialised": lambda: PlainAttention(dim, heads, materialised=True),
         "MEGA": lambda: MegaConfig(dim=dim).build(),
@@ -175,6 +177,8 @@ def show(report: dict[str, Any]) -> None:
         f"width {report['dim']}, batch 1, float32\n"
     )
     names = list(report["parameters"])
+    sizes = ", ".join(f"{name} {number:,}" for name, number in report["parameters"].items())
+    print(f"parameters: {sizes}\n")
     for kind, title in (("training", "training step, ms"), ("inference", "forward pass, ms")):
         print(f"{title}; in brackets times Focus\n")
         print(f"| length | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")

@@ -168,6 +168,20 @@ def test_a_masked_token_does_not_exist(mixer, holes):
 
 
 @pytest.mark.parametrize(
+    ("mixer", "width"), [("focus", 0), ("mamba2", 0), ("attention", 16), ("published_focus", 16)]
+)
+def test_a_feed_forward_is_left_out_beside_a_mixer_that_contains_one(mixer, width, tmp_path):
+    config = PolewiseConfig(mixer=mixer, hidden_size=8, num_hidden_layers=1)
+    assert config.intermediate_size == width
+    assert (PolewiseForCausalLM(config).model.backbone.blocks[0].feed_forward is None) == (
+        not width
+    )
+    config.save_pretrained(tmp_path)
+    assert PolewiseConfig.from_pretrained(tmp_path).intermediate_size == width
+    assert PolewiseConfig(mixer=mixer, hidden_size=8, intermediate_size=3).intermediate_size == 3
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"hiden_size": 8}, "Did you mean 'hidden_size'"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from polewise.mixers import MIXERS
-from polewise.recipes.parameter_matching import count_parameters, match_parameters
+from polewise.recipes.parameter_matching import count_parameters, deepest, match_parameters
 from polewise.tasks import TaskSpec
 from polewise.training import ModelOptions, build_model
 
@@ -30,3 +30,16 @@ def test_a_size_that_the_mixer_alone_exceeds_is_refused():
     options = ModelOptions(mixer="focus", hidden_size=64, num_layers=2)
     with pytest.raises(ValueError, match=r"parameters must be at least .* for focus .* got 1,000"):
         match_parameters(SPEC, options, 1000)
+
+
+@pytest.mark.parametrize("mixer", ["focus", "mamba2"])
+def test_a_mixer_that_contains_a_feed_forward_gets_all_the_layers_that_fit(mixer):
+    found = deepest(SPEC, ModelOptions(mixer=mixer, hidden_size=32, intermediate_size=99), 100_000)
+    assert found.intermediate_size == 0
+    assert count_parameters(SPEC, found) <= 104_000
+    assert count_parameters(SPEC, replace(found, num_layers=found.num_layers + 1)) > 104_000
+
+
+def test_a_size_that_one_layer_exceeds_is_refused():
+    with pytest.raises(ValueError, match=r"parameters must be at least .* one layer of focus"):
+        deepest(SPEC, ModelOptions(mixer="focus", hidden_size=64), 1000)

@@ -109,7 +109,7 @@ Args:
 def _aligned(task: AnyTask, model: ModelOptions) -> AnyTask:
     """Let recall pad its inputs to the chunks of this mixer, unless --align-to says otherwise."""
     chunk_length = model.mixer_options.get("chunk_length")
-    if isinstance(task, RecallTask) and task.align_to == CHUNK_LENGTH and chunk_length is not None:
+    if isinstance(task, RecallTask) and task.align_to == CHUNK_LENGTH and chunk_length:
         return replace(task, align_to=chunk_length)
     return task
 

@@ -1,8 +1,8 @@
 """The mathematics: tensors in, tensors out.
 
-Every op but `circular_filter`, which is kept for study, returns `(y, state)` and obeys one rule: a
-sequence cut anywhere, its pieces run one after another with the returned state, gives the outputs
-and the state of one pass.
+Every op but two returns `(y, state)` and obeys one rule: a sequence cut anywhere, its pieces run
+one after another with the returned state, gives the outputs and the state of one pass. `gated_norm`
+looks at single steps and has no state; `circular_filter`, the published formula, is for study.
 """
 
 from polewise.ops.associative_filter import associative_filter

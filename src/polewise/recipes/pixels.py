@@ -15,7 +15,6 @@ def smnist(minutes: float = 15.0, mixer: str = "focus", *, num_train: int | None
         task=ImagesTask(source="mnist", num_train=num_train, num_eval=1000, batch_size=32),
         model=ModelOptions(
             mixer=mixer,
-            mixer_options={"chunk_length": 32} if mixer == "focus" else {},
             hidden_size=64,
             num_layers=2,
         ),
@@ -32,8 +31,6 @@ def digits() -> Run:
     """Return scikit-learn's 8 x 8 digits as sequences of 64: no files, about a minute."""
     return Run(
         task=ImagesTask(source="digits", batch_size=32),
-        model=ModelOptions(
-            mixer="focus", mixer_options={"chunk_length": 32}, hidden_size=64, num_layers=2
-        ),
+        model=ModelOptions(mixer="focus", hidden_size=64, num_layers=2),
         training=TrainingOptions(max_steps=1000, learning_rate=3e-3, evaluate_every=200),
     )

@@ -11,7 +11,7 @@ CHUNK_LENGTH = 32
 
 
 def focus_recall(length: int = 128) -> Run:
-    """Return causal Focus on associative recall at the paper's size: width 64, 2 layers, chunk 32.
+    """Return causal Focus on associative recall at the paper's size: width 64, 2 layers.
 
     Fresh sequences at every step, until the held-out accuracy is 100 %. The published runs train on
     a fixed set of 2000 sequences: `focus_recall_2000`.
@@ -20,13 +20,12 @@ def focus_recall(length: int = 128) -> Run:
         task=RecallTask(length=length, align_to=CHUNK_LENGTH),
         model=ModelOptions(
             mixer="focus",
-            mixer_options={"chunk_length": CHUNK_LENGTH},
             hidden_size=64,
             num_layers=2,
         ),
         training=TrainingOptions(
             max_steps=5000,
-            learning_rate=2e-3,
+            learning_rate=1e-2,
             evaluate_every=100,
             checkpoint_every=1000,
             stop_at=1.0,

@@ -43,9 +43,7 @@ def listops() -> Run:
 
 
 def _model() -> ModelOptions:
-    return ModelOptions(
-        mixer="focus", mixer_options={"chunk_length": 32}, hidden_size=64, num_layers=2
-    )
+    return ModelOptions(mixer="focus", hidden_size=64, num_layers=2)
 
 
 def _training() -> TrainingOptions:

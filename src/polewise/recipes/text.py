@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from polewise.mixers import MIXERS
 from polewise.tasks import TextTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
@@ -12,9 +13,7 @@ def demo_text(source: str = "embedded", seconds: float = 170.0) -> Run:
     """Return the text run of the demo: a small Focus on a small text, in minutes on two cores."""
     return Run(
         task=TextTask(source=source, length=256, batch_size=16, eval_bytes=50_000),
-        model=ModelOptions(
-            mixer="focus", mixer_options={"chunk_length": 32}, hidden_size=128, num_layers=4
-        ),
+        model=ModelOptions(mixer="focus", hidden_size=128, num_layers=8),
         training=TrainingOptions(
             max_seconds=seconds,
             learning_rate=3e-3,
@@ -27,8 +26,10 @@ def demo_text(source: str = "embedded", seconds: float = 170.0) -> Run:
 def dickens(minutes: float = 15.0, mixer: str = "focus") -> Run:
     """Return a run on ten megabytes of novels, for a budget in minutes on two cores.
 
-    The same sizes and schedule for every mixer, so that two systems can be compared by one word.
+    The same schedule for every mixer; half of the layers where each has a feed-forward beside it.
     """
     run = demo_text("dickens", seconds=60 * minutes)
-    options = {"chunk_length": 32} if mixer == "focus" else {}
-    return replace(run, model=replace(run.model, mixer=mixer, mixer_options=options))
+    alone = getattr(MIXERS[mixer], "contains_feed_forward", False)
+    return replace(
+        run, model=ModelOptions(mixer=mixer, hidden_size=128, num_layers=8 if alone else 4)
+    )
