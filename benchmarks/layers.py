@@ -40,6 +40,8 @@ from polewise.training import keep_freed_memory, release_freed_memory
 
 SEGMENT = 65_536
 """Steps of a segment of the stream."""
+WITH_PARTS = "Focus, filters and attention"
+"""The paper's two parts added: adaptive filters of the values, attention in chunks of 64."""
 SLOW_SECONDS = 4.0
 """A system slower than this takes part in two rounds only."""
 
@@ -68,8 +70,9 @@ class PlainAttention(nn.Module):
 def build(name: str, dim: int) -> nn.Module:
     torch.manual_seed(0)
     heads = max(dim // 64, 1)
-    if name == "Focus":
-        return Block(FocusConfig(dim=dim).build(), dim, 0)
+    if name.startswith("Focus"):
+        parts = {"filters": 1, "chunk_length": 64} if name == WITH_PARTS else {}
+        return Block(FocusConfig(dim=dim, **parts).build(), dim, 0)
     mixer = {
         "Transformer": lambda: PlainAttention(dim, heads),
         "Transformer, materialised": lambda: PlainAttention(dim, heads, materialised=True),
@@ -245,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(peak_here(options.peak_of, options.dim, options.lengths[0]))
         return 0
 
-    names = ["Focus", "Transformer", "MEGA"]
+    names = ["Focus", WITH_PARTS, "Transformer", "MEGA"]
     blocks = {name: build(name, options.dim) for name in names}
     stream = read_in_segments(blocks["Focus"], options.stream, options.dim)  # in a fresh process
     facts: dict[str, Any] = {
