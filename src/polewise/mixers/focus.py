@@ -216,8 +216,6 @@ class Focus(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.skip)
-        for conv in filter(None, (self.key_conv, self.value_conv)):
-            conv.reset_uniform()
         if self.log_rate is not None:
             # Memories of 2 to 512 steps, one a head (32 where there is one): 1 / (step rate). What
             # is kept long is taken in by short steps, or many products would drown the rest.
