@@ -217,12 +217,13 @@ class Focus(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.skip)
         if self.log_rate is not None:
-            # Memories of 2 to 512 steps, one a head (32 where there is one): 1 / (step rate). What
-            # is kept long is taken in by short steps, or many products would drown the rest.
+            # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13 to
+            # 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short steps,
+            # or the sum of many products would drown the rest.
             heads, rate = len(self.log_rate), 4
-            order = torch.arange(heads, device=self.log_rate.device)
-            share = order / (heads - 1) if heads > 1 else order + 0.5
-            self.step.start_at(1 / (rate * 2 * 256**share))
+            order = torch.arange(heads, device=self.log_rate.device) - (heads - 1) / 2
+            memory = 32 * 256 ** (order / max(heads - 1, 3))
+            self.step.start_at(1 / (rate * memory))
             nn.init.constant_(self.log_rate, math.log(rate))
         if self.filters is not None:
             with torch.no_grad():
