@@ -217,9 +217,9 @@ class Focus(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.skip)
         if self.log_rate is not None:
-            # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13 to
-            # 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short steps,
-            # or the sum of many products would drown the rest.
+            # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13
+            # to 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short
+            # steps, or the sum of many products would drown the rest.
             heads, rate = len(self.log_rate), 4
             order = torch.arange(heads, device=self.log_rate.device) - (heads - 1) / 2
             memory = 32 * 256 ** (order / max(heads - 1, 3))
