@@ -12,7 +12,7 @@ from polewise import PolewiseConfig, PolewiseForCausalLM, generate, states
 
 transformers = pytest.importorskip("transformers")
 
-FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2}
+FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1}
 FORMS = [
     ("focus", {}),
     ("focus", {"sliding": True, "heads": 2}),

@@ -16,7 +16,8 @@ from polewise import MIXERS, states
 from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.models import Backbone, BackboneConfig
 
-FOCUS = {"chunk_length": 8, "bin_length": 4, "windows": 2}
+FOCUS = {"chunk_length": 8, "bin_length": 4, "windows": 2, "filters": 1}
+PUBLISHED = {"chunk_length": 8, "bin_length": 4, "windows": 2}
 FORMS = {
     "focus": ("focus", FOCUS),
     "sliding, two filters": ("focus", FOCUS | {"sliding": True, "filters": 2, "heads": 2}),
@@ -24,7 +25,7 @@ FORMS = {
     "direct form, reset": ("focus", FOCUS | {"realisation": "direct", "reset": True}),
     "turning memory": ("focus", FOCUS | {"memory_turning": True, "reset": True}),
     "long convolution": ("focus", FOCUS | {"hypernetwork": "long_conv", "taps": 7}),
-    "published": ("published_focus", FOCUS | {"hypernetwork": "shared_recurrent"}),
+    "published": ("published_focus", PUBLISHED | {"hypernetwork": "shared_recurrent"}),
     "memory alone": ("focus", {"filters": 0, "chunk_length": 0, "memory_turning": True}),
     "attention": ("attention", {"heads": 2}),
     "attention, positions": ("attention", {"heads": 2, "positions": 400, "conv_width": 3}),

@@ -216,6 +216,8 @@ class Focus(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.skip)
+        for conv in filter(None, (self.key_conv, self.value_conv)):
+            conv.reset_uniform()
         if self.log_rate is not None:
             # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13
             # to 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short
@@ -369,6 +371,8 @@ class Focus(nn.Module):
             q, k, v, config.chunk_length, bias=self.position_bias().to(q.dtype),
             causal=config.causal, sliding=config.sliding, lengths=lengths, state=before,
         )  # fmt: skip
+        if after is not None and self.shards is not None:
+            after = after._replace(position=position + q.shape[1])
         return self.nearness[:, None].to(y.dtype) * self._by_head(y.flatten(2)), after
 
     def _filter(

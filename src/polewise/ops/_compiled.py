@@ -135,6 +135,12 @@ def array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
+def copied(parameter: Tensor) -> np.ndarray:
+    """The numbers of a parameter, in memory of their own: what an array shows can no longer be given
+    back, and processes that share parameters out give theirs back after every pass."""
+    return array(parameter.detach().clone())
+
+
 def rows(tensor: Tensor) -> tuple[np.ndarray, int]:
     """The memory of a tensor whose last axis is dense, as one line of numbers, and how far apart
     its rows are in it, as in a slice of a wider tensor; copied only if they are not evenly so."""

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.ops._compiled import array, compiled, copy_line, fresh, rows, run_blocks, vectorised
+from polewise.ops._compiled import (
+    compiled,
+    copied,
+    copy_line,
+    fresh,
+    rows,
+    run_blocks,
+    vectorised,
+)
 from polewise.ops._sigmoid_cpu import scratch, sigmoid
 
 SEGMENT = 256
@@ -25,7 +33,7 @@ def forward(x: Tensor, v: Tensor, gate: Tensor, skip: Tensor, weight: Tensor, ep
     y = fresh(gate)
     run_blocks(
         _forward, 1, _steps(gate), gate.shape[2], SEGMENT, *rows(x.flatten(2)),
-        *rows(v.flatten(2)), *rows(gate), array(skip), array(weight), np.float32(eps),
+        *rows(v.flatten(2)), *rows(gate), copied(skip), copied(weight), np.float32(eps),
         y.view(-1, gate.shape[2]).numpy(),
     )  # fmt: skip
     return y
@@ -42,7 +50,7 @@ def backward(
     by_weight = torch.zeros(units, len(weight), dtype=weight.dtype)
     run_blocks(
         _backward, 1, _steps(gate), channels, SEGMENT, *rows(grad_y), *rows(x.flatten(2)),
-        *rows(v.flatten(2)), *rows(gate), array(skip), array(weight), np.float32(eps),
+        *rows(v.flatten(2)), *rows(gate), copied(skip), copied(weight), np.float32(eps),
         *(each.view(-1, channels).numpy() for each in (grad_x, grad_v, grad_gate)),
         by_skip.numpy(), by_weight.numpy(),
     )  # fmt: skip

@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.ops._compiled import array, compiled, copy_line, fresh, rows, run_blocks, vectorised
+from polewise.ops._compiled import (
+    array,
+    compiled,
+    copied,
+    copy_line,
+    fresh,
+    rows,
+    run_blocks,
+    vectorised,
+)
 from polewise.ops._sigmoid_cpu import scratch, sigmoid
 
 SEGMENT = 256
@@ -27,7 +36,7 @@ TOGETHER = 16
 def forward(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:
     y = fresh(x)
     run_blocks(
-        _forward, *x.shape, SEGMENT, *rows(x), array(state), array(kernel), array(bias),
+        _forward, *x.shape, SEGMENT, *rows(x), array(state), copied(kernel), copied(bias),
         silu, y.numpy(),
     )  # fmt: skip
     return y
@@ -42,8 +51,8 @@ def backward(
     by_kernel = torch.zeros(units, *kernel.shape, dtype=kernel.dtype)
     by_bias = torch.zeros(units, *bias.shape, dtype=bias.dtype)
     run_blocks(
-        _backward, *x.shape, SEGMENT, *rows(grad_y), *rows(x), array(state), array(kernel),
-        array(bias), silu, grad_x.numpy(), grad_state.numpy(), by_kernel.numpy(), by_bias.numpy(),
+        _backward, *x.shape, SEGMENT, *rows(grad_y), *rows(x), array(state), copied(kernel),
+        copied(bias), silu, grad_x.numpy(), grad_state.numpy(), by_kernel.numpy(), by_bias.numpy(),
     )  # fmt: skip
     return grad_x, grad_state, by_kernel.sum(0), by_bias.sum(0)
 

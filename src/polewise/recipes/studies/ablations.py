@@ -49,7 +49,11 @@ def ablations(size: Size) -> Study:
         System(
             name=name,
             model=ModelOptions(
-                mixer="focus", mixer_options=options, hidden_size=dim, num_layers=num_layers
+                mixer="focus",
+                mixer_options=options,
+                hidden_size=dim,
+                num_layers=num_layers,
+                intermediate_size=0,
             ),
         )
         for name, options in parts.items()
