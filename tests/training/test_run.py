@@ -45,7 +45,7 @@ def test_an_unknown_option_in_json_is_answered_with_the_nearest():
         ({"mixer_options": {"chunk_lenght": 8}}, "Did you mean 'chunk_length'"),
         ({"mixer_options": {"chunk_length": "8"}}, "chunk_length must be of type int; got '8'"),
         ({"mixer_options": {"chunk_length": True}}, "chunk_length must be of type int; got True"),
-        ({"mixer_options": {"chunk_length": 0}}, "chunk_length must"),
+        ({"mixer_options": {"chunk_length": -1}}, "chunk_length must"),
         ({"hidden_size": 0}, "hidden_size must be an integer of at least 1; got 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\); got 1.0"),
         ({"intermediate_size": -1}, "intermediate_size must be an integer of at least 0; got -1"),

@@ -136,8 +136,8 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def copied(parameter: Tensor) -> np.ndarray:
-    """The numbers of a parameter, in memory of their own: what an array shows can no longer be given
-    back, and processes that share parameters out give theirs back after every pass."""
+    """The numbers of a parameter, in memory of their own: what an array shows can no longer be
+    given back, and processes that share parameters out give theirs back after every pass."""
     return array(parameter.detach().clone())
 
 

@@ -109,7 +109,12 @@ def _compiled(x, v, gate, skip, weight, eps):
 _BACKENDS = {"reference": _definition, "torch": _by_tensors, "cpu": _compiled}
 
 
-@torch.library.custom_op("polewise::gated_norm_forward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::gated_norm_forward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor v, Tensor gate, Tensor skip, Tensor weight, float eps) -> Tensor",
+)
 def _forward_op(
     x: Tensor, v: Tensor, gate: Tensor, skip: Tensor, weight: Tensor, eps: float
 ) -> Tensor:
@@ -123,7 +128,13 @@ def _(x, v, gate, skip, weight, eps):
     return x.new_empty(gate.shape)
 
 
-@torch.library.custom_op("polewise::gated_norm_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::gated_norm_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_y, Tensor x, Tensor v, Tensor gate, Tensor skip, Tensor weight, "
+    "float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward_op(
     grad_y: Tensor, x: Tensor, v: Tensor, gate: Tensor, skip: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -118,7 +118,12 @@ def _compiled(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool
 _BACKENDS = {"reference": _definition, "torch": _sum_of_shifts, "cpu": _compiled}
 
 
-@torch.library.custom_op("polewise::short_conv_forward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::short_conv_forward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor state, Tensor kernel, Tensor bias, bool silu) -> Tensor",
+)
 def _forward_op(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:
     from polewise.ops._short_conv_cpu import forward  # numba takes half a second to import
 
@@ -130,7 +135,13 @@ def _(x, state, kernel, bias, silu):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("polewise::short_conv_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::short_conv_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_y, Tensor x, Tensor state, Tensor kernel, Tensor bias, bool silu) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward_op(
     grad_y: Tensor, x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
