@@ -50,7 +50,7 @@ class AdaptiveFilters(nn.Module):
     r"""A few second-order filters in every channel, with poles of their own in every bin.
 
     $$ \theta_r = \operatorname{squash}(b + \operatorname{MLP}(e_r)), \qquad
-       y_t = \sum_f c_f \cdot \operatorname{filter}_f(x; \theta)_t + d\, x_t $$
+       y_t = \sum_f c_f \cdot \operatorname{filter}_f(x; \theta)_t $$
 
     with $\theta = (\rho, \varphi)$ for the normal form, $(a_1, a_2)$ otherwise. The squash reaches
     every stable pair of poles up to a largest radius and no other, but for the circular form,
@@ -66,14 +66,13 @@ class AdaptiveFilters(nn.Module):
         realisation: how a pair of poles becomes a filter, see `Realisation`.
         turning: complex poles; False, real ones, of the normal form.
         reset: clear the state where a bin starts.
-        skip: add $d x$.
         max_decay: largest pole radius.
         causal: look back only; else the sum of both directions.
 
-    Source: Lutati et al. 2023, Eq. 3-8; normal form, whole region, state and skip are ours.
+    Source: Lutati et al. 2023, Eq. 3-8; normal form, whole region and state are ours.
     """
 
-    filter_parameters: ClassVar[tuple[str, ...]] = ("base", "mix", "skip")
+    filter_parameters: ClassVar[tuple[str, ...]] = ("base", "mix")
 
     def __init__(
         self,
@@ -86,7 +85,6 @@ class AdaptiveFilters(nn.Module):
         realisation: Realisation = "normal",
         turning: bool = True,
         reset: bool = False,
-        skip: bool = True,
         max_decay: float = 0.9999,
         causal: bool = True,
     ) -> None:
@@ -100,7 +98,6 @@ class AdaptiveFilters(nn.Module):
             self.to_poles = PoleNetwork(windows, hidden, filters, numbers)
         self.base = nn.Parameter(torch.empty(dim, filters, numbers))
         self.mix = nn.Parameter(torch.empty(1 if causal else 2, filters, dim, 2))
-        self.skip = nn.Parameter(torch.empty(dim)) if skip else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -127,8 +124,6 @@ class AdaptiveFilters(nn.Module):
             self.base.copy_(base[:, :numbers].reshape(self.base.shape))
             self.mix.zero_()
             self.mix[..., 0] = filters**-0.5
-            if self.skip is not None:
-                self.skip.fill_(1)
 
     def forward(
         self,
@@ -149,8 +144,6 @@ class AdaptiveFilters(nn.Module):
             y, state = self._one_way(x, coefficients, self.mix[0], offset, lengths, state)
         else:
             y, state = self._both_ways(x, coefficients, offset, lengths), None
-        if self.skip is not None:
-            y = y + self.skip.to(x.dtype) * x
         return y, state
 
     def coefficients(

@@ -192,7 +192,6 @@ class PublishedFocus(nn.Module):
             realisation=config.realisation,
             turning=config.turning,
             reset=config.reset,
-            skip=False,
             max_decay=config.max_decay,
             causal=config.causal,
         )

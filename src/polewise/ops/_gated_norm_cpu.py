@@ -16,6 +16,7 @@ from polewise.ops._compiled import (
     copied,
     copy_line,
     fresh,
+    multiply_line,
     rows,
     run_blocks,
     vectorised,
@@ -73,12 +74,12 @@ def _forward(x, x_stride, v, v_stride, gate, gate_stride, skip, weight, eps, y, 
         size = count * channels
         _gather(gate, gate_stride, start, count, channels, z)
         sigmoid(z[:size], mantissa[:size], power[:size], exponent[:size], share[:size])
-        _multiply(z[:size], share[:size])
+        multiply_line(z[:size], share[:size])
         for n in range(count):
             out = y[start + n]
             copy_line(x, (start + n) * x_stride, out)
             _add_values(v[(start + n) * v_stride :], skip, out)
-            _multiply(share[n * channels : (n + 1) * channels], out)
+            multiply_line(share[n * channels : (n + 1) * channels], out)
             _normalise(weight, eps, out)
 
 
@@ -140,12 +141,6 @@ def _to_values(grad, values, skip, grad_v, grad_skip):
             to[c] = scale * by_read[c]
             total += by_read[c] * here[c]
         grad_skip[head] += total
-
-
-@vectorised
-def _multiply(a, out):
-    for c in range(len(out)):
-        out[c] *= a[c]
 
 
 @vectorised

@@ -20,6 +20,7 @@ from polewise.ops._compiled import (
     copied,
     copy_line,
     fresh,
+    multiply_line,
     rows,
     run_blocks,
     vectorised,
@@ -75,7 +76,7 @@ def _forward(x, stride, state, kernel, bias, silu, y, first, stop):
                 _weigh(past, n, kernel, bias, z)
                 if silu:
                     sigmoid(z, mantissa, power, exponent, share)
-                    _multiply(share, z)
+                    multiply_line(share, z)
 
 
 @compiled
@@ -179,12 +180,6 @@ def _add_one(a, b, total):
 def _add_four(a0, a1, a2, a3, b0, b1, b2, b3, total):
     for c in range(len(total)):
         total[c] += a0[c] * b0[c] + a1[c] * b1[c] + a2[c] * b2[c] + a3[c] * b3[c]
-
-
-@vectorised
-def _multiply(a, out):
-    for c in range(len(out)):
-        out[c] *= a[c]
 
 
 @vectorised
