@@ -36,14 +36,17 @@ def products(length, turning, seed=0):
 
 @pytest.mark.parametrize("turning", [False, True])
 @settings(deadline=None, max_examples=15)
-@given(length=st.sampled_from([0, 1, 31, 32, 33, 100]), ragged=st.booleans())
-def test_every_backend_is_the_recursion_gradients_included(turning, length, ragged):
+@given(length=st.sampled_from([0, 1, 31, 32, 33, 100]), ragged=st.booleans(), stepped=st.booleans())
+def test_every_backend_is_the_recursion_gradients_included(turning, length, ragged, stepped):
     inputs, state = products(length, turning)
+    step, skip = Draw(1).normal(BATCH, length, HEADS), Draw(2).normal(HEADS)
+    more = {"step": step.requires_grad_(), "skip": skip.requires_grad_()} if stepped else {}
+    leaves = [*inputs, state, *more.values()]
     lengths = torch.tensor([length, length // 2]) if ragged else None
     results = []
     for backend in ("reference", "torch", "cpu"):
-        y, end = associative_filter(*inputs, lengths=lengths, state=state, backend=backend)
-        results.append((y, end, *all_gradients(y, end, [*inputs, state])))
+        y, end = associative_filter(*inputs, **more, lengths=lengths, state=state, backend=backend)
+        results.append((y, end, *all_gradients(y, end, leaves)))
     expected, *others = results
     for each in others:
         for ours, definition in zip(each, expected, strict=True):
@@ -69,6 +72,7 @@ def test_compiled_products_of_any_size_on_any_number_of_threads(
     v, decay = draw.normal(2, length, heads, value_dim), draw.uniform(2, length, heads)
     angle = [draw.normal(2, length, heads)] if turning else []
     state = draw.normal(2, heads, 1 + turning, key_dim, value_dim)
+    step, skip = draw.normal(2, length, heads), draw.normal(heads)
     results = []
     for backend, kind, count in (
         ("reference", torch.float64, 1),
@@ -76,11 +80,13 @@ def test_compiled_products_of_any_size_on_any_number_of_threads(
         ("cpu", dtype, 3),
     ):
         threads(count)
-        *inputs, start = (
-            t.to(kind).detach().requires_grad_() for t in (q, k, v, decay, *angle, state)
-        )
-        y, end = associative_filter(*inputs, state=start, backend=backend)
-        results.append((y, end, *all_gradients(y, end, [*inputs, start])))
+        leaves = [
+            t.to(kind).detach().requires_grad_()
+            for t in (q, k, v, decay, *angle, step, skip, state)
+        ]
+        *inputs, by, skipped, start = leaves
+        y, end = associative_filter(*inputs, step=by, skip=skipped, state=start, backend=backend)
+        results.append((y, end, *all_gradients(y, end, leaves)))
     tolerance = 1e-10 if dtype == torch.float64 else 2e-4
     for definition, alone, shared in zip(*results, strict=True):
         assert alone.dtype == dtype
@@ -135,7 +141,8 @@ def test_the_registered_op_passes_opcheck(turning, pairs, poles):
     draw = Draw()
     q, k = draw.normal(2, 70, pairs, 4), draw.normal(2, 70, pairs, 4)
     v, pole = draw.normal(2, 70, 2, 3), 0.7 * draw.uniform(2, 70, 2, 1 + turning, poles)
-    arguments = (q, k, v, pole, draw.normal(2, 2, 1 + turning, 4, 3))
+    step, skip = draw.uniform(2, 70, 2), draw.normal(2)
+    arguments = (q, k, v, step, pole, skip, draw.normal(2, 2, 1 + turning, 4, 3))
     torch.library.opcheck(filtered_products, [t.requires_grad_() for t in arguments])
 
 
@@ -207,12 +214,13 @@ def test_extreme_decays_are_exact(value, backend):
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
-@pytest.mark.parametrize("place", ["k", "v", "decay"])
+@pytest.mark.parametrize("place", ["k", "v", "decay", "step"])
 def test_nan_in_the_products_reaches_no_earlier_output(place, backend):
     (q, k, v, decay), _ = (list(map(torch.detach, part)) for part in products(80, False))
-    clean, _ = associative_filter(q, k, v, decay, backend=backend)
-    {"k": k, "v": v, "decay": decay}[place][:, 40] = float("nan")
-    y, _ = associative_filter(q, k, v, decay, backend=backend)
+    step = torch.full_like(decay, 0.5)
+    clean, _ = associative_filter(q, k, v, decay, step=step, backend=backend)
+    {"k": k, "v": v, "decay": decay, "step": step}[place][:, 40] = float("nan")
+    y, _ = associative_filter(q, k, v, decay, step=step, backend=backend)
     torch.testing.assert_close(y[:, :40], clean[:, :40], rtol=1e-12, atol=1e-12)
     assert y[:, 40:].isnan().all()
 
@@ -373,6 +381,8 @@ def test_the_published_filter_is_a_circular_correlation_with_the_response():
             "causal must be True",
         ),
         (lambda q: associative_filter(q, q, q, q[..., 0], q), "angle must have shape"),
+        (lambda q: associative_filter(q, q, q, q[..., 0], step=q), "step must have shape"),
+        (lambda q: associative_filter(q, q, q, q[..., 0], skip=q), "skip must have shape"),
         (
             lambda q: associative_filter(q, q, q[:, :, :1].expand(-1, -1, 3, -1), q[..., 0]),
             "q and k must have the 3 heads of v, or one for all; got 2",

@@ -214,9 +214,8 @@ class Focus(nn.Module):
         return self.features is not None and self.config.hypernetwork == "long_conv"
 
     def reset_parameters(self) -> None:
+        """Numbers of our own; matrices and short convolutions have started by themselves."""
         nn.init.ones_(self.skip)
-        for conv in filter(None, (self.key_conv, self.value_conv)):
-            conv.reset_uniform()
         if self.log_rate is not None:
             # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13
             # to 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short
@@ -226,11 +225,33 @@ class Focus(nn.Module):
             memory = 32 * 256 ** (order / max(heads - 1, 3))
             self.step.start_at(1 / (rate * memory))
             nn.init.constant_(self.log_rate, math.log(rate))
+        if self.key_conv is not None:
+            self._start_with_recall(self.key_conv)
         if self.filters is not None:
             with torch.no_grad():
                 self.filters.mix[..., 0] = SMALL * self.config.filters**-0.5
         if self.nearness is not None:
             nn.init.constant_(self.nearness, SMALL)
+
+    @torch.no_grad()
+    def _start_with_recall(self, key_conv: ShortConv) -> None:
+        """Begin as a layer that finds what followed when the same token was there before.
+
+        Queries and keys start alike, and a key holds what came up to its convolution's width
+        before, so a token finds the places just after its like. A quarter of the heads, of middle
+        memory, hands on what stands there: their output map starts as that of values, turned round.
+        From a start at random both are found late or never: each is worth learning only once the
+        other is there.
+        """
+        key, values, config = self.parts[0], 2 * self.parts[0], self.config
+        weight = self.projection.weight
+        weight[key : 2 * key] = weight[:key]
+        nn.init.constant_(key_conv.kernel, config.conv_width**-0.5)
+        nn.init.constant_(self.value_conv.kernel[0], config.conv_width**-0.5)
+        first = config.num_heads // 2 * config.value_dim
+        last = first + max(config.num_heads // 4, 1) * config.value_dim
+        scale = (config.dim / config.values) ** 0.5
+        self.to_output.weight[:, first:last] = scale * weight[values + first : values + last].T
 
     def forward(
         self,
@@ -260,13 +281,12 @@ class Focus(nn.Module):
             k, keys = self.key_conv(k, state.keys if state else None, lengths)
             q, k = (each.unflatten(-1, (self.key_heads, -1)) for each in (q, k))
         v, values = self.value_conv(v, state.values if state else None, lengths)
-        recalled, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
+        y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
         near, attention = self._attend(q, k, v, position, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
-        read = [part for part in (recalled, near, filtered) if part is not None]
-        y = sum(read[1:], start=read[0]) if read else torch.zeros_like(self._by_head(v))
-        v, gate = self._by_head(v).to(y.dtype), gate.to(y.dtype)  # under autocast they are narrower
-        y = self.to_output(gated_norm(y, v, gate, self.skip, self.norm.weight))
+        for part in (near, filtered):
+            y = y if part is None else y + part
+        y = self.to_output(gated_norm(y.flatten(2), gate.to(y.dtype), self.norm.weight))
         y = hide_padding(y, lengths)
         if not self.causal:
             return y, None
@@ -322,19 +342,21 @@ class Focus(nn.Module):
         pole: Tensor,
         lengths: Tensor | None,
         state: FocusState | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What the queries read from the filtered products of keys and values."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the queries read from the filtered products of keys and values, and the skip."""
         if self.log_rate is None:
-            return None, None
+            return self.skip[:, None].to(v.dtype) * v, None
         step, decay, angle = self._poles(pole, self.log_rate)
-        v = v * step[..., None].to(v.dtype)
         before = state.products if state else None
         if self.shards is not None:
-            before = associative_state_before(k, v, decay, angle, self.shards)
-        y, products = associative_filter(q, k, v, decay, angle, lengths=lengths, state=before)
+            before = associative_state_before(k, v, decay, angle, step, self.shards)
+        y, products = associative_filter(
+            q, k, v, decay, angle, step=step, skip=self.skip, lengths=lengths, state=before
+        )
         if not self.causal:
-            parts = [part for part in (q, k, v, decay, angle) if part is not None]
-            reverse, _ = associative_filter(*(hide_padding(p, lengths).flip(1) for p in parts))
+            *parts, decay, step = (hide_padding(p, lengths).flip(1) for p in (q, k, v, decay, step))
+            angle = None if angle is None else hide_padding(angle, lengths).flip(1)
+            reverse, _ = associative_filter(*parts, decay, angle, step=step)
             y = y + reverse.flip(1)
         return y, products
 

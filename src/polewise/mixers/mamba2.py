@@ -121,9 +121,8 @@ class Mamba2(nn.Module):
         step = self.step(step)
         decay = (-step * self.log_rate.to(step.dtype).exp()).exp()
         y, products = associative_filter(
-            q, k, step[..., None] * v, decay,
-            lengths=lengths, state=state.products if state else None,
+            q, k, v, decay, step=step, skip=self.skip, lengths=lengths,
+            state=state.products if state else None,
         )  # fmt: skip
-        gate, v = gate.to(y.dtype), v.to(y.dtype)  # under autocast they are narrower
-        y = self.to_output(gated_norm(y, v, gate, self.skip, self.norm.weight))
+        y = self.to_output(gated_norm(y.flatten(2), gate.to(y.dtype), self.norm.weight))
         return hide_padding(y, lengths), Mamba2State(neighbours, products)

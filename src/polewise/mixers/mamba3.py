@@ -183,8 +183,9 @@ def _filter(
     y, products = associative_filter(
         _turn(q, -turned),
         _one_late(state.key, _turn(k, -turned)),
-        (decay * (_one_late(entered, now) + late))[..., None] * _one_late(state.value, v),
+        _one_late(state.value, v),
         decay,
+        step=decay * (_one_late(entered, now) + late),
         lengths=lengths,
         state=state.products,
     )

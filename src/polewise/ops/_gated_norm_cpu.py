@@ -1,8 +1,8 @@
 """Gate and norm as compiled loops: one pass over the sequence, one back, nothing kept.
 
-Gradient. With p = x + d v, s = sigmoid(g), u = p g s, r = 1 / sqrt(mean(u^2) + eps), a = w gy:
-grad u = r a - u r^3 mean(a u), grad p = grad u g s, grad g = grad u p (s + g s (1 - s)),
-grad x = grad p, grad v = d grad p, grad d = sum of grad p v, grad w = sum of gy u r.
+Gradient. With s = sigmoid(g), u = x g s, r = 1 / sqrt(mean(u^2) + eps), a = w gy:
+grad u = r a - u r^3 mean(a u), grad x = grad u g s, grad g = grad u x (s + g s (1 - s)),
+grad w = sum of gy u r.
 """
 
 from __future__ import annotations
@@ -30,32 +30,28 @@ TOGETHER = 4
 """Steps whose gates are opened together."""
 
 
-def forward(x: Tensor, v: Tensor, gate: Tensor, skip: Tensor, weight: Tensor, eps: float) -> Tensor:
+def forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = fresh(gate)
     run_blocks(
-        _forward, 1, _steps(gate), gate.shape[2], SEGMENT, *rows(x.flatten(2)),
-        *rows(v.flatten(2)), *rows(gate), copied(skip), copied(weight), np.float32(eps),
-        y.view(-1, gate.shape[2]).numpy(),
+        _forward, 1, _steps(gate), gate.shape[2], SEGMENT, *rows(x), *rows(gate), copied(weight),
+        np.float32(eps), y.view(-1, gate.shape[2]).numpy(),
     )  # fmt: skip
     return y
 
 
 def backward(
-    grad_y: Tensor, x: Tensor, v: Tensor, gate: Tensor, skip: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, v, gate, skip and weight."""
+    grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gate and weight."""
     channels = gate.shape[2]
-    grad_x, grad_v, grad_gate = fresh(x), fresh(v), fresh(gate)
-    units = -(-_steps(gate) // SEGMENT)
-    by_skip = torch.zeros(units, len(skip), dtype=skip.dtype)
-    by_weight = torch.zeros(units, len(weight), dtype=weight.dtype)
+    grad_x, grad_gate = fresh(x), fresh(gate)
+    by_weight = torch.zeros(-(-_steps(gate) // SEGMENT), len(weight), dtype=weight.dtype)
     run_blocks(
-        _backward, 1, _steps(gate), channels, SEGMENT, *rows(grad_y), *rows(x.flatten(2)),
-        *rows(v.flatten(2)), *rows(gate), copied(skip), copied(weight), np.float32(eps),
-        *(each.view(-1, channels).numpy() for each in (grad_x, grad_v, grad_gate)),
-        by_skip.numpy(), by_weight.numpy(),
+        _backward, 1, _steps(gate), channels, SEGMENT, *rows(grad_y), *rows(x), *rows(gate),
+        copied(weight), np.float32(eps),
+        *(each.view(-1, channels).numpy() for each in (grad_x, grad_gate)), by_weight.numpy(),
     )  # fmt: skip
-    return grad_x, grad_v, grad_gate, by_skip.sum(0), by_weight.sum(0)
+    return grad_x, grad_gate, by_weight.sum(0)
 
 
 def _steps(gate: Tensor) -> int:
@@ -63,7 +59,7 @@ def _steps(gate: Tensor) -> int:
 
 
 @compiled
-def _forward(x, x_stride, v, v_stride, gate, gate_stride, skip, weight, eps, y, first, stop):
+def _forward(x, x_stride, gate, gate_stride, weight, eps, y, first, stop):
     steps, channels = y.shape
     most = TOGETHER * channels
     mantissa, power, exponent = scratch(most)
@@ -78,15 +74,14 @@ def _forward(x, x_stride, v, v_stride, gate, gate_stride, skip, weight, eps, y, 
         for n in range(count):
             out = y[start + n]
             copy_line(x, (start + n) * x_stride, out)
-            _add_values(v[(start + n) * v_stride :], skip, out)
             multiply_line(share[n * channels : (n + 1) * channels], out)
             _normalise(weight, eps, out)
 
 
 @compiled
 def _backward(
-    grad_y, grad_stride, x, x_stride, v, v_stride, gate, gate_stride, skip, weight, eps, grad_x,
-    grad_v, grad_gate, grad_skip, grad_weight, first, stop,
+    grad_y, grad_stride, x, x_stride, gate, gate_stride, weight, eps, grad_x, grad_gate,
+    grad_weight, first, stop,
 ):  # fmt: skip
     steps, channels = grad_x.shape
     most = TOGETHER * channels
@@ -105,42 +100,18 @@ def _backward(
             sigmoid(z[:size], mantissa[:size], power[:size], exponent[:size], share[:size])
             for n in range(count):
                 low, high = n * channels, (n + 1) * channels
-                values = v[(start + n) * v_stride :]
-                _add_values(values, skip, read[low:high])
                 _gated(read[low:high], z[low:high], share[low:high], u)
                 _through_norm(u, weight, eps, grad[low:high], grad_weight[unit])
                 _through_gate(
                     grad[low:high], read[low:high], z[low:high], share[low:high],
                     grad_x[start + n], grad_gate[start + n],
                 )  # fmt: skip
-                _to_values(grad_x[start + n], values, skip, grad_v[start + n], grad_skip[unit])
 
 
 @compiled
 def _gather(line, stride, start, count, channels, lines):
     for n in range(count):
         copy_line(line, (start + n) * stride, lines[n * channels : (n + 1) * channels])
-
-
-@vectorised
-def _add_values(values, skip, total):
-    size = len(total) // len(skip)
-    for head in range(len(skip)):
-        scale, here, to = skip[head], values[head * size :], total[head * size :]
-        for c in range(size):
-            to[c] += scale * here[c]
-
-
-@vectorised
-def _to_values(grad, values, skip, grad_v, grad_skip):
-    size = len(grad) // len(skip)
-    for head in range(len(skip)):
-        low, scale, total = head * size, skip[head], np.float32(0)
-        here, by_read, to = values[low:], grad[low:], grad_v[low:]
-        for c in range(size):
-            to[c] = scale * by_read[c]
-            total += by_read[c] * here[c]
-        grad_skip[head] += total
 
 
 @vectorised

@@ -1,8 +1,8 @@
 """Filtered products of keys and values on a CPU, as an operation PyTorch knows.
 
-S[t] = p[t] S[t-1] + k[t] v[t]^T,    y[t] = Re(q[t]^T S[t])
+S[t] = p[t] S[t-1] + s[t] k[t] v[t]^T,    y[t] = Re(q[t]^T S[t]) + d v[t]
 
-with one pole for a head, or one for each of its key channels.
+with one number d, one step s and one pole for a head, or one for each of its key channels.
 """
 
 from __future__ import annotations
@@ -12,34 +12,46 @@ from torch import Tensor
 
 from polewise.ops._checks import refuse_second_derivative
 
-SEGMENT = 32
-"""Steps between two kept states: the gradient recomputes the states in between."""
+
+def segment_length(state: Tensor) -> int:
+    """Steps between two kept states. The gradient recomputes the states in between and holds them
+    in the second cache, which has room for 64 of 32 x 64 numbers, and for half as many if they are
+    larger."""
+    parts, key_dim = state.shape[-3:-1]
+    return 64 if parts * key_dim <= 32 else 32
 
 
 @torch.library.custom_op(
     "polewise::products_forward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor q, Tensor k, Tensor v, Tensor pole, Tensor state) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor step, Tensor pole, Tensor skip, Tensor state) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def filtered_products(
-    q: Tensor, k: Tensor, v: Tensor, pole: Tensor, state: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    step: Tensor,
+    pole: Tensor,
+    skip: Tensor,
+    state: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and the states at every 32nd step, which the gradient restarts from.
+    """y, the last state, and the states where a segment starts, from which the gradient goes on.
 
     All of one dtype. q, k: (batch, length, 1 or heads, key_dim). v: (batch, length, heads,
-    value_dim). pole: (batch, length, heads, parts, 1 or key_dim), real part before imaginary.
-    state: (batch, heads, parts, key_dim, value_dim).
+    value_dim). step: (batch, length, heads). pole: (batch, length, heads, parts, 1 or key_dim),
+    real part before imaginary. skip: (heads,). state: (batch, heads, parts, key_dim, value_dim).
     """
     from polewise.ops._products_cpu import forward  # numba takes half a second to import
 
-    return forward(q, k, v, pole, state)
+    return forward(q, k, v, step, pole, skip, state)
 
 
 @filtered_products.register_fake
-def _(q, k, v, pole, state):
+def _(q, k, v, step, pole, skip, state):
     batch, length, heads, _ = v.shape
-    starts = (batch, heads, -(-length // SEGMENT), *state.shape[2:])
+    starts = (batch, heads, -(-length // segment_length(state)), *state.shape[2:])
     return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty(starts)
 
 
@@ -47,8 +59,9 @@ def _(q, k, v, pole, state):
     "polewise::products_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor grad_y, Tensor grad_last, Tensor q, Tensor k, Tensor v, Tensor pole, "
-    "Tensor starts) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad_y, Tensor grad_last, Tensor q, Tensor k, Tensor v, Tensor step, "
+    "Tensor pole, Tensor skip, Tensor starts) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_op(
     grad_y: Tensor,
@@ -56,17 +69,19 @@ def _backward_op(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    step: Tensor,
     pole: Tensor,
+    skip: Tensor,
     starts: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from polewise.ops._products_cpu import backward
 
-    return backward(grad_y, grad_last, q, k, v, pole, starts)
+    return backward(grad_y, grad_last, q, k, v, step, pole, skip, starts)
 
 
 @_backward_op.register_fake
-def _(grad_y, grad_last, q, k, v, pole, starts):
-    return tuple(like.new_empty(like.shape) for like in (q, k, v, pole, grad_last))
+def _(grad_y, grad_last, q, k, v, step, pole, skip, starts):
+    return tuple(like.new_empty(like.shape) for like in (q, k, v, step, pole, skip, grad_last))
 
 
 _backward_op.register_autograd(refuse_second_derivative)
@@ -81,7 +96,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_y, grad_last, _):
     saved = ctx.saved_tensors  # once: activation checkpoints hand them out no second time
-    _, _, v, _, starts = saved
+    v, starts = saved[2], saved[-1]
     if grad_y is None:
         grad_y = torch.zeros_like(v)
     if grad_last is None:

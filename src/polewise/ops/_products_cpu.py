@@ -6,11 +6,12 @@ laid out again, which chunks of matrix products spend most of their time on.
 Gradient. Against time, with G[t] what the future says about S[t],
 
     G[t] = q[t] gy[t]^T + conj(p[t+1]) G[t+1],
-    grad q[t] = Re S[t] gy[t],            grad k[t] = Re G[t] v[t],
-    grad v[t] = Re G[t]^T k[t],           grad p[t] = sum of G[t] conj(S[t-1]).
+    grad q[t] = Re S[t] gy[t],            grad k[t] = s[t] Re G[t] v[t],
+    grad v[t] = s[t] g[t] + d gy[t],      grad s[t] = g[t] v[t],    g[t] = Re G[t]^T k[t],
+    grad p[t] = sum of G[t] conj(S[t-1]), grad d = sum of gy[t] v[t].
 
-Forward keeps the state at every 32nd step; backward restarts from there, 32 steps at a time from
-the last to the first, and holds their states in the second cache.
+Forward keeps the state where a segment of 32 or 64 steps starts; backward goes on from there, a
+segment at a time from the last to the first, and holds its states in the second cache.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.ops._compiled import array, compiled, fresh, run_heads, vectorised
-from polewise.ops._products import SEGMENT
+from polewise.ops._compiled import array, compiled, copied, fresh, run_heads, vectorised
+from polewise.ops._products import segment_length
 
 WIDTH = 64
 """Columns of the state that are filtered together. A number known to the compiler: its loops over
@@ -28,15 +29,21 @@ columns become straight code, where short ones of unknown length would be mostly
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, pole: Tensor, state: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    step: Tensor,
+    pole: Tensor,
+    skip: Tensor,
+    state: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and the state at every 32nd step."""
-    length = v.shape[1]
+    """y, the last state, and the state where every segment starts."""
+    size = segment_length(state)
     y, last = fresh(v), torch.empty(state.shape, dtype=state.dtype)
-    starts = fresh(state[:, :, None].expand(-1, -1, -(-length // SEGMENT), -1, -1, -1))
+    starts = fresh(state[:, :, None].expand(-1, -1, -(-v.shape[1] // size), -1, -1, -1))
     run_heads(
-        _forward, v, array(q), array(k), array(v), array(pole), array(state), y.numpy(),
-        last.numpy(), starts.numpy(), SEGMENT,
+        _forward, v, array(q), array(k), array(v), array(step), array(pole), copied(skip),
+        array(state), y.numpy(), last.numpy(), starts.numpy(), size,
     )  # fmt: skip
     return y, last, starts
 
@@ -47,27 +54,32 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    step: Tensor,
     pole: Tensor,
+    skip: Tensor,
     starts: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, pole and the first state."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, step, pole, skip and the first state."""
     # One head for each of v: units of different heads run at once.
     by_query, by_key = (fresh(k.expand(-1, -1, v.shape[2], -1)) for _ in range(2))
-    grad_v, grad_pole = fresh(v), torch.empty(pole.shape, dtype=pole.dtype)
+    grad_v = fresh(v)
+    grad_step, grad_pole = (torch.empty(like.shape, dtype=v.dtype) for like in (step, pole))
+    grad_skip = torch.zeros(v.shape[0], len(skip), dtype=v.dtype)
     grad_state = torch.empty(grad_last.shape, dtype=grad_last.dtype)
     run_heads(
-        _backward, v, array(grad_y), array(grad_last), array(q), array(k), array(v), array(pole),
-        array(starts), by_query.numpy(), by_key.numpy(), grad_v.numpy(), grad_pole.numpy(),
-        grad_state.numpy(), SEGMENT,
+        _backward, v, array(grad_y), array(grad_last), array(q), array(k), array(v), array(step),
+        array(pole), copied(skip), array(starts), by_query.numpy(), by_key.numpy(),
+        grad_v.numpy(), grad_step.numpy(), grad_pole.numpy(), grad_skip.numpy(),
+        grad_state.numpy(), segment_length(grad_last),
     )  # fmt: skip
     grad_q, grad_k = (
         each if each.shape == k.shape else each.sum(2, keepdim=True) for each in (by_query, by_key)
     )
-    return grad_q, grad_k, grad_v, grad_pole, grad_state
+    return grad_q, grad_k, grad_v, grad_step, grad_pole, grad_skip.sum(0), grad_state
 
 
 @compiled
-def _forward(q, k, v, pole, state, y, last, starts, segment_length, first, stop):
+def _forward(q, k, v, step, pole, skip, state, y, last, starts, segment_length, first, stop):
     length, heads, value_dim = v.shape[1:]
     parts, key_dim = state.shape[2:4]
     now = np.empty((parts, key_dim, WIDTH), v.dtype)
@@ -88,8 +100,10 @@ def _forward(q, k, v, pole, state, y, last, starts, segment_length, first, stop)
                 _gather(q[row], start, steps, pair, 0, queries)
                 _gather(k[row], start, steps, pair, 0, keys)
                 _gather(v[row], start, steps, head, low, values)
-                out[:] = 0
                 for n in range(steps):
+                    _copy(values[n], out[n])
+                    _scale(out[n], skip[head])
+                    _scale(values[n], step[row, start + n, head])
                     poles = pole[row, start + n, head]
                     if parts == 1:
                         _advance(now[0], poles[0], queries[n], keys[n], values[n], out[n])
@@ -104,8 +118,8 @@ def _forward(q, k, v, pole, state, y, last, starts, segment_length, first, stop)
 
 @compiled
 def _backward(
-    grad_y, grad_last, q, k, v, pole, starts, grad_q, grad_k, grad_v, grad_pole, grad_state,
-    segment_length, first, stop,
+    grad_y, grad_last, q, k, v, step, pole, skip, starts, grad_q, grad_k, grad_v, grad_step,
+    grad_pole, grad_skip, grad_state, segment_length, first, stop,
 ):  # fmt: skip
     """Segment by segment, the last one first: along time the states and what they say about the
     queries, then against time the gradient of the state."""
@@ -122,7 +136,8 @@ def _backward(
         row, head = unit // heads, unit % heads
         pair = head % q.shape[2]
         for t in range(length):
-            grad_q[row, t, head], grad_k[row, t, head], grad_pole[row, t, head] = 0, 0, 0
+            grad_q[row, t, head], grad_k[row, t, head] = 0, 0
+            grad_step[row, t, head], grad_pole[row, t, head] = 0, 0
         for low in range(0, value_dim, WIDTH):
             future[:], held[0], values[:], grads[:] = 0, 0, 0, 0
             _copy_columns(grad_last[row, head], low, future, 0)
@@ -136,6 +151,8 @@ def _backward(
                 _gather(grad_y[row], start, steps, head, low, grads)
                 out[:] = 0
                 for n in range(steps):
+                    grad_skip[row, head] += _product(grads[n], values[n])
+                    _scale(values[n], step[row, start + n, head])
                     before, after, poles = held[n], held[n + 1], pole[row, start + n, head]
                     grad_q_t = grad_q[row, start + n, head]
                     if parts == 1:
@@ -165,6 +182,11 @@ def _backward(
                             queries[n], keys[n], values[n], grads[n], grad_k_t, out[n],
                             by_pole[0], by_pole[1],
                         )  # fmt: skip
+                for n in range(steps):
+                    at = (row, start + n, head)
+                    grad_step[at] += _product(out[n], v[row, start + n, head, low:])
+                    _scale(out[n], step[at])
+                    _add_scaled(out[n], grads[n], skip[head])
                 _scatter(out, steps, head, low, start, grad_v[row])
             _copy_columns(future, 0, grad_state[row, head], low)
 
@@ -182,6 +204,27 @@ def _gather(rows, start, steps, head, low, lines):
     read in one go, and side by side for the loops."""
     for n in range(steps):
         _copy(rows[start + n, head, low:], lines[n])
+
+
+@vectorised
+def _scale(line, factor):
+    for c in range(WIDTH):
+        line[c] *= factor
+
+
+@vectorised
+def _add_scaled(line, other, factor):
+    for c in range(WIDTH):
+        line[c] += factor * other[c]
+
+
+@vectorised
+def _product(line, row):
+    """Their inner product, as far as both go."""
+    total = line[0] * row[0]
+    for c in range(1, min(len(line), len(row))):
+        total += line[c] * row[c]
+    return total
 
 
 @compiled

@@ -1,6 +1,7 @@
 """The associative filter: adaptive poles over key-value products instead of channels.
 
-    S[t] = decay[t] e^{j angle[t]} S[t-1] + k[t] v[t]^T,    y[t] = Re(q[t]^T S[t])
+    S[t] = decay[t] e^{j angle[t]} S[t-1] + step[t] k[t] v[t]^T
+    y[t] = Re(q[t]^T S[t]) + skip v[t]
 
 A filter adds up what passed; it cannot bind a key to its value. Filtering the products
 can: a query that meets its key reads the value back.
@@ -43,6 +44,8 @@ def associative_filter(
     decay: Float[Tensor, "batch length heads"],
     angle: Float[Tensor, "batch length heads"] | None = None,
     *,
+    step: Float[Tensor, "batch length heads"] | None = None,
+    skip: Float[Tensor, " heads"] | None = None,
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch heads parts key_dim value_dim"] | None = None,
     backend: Literal["reference", "torch", "cpu", "triton"] | None = None,
@@ -52,10 +55,10 @@ def associative_filter(
 ]:
     r"""Filter the products $k_t v_t^\top$ of each head with a pole that moves at every step.
 
-    $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + k_t v_t^\top, \qquad
-       y_t = \operatorname{Re}(q_t^\top S_t) $$
+    $$ S_t = \rho_t e^{j\varphi_t} S_{t-1} + s_t k_t v_t^\top, \qquad
+       y_t = \operatorname{Re}(q_t^\top S_t) + d\,v_t $$
 
-    The same contraction as `normal_form_filter`: $|S_t| \le \rho_t |S_{t-1}| + |k_t||v_t|$.
+    The same contraction as `normal_form_filter`: $|S_t| \le \rho_t |S_{t-1}| + |s_t||k_t||v_t|$.
     $\rho = 1$ is linear attention, a constant $\rho$ is RetNet's and Lightning Attention's
     decay, a moving $\rho$ with $\varphi = 0$ is gated linear attention's and Mamba-2's.
 
@@ -64,6 +67,9 @@ def associative_filter(
             queries and keys is that of all heads; "torch" then computes their products once.
         decay: $\rho_t$, meant to lie in (0, 1]; values below 1e-30 act as 1e-30.
         angle: $\varphi_t$, radians a step; None keeps the poles real.
+        step: $s_t$, how much of a product is taken in; None is 1.
+        skip: $d$, how much of the values themselves is added, one number a head; None is 0.
+            "cpu" multiplies and adds as it goes, and keeps nothing for either.
         lengths: real steps in each row. From there on the row's state is held and its
             output is 0.
         state: $S_{-1}$, `parts` = 1 for real poles, 2 for complex ones (real and imaginary
@@ -103,6 +109,10 @@ def associative_filter(
     require_like("decay", decay, (batch, length, heads), q, "(batch, length, heads)")
     if angle is not None:
         require_like("angle", angle, (batch, length, heads), q, "(batch, length, heads)")
+    if step is not None:
+        require_like("step", step, (batch, length, heads), q, "(batch, length, heads)")
+    if skip is not None:
+        require_like("skip", skip, (heads,), q, "(heads,)")
     parts = 1 if angle is None else 2
     shape = (batch, heads, parts, key_dim, value_dim)
     given, dtype = q.dtype, accumulator_dtype(q)
@@ -120,12 +130,20 @@ def associative_filter(
         lengths = rows_of_lengths(lengths, q)
         real = torch.arange(length, device=q.device) < lengths[:, None]
         decay = torch.where(real[..., None], decay, 1)
-    angle = None if angle is None else hide_padding(angle, lengths).to(dtype)
+    angle, step = (
+        None if each is None else hide_padding(each, lengths).to(dtype) for each in (angle, step)
+    )
     q, k, v = (hide_padding(part, lengths) for part in (q, k, v))
     if run is not _triton:
         q, k, v = (part.to(dtype) for part in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
-        y, last = run(q, k, v, decay.to(dtype), angle, state.to(dtype))
+        decay, state = decay.to(dtype), state.to(dtype)
+        if run is _compiled:
+            y, last = _compiled(q, k, v, decay, angle, step, skip, state)
+        else:
+            taken = v if step is None else v * step[..., None].to(v.dtype)
+            y, last = run(q, k, taken, decay, angle, state)
+            y = y if skip is None else y + skip.to(y.dtype)[:, None] * v.to(y.dtype)
     return hide_padding(y, lengths).to(given), last
 
 
@@ -246,10 +264,13 @@ def _triton(q, k, v, decay, angle, state):
     return put_back(y, seen[..., None]), last
 
 
-def _compiled(q, k, v, decay, angle, state):
+def _compiled(q, k, v, decay, angle, step, skip, state):
+    step = torch.ones_like(decay) if step is None else step
+    skip = v.new_zeros(v.shape[2]) if skip is None else skip.to(v.dtype)
     decay = decay.clamp(min=1e-30)
     parts = [decay] if angle is None else [decay * angle.cos(), decay * angle.sin()]
-    y, last, _ = filtered_products(q, k, v, torch.stack(parts, -1)[..., None], state)
+    pole = torch.stack(parts, -1)[..., None]
+    y, last, _ = filtered_products(q, k, v, step, pole, skip, state)
     return y, last
 
 

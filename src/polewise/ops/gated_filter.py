@@ -155,7 +155,8 @@ def _by_chunks(q, k, v, decay, state):
 
 
 def _compiled(q, k, v, decay, state):
-    y, last, _ = filtered_products(q, k, v, decay[..., None, :], state[:, :, None])
+    step, skip = v.new_ones(v.shape[:3]), v.new_zeros(v.shape[2])
+    y, last, _ = filtered_products(q, k, v, step, decay[..., None, :], skip, state[:, :, None])
     return y, last[:, :, 0]
 
 

@@ -146,10 +146,11 @@ def associative_state_before(
     v: Float[Tensor, "batch length heads value_dim"],
     decay: Float[Tensor, "batch length heads"],
     angle: Float[Tensor, "batch length heads"] | None,
+    step: Float[Tensor, "batch length heads"],
     shards: Shards,
 ) -> Float[Tensor, "batch heads parts key_dim value_dim"]:
     """The state of `associative_filter` before this piece: its own size a process, and a pole."""
-    _, end = associative_filter(k, k, v, decay, angle)
+    _, end = associative_filter(k, k, v, decay, angle, step=step)
     radius = decay.to(end.dtype).clamp(min=1e-30).log().sum(1).exp()[..., None, None, None]
     if angle is None:
         return shards.state_before(radius, end, _scale_and_add)
