@@ -44,6 +44,26 @@ def test_every_filter_is_stable_whatever_the_network_says(realisation):
             assert is_stable(coefficients).all()
 
 
+def test_a_new_mixer_hands_on_what_followed_its_like():
+    """The last token was there before. Change what came just after it then, and the output moves
+    the same way; change what came after another, and it does not."""
+    torch.manual_seed(3)
+    rows, length = 1000, 24
+    mixer, row = FocusConfig(dim=64).build(), torch.arange(rows)
+    x = 8 * functional.normalize(torch.randn(rows, length, 64), dim=-1)
+    like = torch.randint(0, length - 6, (rows,))
+    x[:, -1] = x[row, like]
+    effects = []
+    for place in (like + 1, (like + length // 2) % (length - 6) + 1):
+        changed = x.clone()
+        changed[row, place] = 8 * functional.normalize(torch.randn(rows, 64), dim=-1)
+        with torch.no_grad():
+            moved = mixer(changed)[0][:, -1] - mixer(x)[0][:, -1]
+        effects.append((moved * (changed - x)[row, place]).sum(-1))
+    more = effects[0] - effects[1]
+    assert more.mean() > 3 * more.std() / rows**0.5
+
+
 def test_the_state_does_not_grow():
     mixer = FocusConfig(**SMALL).build()
     sizes = {states.num_bytes(mixer(torch.randn(1, length, 8))[1]) for length in (1, 9, 100)}

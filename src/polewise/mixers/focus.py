@@ -13,8 +13,9 @@ For a sequence x, with heads of values that look up one key, or each its own:
 
 So poles are placed twice: for every channel and bin, and for the products of keys and values of
 every head and step, rho = exp(-step rate), where a long step forgets and takes in much. Filters and
-attention begin small and grow where they help. The layer needs no feed-forward
-beside it: v, the gate and W_o are one.
+attention begin small and grow where they help. The layer needs no feed-forward beside it: v, the
+gate and W_o are one. It begins as one that recalls: W_k = W_q, keys hold what came just before, and
+a quarter of the heads has W_o = W_v^T, so that what followed a token shows where it comes again.
 
 The publication to the letter is `PublishedFocus`; `docs/research.md` says what led from it to this.
 """
