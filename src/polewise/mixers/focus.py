@@ -244,15 +244,15 @@ class Focus(nn.Module):
         From a start at random both are found late or never: each is worth learning only once the
         other is there.
         """
-        key, values, config = self.parts[0], 2 * self.parts[0], self.config
-        weight = self.projection.weight
-        weight[key : 2 * key] = weight[:key]
-        nn.init.constant_(key_conv.kernel, config.conv_width**-0.5)
-        nn.init.constant_(self.value_conv.kernel[0], config.conv_width**-0.5)
-        first = config.num_heads // 2 * config.value_dim
-        last = first + max(config.num_heads // 4, 1) * config.value_dim
-        scale = (config.dim / config.values) ** 0.5
-        self.to_output.weight[:, first:last] = scale * weight[values + first : values + last].T
+        heads, tap = self.config.num_heads, self.config.conv_width**-0.5
+        nn.init.constant_(key_conv.kernel, tap)
+        nn.init.constant_(self.value_conv.kernel[0], tap)
+        q, k, v, *_ = self.projection.weight.split(self.parts)
+        k.copy_(q)
+        v = v.unflatten(0, (heads, -1)) * (self.config.dim / self.config.values) ** 0.5
+        output = self.to_output.weight.unflatten(1, (heads, -1))
+        copying = slice(heads // 2, heads // 2 + max(heads // 4, 1))
+        output[:, copying] = v[copying].permute(2, 0, 1)
 
     def forward(
         self,
