@@ -355,9 +355,11 @@ class Focus(nn.Module):
             q, k, v, decay, angle, step=step, skip=self.skip, lengths=lengths, state=before
         )
         if not self.causal:
-            *parts, decay, step = (hide_padding(p, lengths).flip(1) for p in (q, k, v, decay, step))
+            q, k, v, decay, step = (
+                hide_padding(part, lengths).flip(1) for part in (q, k, v, decay, step)
+            )
             angle = None if angle is None else hide_padding(angle, lengths).flip(1)
-            reverse, _ = associative_filter(*parts, decay, angle, step=step)
+            reverse, _ = associative_filter(q, k, v, decay, angle, step=step)
             y = y + reverse.flip(1)
         return y, products
 

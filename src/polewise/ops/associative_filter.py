@@ -9,6 +9,7 @@ can: a query that meets its key reads the value back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -274,7 +275,7 @@ def _compiled(q, k, v, decay, angle, step, skip, state):
     return y, last
 
 
-_BACKENDS = {
+_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": _definition, "torch": _by_chunks, "cpu": _compiled, "triton": _triton,
 }  # fmt: skip
 
