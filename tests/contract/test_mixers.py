@@ -29,11 +29,11 @@ SMALL = {
 FORMS = {
     "focus": [
         {},
-        {"sliding": True, "filters": 2, "heads": 2, "memory_turning": True, "shared_keys": False},
+        {"sliding": True, "filters": 2, "heads": 2, "memory_turning": False, "shared_keys": False},
         {"realisation": "direct", "reset": True, "memory": False},
         {"hypernetwork": "none", "value_dim": 6, "conv_width": 1, "turning": False},
         {"hypernetwork": "long_conv", "taps": 5},
-        {"filters": 0, "chunk_length": 0},
+        {"filters": 0, "chunk_length": 0, "key_dim": 5},
         {"memory": False, "chunk_length": 0},
         {"causal": False},
     ],

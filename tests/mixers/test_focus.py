@@ -151,7 +151,10 @@ def _by_loops(mixer, x):
     key = _short_conv(key, mixer.key_conv.kernel) + mixer.key_conv.bias
     value = functional.silu(_short_conv(value, mixer.value_conv.kernel) + mixer.value_conv.bias)
     coefficients = _coefficients_by_loops(mixer, value)
-    memory = torch.zeros(2, 3, 4, dtype=torch.complex128)
+    memory = torch.zeros(2, 2, 4, dtype=torch.complex128)
+    turns = torch.zeros(1, dtype=x.dtype)
+    if mixer.config.memory_turning:
+        turns = mixer.log_frequency.exp()
     states, outputs = [0j] * 8, []
     for t in range(len(x)):
         filtered = torch.zeros(8, dtype=x.dtype)
@@ -169,15 +172,18 @@ def _by_loops(mixer, x):
             seen = key[t // 8 * 8 : t + 1].unflatten(-1, (-1, 3))[:, look]
             values = value.unflatten(-1, (2, 4))[:, head]
             step = (1 + (pole[t, head] + mixer.step.bias[head]).exp()).log()
-            turned = (-step * mixer.log_rate[head].exp()).exp() + 0j
-            if mixer.config.memory_turning:
-                turned = turned * (1j * torch.pi * pole[t, 2 + head].tanh()).exp()
-            memory[head] = turned * memory[head] + torch.outer(seen[-1], step * values[t])
+            radius = (-step * mixer.log_rate[head].exp()).exp()
+            poles = torch.stack([torch.polar(radius, turns[0]), radius + 0j])
+            product = torch.outer(_pairs(seen[-1]), step * values[t])
+            memory[head] = poles[:, None] * memory[head] + product
             distance = torch.arange(len(seen) - 1, -1, -1)
-            logits = (seen @ q) / 3**0.5 + mixer.position_bias()[look, distance]
+            turned = torch.stack([_pairs(k) for k in seen])
+            turned[:, 0] *= torch.polar(torch.ones(()).double(), distance * turns[0])
+            logits = (turned @ _pairs(q).conj()).real / 3**0.5
+            logits = logits + mixer.position_bias()[look, distance]
             near = logits.softmax(0) @ values[t // 8 * 8 : t + 1]
             heads.append(
-                (q @ memory[head].real)
+                (_pairs(q).conj() @ memory[head]).real
                 + mixer.nearness[head] * near
                 + filtered.unflatten(-1, (2, 4))[head]
                 + mixer.skip[head] * values[t]
@@ -185,6 +191,11 @@ def _by_loops(mixer, x):
         u = torch.cat(heads) * functional.silu(gate[t])
         outputs.append(mixer.norm.weight * u / (u.square().mean() + 1e-5).sqrt())
     return mixer.to_output(torch.stack(outputs))
+
+
+def _pairs(key):
+    """Three channels: a pair that turns, as one complex number, and one that does not."""
+    return torch.stack([torch.complex(key[0], key[1]), key[2] + 0j])
 
 
 def _coefficients_by_loops(mixer, x):

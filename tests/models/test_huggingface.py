@@ -31,7 +31,7 @@ CAUSAL_FORMS = [
     {"hypernetwork": "none"},
     {"hypernetwork": "long_conv", "taps": 12},
     {"memory": False},
-    {"memory_turning": True, "shared_keys": False, "heads": 2},
+    {"memory_turning": False, "shared_keys": False, "heads": 2},
     {"filters": 0, "chunk_length": 0},
 ]
 PUBLISHED_FORMS = [

@@ -16,7 +16,7 @@ FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1}
 FORMS = [
     ("focus", {}),
     ("focus", {"sliding": True, "heads": 2}),
-    ("focus", {"filters": 2, "memory_turning": True, "shared_keys": False}),
+    ("focus", {"filters": 2, "memory_turning": False, "shared_keys": False}),
     ("focus", {"realisation": "direct", "reset": True}),
     ("focus", {"hypernetwork": "none", "memory": False}),
     ("published_focus", {"hypernetwork": "shared_recurrent"}),

@@ -15,6 +15,7 @@ from polewise.layers import ShortConv
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards
 from polewise.ops.taint import clean_and_mark, put_back
+from polewise.ops.turn import turn
 from polewise.options import require_at_least, require_multiple
 
 
@@ -121,7 +122,8 @@ class Attention(nn.Module):
             project(x).unflatten(-1, heads)
             for project in (self.to_query, self.to_key, self.to_value)
         )
-        q, k = self._rotate(q, time), self._rotate(k, time)
+        angle = self._angles(time, q.dtype)
+        q, k = turn(q, angle), turn(k, angle)
         k, v = hide_padding(k, lengths), hide_padding(v, lengths)
         if state is not None:
             k, v = (
@@ -174,12 +176,9 @@ class Attention(nn.Module):
                 f"it ends at {end}."
             )
 
-    def _rotate(self, x: Tensor, time: Tensor) -> Tensor:
-        """Turn pairs of channels by an angle that grows with the position."""
-        half = x.shape[-1] // 2
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        rates = self.config.base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
-        angle = (time[..., None] * rates)[:, :, None]
-        cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        left, right = x[..., :half], x[..., half:]
-        return torch.cat([left * cosine - right * sine, right * cosine + left * sine], -1)
+    def _angles(self, time: Tensor, dtype: torch.dtype) -> Tensor:
+        """How far pairs of channels have turned."""
+        half = self.config.dim // self.config.heads // 2
+        dtype = torch.promote_types(dtype, torch.float32)
+        rates = self.config.base ** (-torch.arange(half, device=time.device, dtype=dtype) / half)
+        return (time[..., None] * rates)[:, :, None]

@@ -6,16 +6,18 @@ For a sequence x, with heads of values that look up one key, or each its own:
     e       = MaxPool(Embed(v)), bin by bin, shifted by one bin     Eq. 1-2    BinFeatures
     poles   = squash(base + MLP(e))                                 Eq. 3      AdaptiveFilters
     vf      = sum over F filters of filter(v, poles of the bin)     Eq. 4-8
-    S[t]    = rho[t] e^{j phi[t]} S[t-1] + step[t] k[t] v[t]^T      ours       associative_filter
+    S[t]    = rho[t] e^{j phi} S[t-1] + step[t] k[t] v[t]^T         ours       associative_filter
     near    = Attention(q, k, v) inside chunks                      Eq. 9-10   chunked_attention
-    y       = Re(q^T S) + a near + vf + d v
+    y       = Re(q^H S) + a near + vf + d v
     output  = W_o RMSNorm(y SiLU(W_g x))                            Eq. 11, 13, the gate from x
 
-So poles are placed twice: for every channel and bin, and for the products of keys and values of
-every head and step, rho = exp(-step rate), where a long step forgets and takes in much. Filters and
-attention begin small and grow where they help. The layer needs no feed-forward beside it: v, the
-gate and W_o are one. It begins as one that recalls: W_k = W_q, keys hold what came just before, and
-a quarter of the heads has W_o = W_v^T, so that what followed a token shows where it comes again.
+So poles are placed twice: for every channel and bin, and for the products of keys and values, where
+two channels of a key are one complex number. Its radius rho = exp(-step rate) is chosen by every
+step for each head: a long step forgets and takes in much. Its angle phi is learned, one a pair, so
+that a key says when as well as what. Filters and attention begin small and grow where they help.
+The layer needs no feed-forward beside it: v, the gate and W_o are one. It begins as one that
+recalls: W_k = W_q, keys hold what came just before, and a quarter of the heads has W_o = W_v^T and
+no skip, so that what followed a token shows where it comes again.
 
 The publication to the letter is `PublishedFocus`; `docs/research.md` says what led from it to this.
 """
@@ -44,6 +46,7 @@ from polewise.layers import (
 from polewise.ops import AttentionState, associative_filter, chunked_attention, gated_norm
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards, associative_state_before
+from polewise.ops.turn import turn
 from polewise.options import require_at_least, require_choice, require_multiple
 
 Hypernetwork = Literal["none", "recurrent", "long_conv"]
@@ -65,13 +68,13 @@ class FocusConfig:
     value_dim: int = 64
     """Channels of a head's values."""
     key_dim: int = 32
-    """Channels of a key."""
+    """Channels of a key; a last odd one does not turn."""
     shared_keys: bool = True
     """All heads look up the same key. False: each its own."""
     memory: bool = True
     """Filter the products of keys and values. Without it nothing is recalled across chunks."""
-    memory_turning: bool = False
-    """Complex poles for those products."""
+    memory_turning: bool = True
+    """Complex poles for those products: pairs of key channels turn. False: real ones."""
     chunk_length: int = 0
     """Tokens that attention sees at once; 0 leaves it out."""
     sliding: bool = False
@@ -149,7 +152,8 @@ class FocusState(NamedTuple):
     features: BinFeaturesState | None
     filter: Float[Tensor, "batch values filters 2"] | None
     attention: AttentionState | None
-    products: Float[Tensor, "batch heads parts key_dim value_dim"] | None
+    products: Float[Tensor, "batch heads 1 key_dim value_dim"] | None
+    """Their filtered sum, seen from a frame that turns as they do."""
 
 
 class Focus(nn.Module):
@@ -160,7 +164,7 @@ class Focus(nn.Module):
     that are asked by what stands alone are ours.
     """
 
-    filter_parameters: ClassVar[tuple[str, ...]] = ("log_rate", "skip", "nearness")
+    filter_parameters: ClassVar[tuple[str, ...]] = ("log_rate", "log_frequency", "skip", "nearness")
 
     def __init__(self, config: FocusConfig) -> None:
         super().__init__()
@@ -171,15 +175,15 @@ class Focus(nn.Module):
         self.key_heads = 1 if config.shared_keys else heads
         looks_up = config.memory or config.chunk_length > 0
         keys = self.key_heads * config.key_dim if looks_up else 0
-        # Queries, keys, values, gate, steps and angles side by side: one product reads x.
-        poles = heads * (1 + config.memory_turning) if config.memory else 0
-        self.parts = [keys, keys, values, values, poles]
+        # Queries, keys, values, gate and steps side by side: one product reads x.
+        self.parts = [keys, keys, values, values, heads if config.memory else 0]
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.key_conv = ShortConv(keys, config.conv_width, bias=True) if looks_up else None
         self.value_conv = ShortConv(values, config.conv_width, bias=True, silu=True)
         self.features: BinFeatures | None = None
         self.filters: AdaptiveFilters | None = None
         self.log_rate: nn.Parameter | None = None
+        self.log_frequency: nn.Parameter | None = None
         self.nearness: nn.Parameter | None = None
         if config.filters:
             if config.hypernetwork != "none":
@@ -199,6 +203,8 @@ class Focus(nn.Module):
         if config.memory:
             self.step = StepSize(heads)
             self.log_rate = nn.Parameter(torch.empty(heads))
+            if config.memory_turning:
+                self.log_frequency = nn.Parameter(torch.empty(config.key_dim // 2))
         if config.chunk_length:
             self.position_bias = PositionBias(
                 self.key_heads, config.chunk_length, causal=config.causal
@@ -226,6 +232,12 @@ class Focus(nn.Module):
             memory = 32 * 256 ** (order / max(heads - 1, 3))
             self.step.start_at(1 / (rate * memory))
             nn.init.constant_(self.log_rate, math.log(rate))
+        if self.log_frequency is not None:
+            # Periods of 4 to 1024 steps.
+            pair = torch.arange(len(self.log_frequency), device=self.log_frequency.device)
+            period = 4 * 256 ** (pair / max(len(pair) - 1, 1))
+            with torch.no_grad():
+                self.log_frequency.copy_((2 * torch.pi / period).log())
         if self.key_conv is not None:
             self._start_with_recall(self.key_conv)
         if self.filters is not None:
@@ -240,9 +252,9 @@ class Focus(nn.Module):
 
         Queries and keys start alike, and a key holds what came up to its convolution's width
         before, so a token finds the places just after its like. A quarter of the heads, of middle
-        memory, hands on what stands there: their output map starts as that of values, turned round.
-        From a start at random both are found late or never: each is worth learning only once the
-        other is there.
+        memory, hands on what stands there and nothing of the present: their output map starts as
+        that of values, transposed. From a start at random both are found late or never: each is
+        worth learning only once the other is there.
         """
         heads, tap = self.config.num_heads, self.config.conv_width**-0.5
         nn.init.constant_(key_conv.kernel, tap)
@@ -253,6 +265,7 @@ class Focus(nn.Module):
         output = self.to_output.weight.unflatten(1, (heads, -1))
         copying = slice(heads // 2, heads // 2 + max(heads // 4, 1))
         output[:, copying] = v[copying].permute(2, 0, 1)
+        self.skip[copying] = 0
 
     def forward(
         self,
@@ -281,6 +294,7 @@ class Focus(nn.Module):
         if self.key_conv is not None:
             k, keys = self.key_conv(k, state.keys if state else None, lengths)
             q, k = (each.unflatten(-1, (self.key_heads, -1)) for each in (q, k))
+            q, k = self._turn(q, k, position, state)
         v, values = self.value_conv(v, state.values if state else None, lengths)
         y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
         near, attention = self._attend(q, k, v, position, lengths, state)
@@ -304,7 +318,7 @@ class Focus(nn.Module):
     ) -> Float[Tensor, "batch bins channels filters 2"]:
         """The filters chosen for every bin of `x`: (decay, angle) in radians a sample for the
         normal form, (a1, a2) for the direct one. Without filters, the poles of the memory: every
-        step is a bin and every head a channel.
+        step is a bin, every head a channel, and every pair of key channels a filter.
 
         Raises:
             ValueError: there is neither.
@@ -316,9 +330,11 @@ class Focus(nn.Module):
             return self.filters.coefficients(v, features)
         if self.log_rate is None:
             raise ValueError("filters must be at least 1, or memory True, to have coefficients.")
-        _, decay, angle = self._poles(pole, self.log_rate)
-        angle = torch.zeros_like(decay) if angle is None else angle.abs()
-        return torch.stack([decay, angle], -1)[..., None, :]
+        _, decay = self._step_and_decay(pole, self.log_rate)
+        angle = decay.new_zeros(-(-self.config.key_dim // 2))
+        if self.log_frequency is not None:
+            angle[: len(self.log_frequency)] = _between_0_and_pi(self.log_frequency.exp())
+        return torch.stack(torch.broadcast_tensors(decay[..., None], angle), -1)
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, -1))
@@ -335,6 +351,21 @@ class Focus(nn.Module):
         position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         return position if self.shards is None else position + self.shards.rank * x.shape[1]
 
+    def _turn(
+        self, q: Tensor, k: Tensor, position: Tensor, state: FocusState | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys as seen from the frame that turns as the products do."""
+        if self.log_frequency is None:
+            return q, k
+        if state is None:
+            position = position[:1]  # one clock for all rows
+        time = position[:, None] + torch.arange(q.shape[1], device=q.device)
+        # The millionth step has turned by a million angles: float32 would be wrong by 0.1 rad.
+        wide = torch.float32 if q.device.type == "mps" else torch.float64
+        angle = -time[..., None].to(wide) * self.log_frequency.to(wide).exp()
+        angle = angle.remainder(2 * torch.pi).to(torch.promote_types(q.dtype, torch.float32))
+        return turn(q, angle[:, :, None]), turn(k, angle[:, :, None])
+
     def _recall(
         self,
         q: Tensor,
@@ -347,31 +378,25 @@ class Focus(nn.Module):
         """What the queries read from the filtered products of keys and values, and the skip."""
         if self.log_rate is None:
             return self.skip[:, None].to(v.dtype) * v, None
-        step, decay, angle = self._poles(pole, self.log_rate)
+        step, decay = self._step_and_decay(pole, self.log_rate)
         before = state.products if state else None
         if self.shards is not None:
-            before = associative_state_before(k, v, decay, angle, step, self.shards)
+            before = associative_state_before(k, v, decay, step, self.shards)
         y, products = associative_filter(
-            q, k, v, decay, angle, step=step, skip=self.skip, lengths=lengths, state=before
+            q, k, v, decay, step=step, skip=self.skip, lengths=lengths, state=before
         )
         if not self.causal:
             q, k, v, decay, step = (
                 hide_padding(part, lengths).flip(1) for part in (q, k, v, decay, step)
             )
-            angle = None if angle is None else hide_padding(angle, lengths).flip(1)
-            reverse, _ = associative_filter(q, k, v, decay, angle, step=step)
+            reverse, _ = associative_filter(q, k, v, decay, step=step)
             y = y + reverse.flip(1)
         return y, products
 
-    def _poles(self, pole: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Step, decay in (0, 1) and, if the poles turn, angle in (-pi, pi), of every step and head,
-        in float32 or wider."""
-        heads = self.config.num_heads
-        step = self.step(pole[..., :heads])
-        decay = (-step * log_rate.to(step.dtype).exp()).exp()
-        if not self.config.memory_turning:
-            return step, decay, None
-        return step, decay, torch.pi * pole[..., heads:].to(step.dtype).tanh()
+    def _step_and_decay(self, pole: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Step, and decay in (0, 1), of every step and head, in float32 or wider."""
+        step = self.step(pole)
+        return step, (-step * log_rate.to(step.dtype).exp()).exp()
 
     def _attend(
         self,
@@ -427,6 +452,11 @@ class Focus(nn.Module):
             raise ValueError(
                 f"state must come from a mixer with {config.filters} filters; got one of {found}."
             )
+
+
+def _between_0_and_pi(frequency: Tensor) -> Tensor:
+    """The angle of the pole, of a conjugate pair, in the upper half plane."""
+    return torch.polar(torch.ones_like(frequency), frequency).angle().abs()
 
 
 def _bin_features(config: FocusConfig) -> BinFeatures:

@@ -14,8 +14,8 @@ For a sequence x, with H heads of P channels and a state of N x P numbers in eac
 R[t] turns pairs of the state's N channels: two real numbers are one complex one, and decay and
 angle its pole. `lam` weighs the token against the one before (the trapezoidal rule).
 
-Turning the state forwards is turning B and C backwards by the sum of all angles so far, so the
-recursion runs as an associative filter with real poles.
+B and C are turned in place of the state, so the recursion runs as an associative filter with real
+poles.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch.nn import functional
 from polewise.layers import RmsNorm, StepSize
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding, newest
+from polewise.ops.turn import turn
 from polewise.options import heads_for, require_at_least, require_multiple
 
 SLOWEST = 1e-4
@@ -181,8 +182,8 @@ def _filter(
     entered = k.new_zeros(batch, 1, heads)
     turned = angle.cumsum(1)
     y, products = associative_filter(
-        _turn(q, -turned),
-        _one_late(state.key, _turn(k, -turned)),
+        turn(q, -turned),
+        _one_late(state.key, turn(k, -turned)),
         _one_late(state.value, v),
         decay,
         step=decay * (_one_late(entered, now) + late),
@@ -192,18 +193,10 @@ def _filter(
     y = y + (now * (q * k).sum(-1))[..., None] * v
     key, value = newest(state.key, k, lengths), newest(state.value, v, lengths)
     # Back from the turned frame; then the newest product joins.
-    products = _turn(products.transpose(-1, -2), angle.sum(1)[:, :, None, None]).transpose(-1, -2)
+    products = turn(products.transpose(-1, -2), angle.sum(1)[:, :, None, None]).transpose(-1, -2)
     last = newest(entered, now, lengths)[..., None] * value
     products = products + key[:, 0, :, None, :, None] * last[:, 0, :, None, None, :]
     return y, Mamba3State(key, value, products)
-
-
-def _turn(x: Tensor, angle: Tensor) -> Tensor:
-    """The first channels as real and imaginary parts, turned; the others as they are."""
-    pairs = angle.shape[-1]
-    real, imag, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], -1)
-    cosine, sine = angle.cos(), angle.sin()
-    return torch.cat([cosine * real - sine * imag, sine * real + cosine * imag, rest], -1)
 
 
 def _one_late(before: Tensor, x: Tensor) -> Tensor:

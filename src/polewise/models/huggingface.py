@@ -51,7 +51,7 @@ class PolewisePreTrainedModel(PreTrainedModel):
     # What decides a pole stays float32 in a half-precision model: bfloat16 has no number
     # between 1 - 2^-8 and 1.
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
-        "base", "logit", "step", "damping", "log_step", "log_rate", "frequency",
+        "base", "logit", "step", "damping", "log_step", "log_rate", "frequency", "log_frequency",
     ]  # fmt: skip
 
     @torch.no_grad()

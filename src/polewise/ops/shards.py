@@ -145,20 +145,14 @@ def associative_state_before(
     k: Float[Tensor, "batch length heads key_dim"],
     v: Float[Tensor, "batch length heads value_dim"],
     decay: Float[Tensor, "batch length heads"],
-    angle: Float[Tensor, "batch length heads"] | None,
     step: Float[Tensor, "batch length heads"],
     shards: Shards,
-) -> Float[Tensor, "batch heads parts key_dim value_dim"]:
-    """The state of `associative_filter` before this piece: its own size a process, and a pole."""
-    _, end = associative_filter(k, k, v, decay, angle, step=step)
-    radius = decay.to(end.dtype).clamp(min=1e-30).log().sum(1).exp()[..., None, None, None]
-    if angle is None:
-        return shards.state_before(radius, end, _scale_and_add)
-    turn = angle.to(end.dtype).sum(1)[..., None, None]
-    radius = radius[..., 0]
-    transition = torch.stack([radius * turn.cos(), radius * turn.sin()], -1)
-    before = shards.state_before(transition, end.movedim(2, -1), _turn_and_add)
-    return before.movedim(-1, 2)
+) -> Float[Tensor, "batch heads 1 key_dim value_dim"]:
+    """The state of `associative_filter` before this piece, with real poles: its own size a process,
+    and a pole."""
+    _, end = associative_filter(k, k, v, decay, step=step)
+    pole = decay.to(end.dtype).clamp(min=1e-30).log().sum(1).exp()[..., None, None, None]
+    return shards.state_before(pole, end, _scale_and_add)
 
 
 def _scale_and_add(transition: Tensor, state: Tensor, end: Tensor) -> Tensor:

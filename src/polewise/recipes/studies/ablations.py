@@ -33,7 +33,7 @@ def ablations(size: Size) -> Study:
     }
     parts: dict[str, dict[str, Any]] = {
         "focus": {},
-        "turning": {"memory_turning": True},
+        "no-turning": {"memory_turning": False},
         "own-keys": {"shared_keys": False},
         "no-convolution": {"conv_width": 1},
         "sliding": {"chunk_length": 64, "sliding": True},
