@@ -6,7 +6,7 @@ Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequen
            PolewiseForForecasting, PolewiseCache (with the extra `models`), Backbone,
            BackboneConfig and generate in plain torch
 Ops        direct_form_filter, normal_form_filter, associative_filter, gated_filter,
-           long_conv, short_conv, chunked_attention, gated_norm, circular_filter
+           long_conv, short_conv, chunked_attention, gated_norm, turn, circular_filter
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
 States     polewise.states: select_batch, detach, to, num_bytes, save, load
 Processes  shard_sequence, whole_sequence: one long sequence split over many
@@ -57,6 +57,7 @@ from polewise.ops import (
     long_conv,
     normal_form_filter,
     short_conv,
+    turn,
 )
 
 __version__ = "0.1.0"
@@ -111,6 +112,7 @@ __all__ = [
     "shard_sequence",
     "short_conv",
     "states",
+    "turn",
     "whole_sequence",
     *_MODELS,
 ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polewise.mixers import AttentionConfig
+from polewise.ops import turn
 
 
 def test_it_is_the_attention_of_llama():
@@ -39,7 +40,8 @@ def test_in_float64_only_distances_count_however_far_the_sequence_is():
 
     def products(start):
         time = start + torch.arange(5)[None]
-        return mixer._rotate(q, time)[0, :, 0] @ mixer._rotate(k, time)[0, :, 0].T
+        angle = mixer._angles(time, q.dtype)
+        return turn(q, angle)[0, :, 0] @ turn(k, angle)[0, :, 0].T
 
     torch.testing.assert_close(products(1_000_000), products(0), rtol=1e-8, atol=1e-8)
 

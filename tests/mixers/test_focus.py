@@ -124,6 +124,14 @@ def test_rows_longer_than_their_segment_end_with_it():
         assert torch.equal(ours, theirs)
 
 
+def test_only_distances_count_however_far_the_sequence_is():
+    torch.manual_seed(0)
+    mixer, x = FocusConfig(dim=8, heads=2).build(), torch.randn(1, 40, 8)
+    _, start = mixer(x[:, :0])
+    late = start._replace(position=start.position + 1_000_000)
+    torch.testing.assert_close(mixer(x, late)[0], mixer(x)[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("shared_keys", [True, False])
 @pytest.mark.parametrize("turning", [True, False])
 def test_focus_is_its_equations_step_by_step(shared_keys, turning):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import ShortConv
+from polewise.ops import turn
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards
 from polewise.ops.taint import clean_and_mark, put_back
-from polewise.ops.turn import turn
 from polewise.options import require_at_least, require_multiple
 
 

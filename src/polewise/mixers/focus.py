@@ -43,10 +43,9 @@ from polewise.layers import (
     ShortConv,
     StepSize,
 )
-from polewise.ops import AttentionState, associative_filter, chunked_attention, gated_norm
+from polewise.ops import AttentionState, associative_filter, chunked_attention, gated_norm, turn
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards, associative_state_before
-from polewise.ops.turn import turn
 from polewise.options import require_at_least, require_choice, require_multiple
 
 Hypernetwork = Literal["none", "recurrent", "long_conv"]

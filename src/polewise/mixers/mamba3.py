@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import RmsNorm, StepSize
-from polewise.ops import associative_filter
+from polewise.ops import associative_filter, turn
 from polewise.ops.padding import hide_padding, newest
-from polewise.ops.turn import turn
 from polewise.options import heads_for, require_at_least, require_multiple
 
 SLOWEST = 1e-4

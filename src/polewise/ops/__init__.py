@@ -1,8 +1,9 @@
 """The mathematics: tensors in, tensors out.
 
-Every op but two returns `(y, state)` and obeys one rule: a sequence cut anywhere, its pieces run
+Every op but three returns `(y, state)` and obeys one rule: a sequence cut anywhere, its pieces run
 one after another with the returned state, gives the outputs and the state of one pass. `gated_norm`
-looks at single steps and has no state; `circular_filter`, the published formula, is for study.
+and `turn` look at single steps and have no state; `circular_filter`, the published formula, is for
+study.
 """
 
 from polewise.ops.associative_filter import associative_filter
@@ -14,6 +15,7 @@ from polewise.ops.gated_norm import gated_norm
 from polewise.ops.long_conv import KernelSpectrum, long_conv
 from polewise.ops.normal_form import normal_form_filter
 from polewise.ops.short_conv import short_conv
+from polewise.ops.turn import turn
 
 __all__ = [
     "AttentionState",
@@ -27,4 +29,5 @@ __all__ = [
     "long_conv",
     "normal_form_filter",
     "short_conv",
+    "turn",
 ]

@@ -27,6 +27,9 @@ WIDTH = 64
 """Columns of the state that are filtered together. A number known to the compiler: its loops over
 columns become straight code, where short ones of unknown length would be mostly ends."""
 
+WINDOW = 512
+"""Steps whose gradients of a key that heads share are held head by head, until they are summed."""
+
 
 def forward(
     q: Tensor,
@@ -60,21 +63,30 @@ def backward(
     starts: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, step, pole, skip and the first state."""
-    # One head for each of v: units of different heads run at once.
-    by_query, by_key = (fresh(k.expand(-1, -1, v.shape[2], -1)) for _ in range(2))
-    grad_v = fresh(v)
+    size, segments, heads = segment_length(grad_last), starts.shape[2], v.shape[2]
+    grad_q, grad_k, grad_v = fresh(q), fresh(k), fresh(v)
     grad_step, grad_pole = (torch.empty(like.shape, dtype=v.dtype) for like in (step, pole))
     grad_skip = torch.zeros(v.shape[0], len(skip), dtype=v.dtype)
-    grad_state = torch.empty(grad_last.shape, dtype=grad_last.dtype)
-    run_heads(
-        _backward, v, array(grad_y), array(grad_last), array(q), array(k), array(v), array(step),
-        array(pole), copied(skip), array(starts), by_query.numpy(), by_key.numpy(),
-        grad_v.numpy(), grad_step.numpy(), grad_pole.numpy(), grad_skip.numpy(),
-        grad_state.numpy(), segment_length(grad_last),
+    grad_state = grad_last.clone(memory_format=torch.contiguous_format)
+    # Units of different heads run at once, so each has gradients of its own to write.
+    shared = k.shape[2] < heads
+    window = WINDOW // size if shared else max(segments, 1)
+    by_query, by_key = grad_q, grad_k
+    if shared:
+        wide = k[:, : window * size].expand(-1, -1, heads, -1)
+        by_query, by_key = fresh(wide), fresh(wide)
+    arrays = (
+        *(array(each) for each in (grad_y, q, k, v, step, pole)), copied(skip), array(starts),
+        *(each.numpy() for each in (by_query, by_key, grad_v, grad_step, grad_pole)),
+        grad_skip.numpy(), grad_state.numpy(),
     )  # fmt: skip
-    grad_q, grad_k = (
-        each if each.shape == k.shape else each.sum(2, keepdim=True) for each in (by_query, by_key)
-    )
+    for stop in range(segments, 0, -window):
+        start = max(stop - window, 0)
+        run_heads(_backward, v, *arrays, size, start, stop)
+        if shared:
+            for grad, by_head in ((grad_q, by_query), (grad_k, by_key)):
+                part = grad[:, start * size : stop * size]
+                torch.sum(by_head[:, : part.shape[1]], 2, keepdim=True, out=part)
     return grad_q, grad_k, grad_v, grad_step, grad_pole, grad_skip.sum(0), grad_state
 
 
@@ -118,13 +130,15 @@ def _forward(q, k, v, step, pole, skip, state, y, last, starts, segment_length, 
 
 @compiled
 def _backward(
-    grad_y, grad_last, q, k, v, step, pole, skip, starts, grad_q, grad_k, grad_v, grad_step,
-    grad_pole, grad_skip, grad_state, segment_length, first, stop,
+    grad_y, q, k, v, step, pole, skip, starts, grad_q, grad_k, grad_v, grad_step, grad_pole,
+    grad_skip, grad_state, segment_length, first_segment, stop_segment, first, stop,
 ):  # fmt: skip
     """Segment by segment, the last one first: along time the states and what they say about the
-    queries, then against time the gradient of the state."""
+    queries, then against time the gradient of the state. `grad_q` and `grad_k` begin with the first
+    of these segments, and `grad_state` goes from behind the last of them to before the first."""
     length, heads, value_dim = v.shape[1:]
-    parts, key_dim = grad_last.shape[2:4]
+    parts, key_dim = grad_state.shape[2:4]
+    begin, end = first_segment * segment_length, min(stop_segment * segment_length, length)
     future = np.empty((parts, key_dim, WIDTH), v.dtype)
     held = np.empty((segment_length + 1, parts, key_dim, WIDTH), v.dtype)
     queries = np.empty((segment_length, key_dim), v.dtype)
@@ -135,13 +149,13 @@ def _backward(
     for unit in range(first, stop):
         row, head = unit // heads, unit % heads
         pair = head % q.shape[2]
-        for t in range(length):
-            grad_q[row, t, head], grad_k[row, t, head] = 0, 0
+        for t in range(begin, end):
+            grad_q[row, t - begin, head], grad_k[row, t - begin, head] = 0, 0
             grad_step[row, t, head], grad_pole[row, t, head] = 0, 0
         for low in range(0, value_dim, WIDTH):
             future[:], held[0], values[:], grads[:] = 0, 0, 0, 0
-            _copy_columns(grad_last[row, head], low, future, 0)
-            for segment in range(starts.shape[2] - 1, -1, -1):
+            _copy_columns(grad_state[row, head], low, future, 0)
+            for segment in range(stop_segment - 1, first_segment - 1, -1):
                 start = segment * segment_length
                 steps = min(segment_length, length - start)
                 _copy_columns(starts[row, head, segment], low, held[0], 0)
@@ -154,7 +168,7 @@ def _backward(
                     grad_skip[row, head] += _product(grads[n], values[n])
                     _scale(values[n], step[row, start + n, head])
                     before, after, poles = held[n], held[n + 1], pole[row, start + n, head]
-                    grad_q_t = grad_q[row, start + n, head]
+                    grad_q_t = grad_q[row, start - begin + n, head]
                     if parts == 1:
                         _recall(
                             before[0], after[0], poles[0], keys[n], values[n], grads[n], grad_q_t
@@ -170,7 +184,7 @@ def _backward(
                         pole[row, start + n, head],
                         grad_pole[row, start + n, head],
                     )
-                    grad_k_t = grad_k[row, start + n, head]
+                    grad_k_t = grad_k[row, start - begin + n, head]
                     if parts == 1:
                         _retreat(
                             future[0], before[0], poles[0], queries[n], keys[n], values[n],

@@ -1,27 +1,133 @@
-"""Pairs of channels as complex numbers, turned by an angle: rotary positions, poles that turn.
+"""Pairs of channels as complex numbers, turned: rotary positions, poles that turn.
 
-Turning what is asked and what is kept by the sum of all angles so far is turning the memory itself,
-step by step: e^{j (theta[t] - theta[s])} stands between them. So a memory with complex poles runs
-as one with real poles.
+y[i] + j y[n + i] = e^{j angle[i]} (x[i] + j x[n + i])
+
+Turning what is asked and what is kept, each by the sum of all angles so far, is turning the memory
+between them: e^{j (theta[t] - theta[s])} is what is left of both. So a memory with complex poles
+runs as one with real poles.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polewise.ops._checks import refuse_second_derivative, usable_backend
+
 
 def turn(
-    x: Float[Tensor, "*shape channels"], angle: Float[Tensor, "*#shape pairs"]
+    x: Float[Tensor, "*shape channels"],
+    angle: Float[Tensor, "*#shape pairs"],
+    *,
+    backend: Literal["torch", "cpu"] | None = None,
 ) -> Float[Tensor, "*shape channels"]:
-    r"""$y_i + j y_{n+i} = e^{j \theta_i} (x_i + j x_{n+i})$ for the first $2n$ channels.
+    r"""Turn pairs of channels.
+
+    $$ y_i + j\,y_{n+i} = e^{j \theta_i} (x_i + j\,x_{n+i}), \qquad i < n $$
 
     Args:
         x: channels last. Those after the first $2n$ come back as they are.
         angle: $\theta$ in radians for each of $n$ pairs, in a dtype that holds it well.
+        backend: "torch" is the equation in tensor operations; "cpu" compiled loops, which keep
+            nothing but `y`, for sequences (batch, length, heads, channels) in float32 and angles
+            (1 or batch, length, 1 or heads, pairs). None takes the fastest that can.
+
+    Returns:
+        y: like `x`, in its dtype.
+
+    Raises:
+        ValueError: there are fewer channels than `angle` turns, or the backend cannot run here.
+
+    Source:
+        Su et al. 2021 (rotary positions), who turn by multiples of the position.
     """
+    if 2 * angle.shape[-1] > x.shape[-1]:
+        raise ValueError(
+            f"x must have at least 2 * pairs = {2 * angle.shape[-1]} channels; got {x.shape[-1]}."
+        )
+    return _BACKENDS[_backend(backend, x, angle)](x, angle)
+
+
+def _backend(backend: str | None, x: Tensor, angle: Tensor) -> str:
+    fits = (
+        x.dtype == angle.dtype == torch.float32
+        and x.ndim == angle.ndim == 4
+        and angle.shape[0] in (1, x.shape[0])
+        and angle.shape[1] == x.shape[1]
+        and angle.shape[2] in (1, x.shape[2])
+    )
+    if backend is None and (not fits or x.shape[1] <= 1):
+        return "torch"
+    name = usable_backend(backend, tuple(_BACKENDS), x, triton=False)
+    if name == "cpu" and not fits:
+        raise ValueError(
+            "backend 'cpu' must have float32 x, (batch, length, heads, channels), and angle, (1 or "
+            f"batch, length, 1 or heads, pairs); got {x.dtype} {tuple(x.shape)} and {angle.dtype} "
+            f"{tuple(angle.shape)}. Use None."
+        )
+    return name
+
+
+def _by_tensors(x: Tensor, angle: Tensor) -> Tensor:
     pairs = angle.shape[-1]
     cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     real, imag, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], -1)
     return torch.cat([real * cosine - imag * sine, imag * cosine + real * sine, rest], -1)
+
+
+def _compiled(x: Tensor, angle: Tensor) -> Tensor:
+    return _forward_op(x, angle)
+
+
+_BACKENDS = {"torch": _by_tensors, "cpu": _compiled}
+
+
+@torch.library.custom_op(
+    "polewise::turn_forward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor angle) -> Tensor",
+)
+def _forward_op(x: Tensor, angle: Tensor) -> Tensor:
+    from polewise.ops._turn_cpu import forward  # numba takes half a second to import
+
+    return forward(x, angle)
+
+
+@_forward_op.register_fake
+def _(x, angle):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op(
+    "polewise::turn_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_y, Tensor y, Tensor angle) -> (Tensor, Tensor)",
+)
+def _backward_op(grad_y: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    from polewise.ops._turn_cpu import backward
+
+    return backward(grad_y, y, angle)
+
+
+@_backward_op.register_fake
+def _(grad_y, y, angle):
+    return y.new_empty(y.shape), angle.new_empty(angle.shape)
+
+
+_backward_op.register_autograd(refuse_second_derivative)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(output, inputs[1])
+
+
+def _backward(ctx, grad_y):
+    return _backward_op(grad_y, *ctx.saved_tensors)
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
