@@ -71,8 +71,10 @@ def draw_poles(path: Path, placed: PlacedFilters) -> Path:
     axes.plot(circle.real, circle.imag, color="0.6", linewidth=0.8)
     poles = placed.poles[0].flatten(1).numpy()
     bins, num = poles.shape
-    shown = poles[:, _evenly(num, max(_MOST_POINTS // bins, 1))]
-    colours = np.broadcast_to(np.arange(bins)[:, None], shown.shape)
+    filters = _evenly(num, _MOST_POINTS)
+    times = _evenly(bins, max(_MOST_POINTS // len(filters), 1))
+    shown = poles[np.ix_(times, filters)]
+    colours = np.broadcast_to(times[:, None], shown.shape)
     drawn = axes.scatter(
         shown.real, np.abs(shown.imag), c=colours, s=6, cmap="viridis", linewidths=0, alpha=0.7
     )
@@ -84,9 +86,9 @@ def draw_poles(path: Path, placed: PlacedFilters) -> Path:
     axes.set_ylabel("imaginary part")
     caption = (
         f"Poles that {placed.name} places for one held-out sequence: {num} filters in each of "
-        f"{bins} bins (colour). The distance from 0 is the decay per sample (median "
-        f"{np.median(np.abs(poles)):.3f}), the angle 2 pi times the frequency; conjugates are not "
-        "drawn."
+        f"{bins} bins (colour), {len(filters)} in {len(times)} of them drawn. The distance from 0 "
+        f"is the decay per sample (median {np.median(np.abs(poles)):.3f}), the angle 2 pi times "
+        "the frequency; conjugates are not drawn."
     )
     return _write(figure, path, caption)
 
