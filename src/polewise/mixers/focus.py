@@ -363,7 +363,8 @@ class Focus(nn.Module):
         wide = torch.float32 if q.device.type == "mps" else torch.float64
         angle = -time[..., None].to(wide) * self.log_frequency.to(wide).exp()
         angle = angle.remainder(2 * torch.pi).to(torch.promote_types(q.dtype, torch.float32))
-        return turn(q, angle[:, :, None]), turn(k, angle[:, :, None])
+        q, k = turn(torch.cat([q, k], 2), angle[:, :, None]).split(self.key_heads, 2)
+        return q, k
 
     def _recall(
         self,
