@@ -39,6 +39,7 @@ def forward(
     pole: Tensor,
     skip: Tensor,
     state: Tensor,
+    key_head: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the state where every segment starts."""
     size = segment_length(state)
@@ -46,7 +47,7 @@ def forward(
     starts = fresh(state[:, :, None].expand(-1, -1, -(-v.shape[1] // size), -1, -1, -1))
     run_heads(
         _forward, v, array(q), array(k), array(v), array(step), array(pole), copied(skip),
-        array(state), y.numpy(), last.numpy(), starts.numpy(), size,
+        array(state), np.array(key_head, np.int64), y.numpy(), last.numpy(), starts.numpy(), size,
     )  # fmt: skip
     return y, last, starts
 
@@ -61,6 +62,7 @@ def backward(
     pole: Tensor,
     skip: Tensor,
     starts: Tensor,
+    key_head: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, step, pole, skip and the first state."""
     size, segments, heads = segment_length(grad_last), starts.shape[2], v.shape[2]
@@ -69,14 +71,15 @@ def backward(
     grad_skip = torch.zeros(v.shape[0], len(skip), dtype=v.dtype)
     grad_state = grad_last.clone(memory_format=torch.contiguous_format)
     # Units of different heads run at once, so each has gradients of its own to write.
-    shared = k.shape[2] < heads
+    shared = key_head != list(range(k.shape[2]))
     window = WINDOW // size if shared else max(segments, 1)
     by_query, by_key = grad_q, grad_k
     if shared:
-        wide = k[:, : window * size].expand(-1, -1, heads, -1)
+        wide = k[:, : window * size, :1].expand(-1, -1, heads, -1)
         by_query, by_key = fresh(wide), fresh(wide)
     arrays = (
         *(array(each) for each in (grad_y, q, k, v, step, pole)), copied(skip), array(starts),
+        np.array(key_head, np.int64),
         *(each.numpy() for each in (by_query, by_key, grad_v, grad_step, grad_pole)),
         grad_skip.numpy(), grad_state.numpy(),
     )  # fmt: skip
@@ -85,13 +88,17 @@ def backward(
         run_heads(_backward, v, *arrays, size, start, stop)
         if shared:
             for grad, by_head in ((grad_q, by_query), (grad_k, by_key)):
-                part = grad[:, start * size : stop * size]
-                torch.sum(by_head[:, : part.shape[1]], 2, keepdim=True, out=part)
+                part = grad[:, start * size : stop * size].zero_()
+                part.index_add_(
+                    2, torch.tensor(key_head, dtype=torch.int64), by_head[:, : part.shape[1]]
+                )
     return grad_q, grad_k, grad_v, grad_step, grad_pole, grad_skip.sum(0), grad_state
 
 
 @compiled
-def _forward(q, k, v, step, pole, skip, state, y, last, starts, segment_length, first, stop):
+def _forward(
+    q, k, v, step, pole, skip, state, key_head, y, last, starts, segment_length, first, stop
+):
     length, heads, value_dim = v.shape[1:]
     parts, key_dim = state.shape[2:4]
     now = np.empty((parts, key_dim, WIDTH), v.dtype)
@@ -101,7 +108,7 @@ def _forward(q, k, v, step, pole, skip, state, y, last, starts, segment_length, 
     out = np.empty((segment_length, WIDTH), v.dtype)
     for unit in range(first, stop):
         row, head = unit // heads, unit % heads
-        pair = head % q.shape[2]
+        pair = key_head[head]
         for low in range(0, value_dim, WIDTH):
             now[:], values[:] = 0, 0  # beyond the last column they stay so
             _copy_columns(state[row, head], low, now, 0)
@@ -130,8 +137,8 @@ def _forward(q, k, v, step, pole, skip, state, y, last, starts, segment_length, 
 
 @compiled
 def _backward(
-    grad_y, q, k, v, step, pole, skip, starts, grad_q, grad_k, grad_v, grad_step, grad_pole,
-    grad_skip, grad_state, segment_length, first_segment, stop_segment, first, stop,
+    grad_y, q, k, v, step, pole, skip, starts, key_head, grad_q, grad_k, grad_v, grad_step,
+    grad_pole, grad_skip, grad_state, segment_length, first_segment, stop_segment, first, stop,
 ):  # fmt: skip
     """Segment by segment, the last one first: along time the states and what they say about the
     queries, then against time the gradient of the state. `grad_q` and `grad_k` begin with the first
@@ -146,9 +153,10 @@ def _backward(
     values = np.zeros((segment_length, WIDTH), v.dtype)
     grads = np.zeros((segment_length, WIDTH), v.dtype)
     out = np.empty((segment_length, WIDTH), v.dtype)
+    line = np.empty(WIDTH, v.dtype)
     for unit in range(first, stop):
         row, head = unit // heads, unit % heads
-        pair = head % q.shape[2]
+        pair = key_head[head]
         for t in range(begin, end):
             grad_q[row, t - begin, head], grad_k[row, t - begin, head] = 0, 0
             grad_step[row, t, head], grad_pole[row, t, head] = 0, 0
@@ -185,7 +193,12 @@ def _backward(
                         grad_pole[row, start + n, head],
                     )
                     grad_k_t = grad_k[row, start - begin + n, head]
-                    if parts == 1:
+                    if poles.size == 1:
+                        _retreat_together(
+                            future[0], before[0], poles[0], queries[n], keys[n], values[n],
+                            grads[n], grad_k_t, out[n], by_pole[0], line,
+                        )  # fmt: skip
+                    elif parts == 1:
                         _retreat(
                             future[0], before[0], poles[0], queries[n], keys[n], values[n],
                             grads[n], grad_k_t, out[n], by_pole[0],
@@ -319,6 +332,27 @@ def _retreat(future, before, decay, q, k, v, grad_y, grad_k, grad_v, grad_decay)
             grad_v[c] += key * grad
             row[c] = kept * grad
         grad_k[i], grad_decay[at] = by_key, by_decay
+
+
+@vectorised
+def _retreat_together(future, before, decay, q, k, v, grad_y, grad_k, grad_v, grad_decay, line):
+    """The same where all keys share a pole. Its gradient is summed over keys in a line, column by
+    column, and over columns once: with two sums in the inner loop it takes twice as long."""
+    kept, total = decay[0], grad_decay[0]
+    for c in range(WIDTH):
+        line[c] = 0
+    for i in range(len(k)):
+        row, old, query, key, by_key = future[i], before[i], q[i], k[i], grad_k[i]
+        for c in range(WIDTH):
+            grad = row[c] + query * grad_y[c]
+            by_key += grad * v[c]
+            line[c] += grad * old[c]
+            grad_v[c] += key * grad
+            row[c] = kept * grad
+        grad_k[i] = by_key
+    for c in range(WIDTH):
+        total += line[c]
+    grad_decay[0] = total
 
 
 @vectorised
