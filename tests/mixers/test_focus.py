@@ -163,6 +163,7 @@ def _by_loops(mixer, x):
     turns = torch.zeros(1, dtype=x.dtype)
     if mixer.config.memory_turning:
         turns = mixer.log_frequency.exp()
+    still = [False, True]  # the second of two heads begins as a copy: its products do not turn
     states, outputs = [0j] * 8, []
     for t in range(len(x)):
         filtered = torch.zeros(8, dtype=x.dtype)
@@ -181,7 +182,8 @@ def _by_loops(mixer, x):
             values = value.unflatten(-1, (2, 4))[:, head]
             step = (1 + (pole[t, head] + mixer.step.bias[head]).exp()).log()
             radius = (-step * mixer.log_rate[head].exp()).exp()
-            poles = torch.stack([torch.polar(radius, turns[0]), radius + 0j])
+            turn = 0 * turns[0] if still[head] else turns[0]
+            poles = torch.stack([torch.polar(radius, turn), radius + 0j])
             product = torch.outer(_pairs(seen[-1]), step * values[t])
             memory[head] = poles[:, None] * memory[head] + product
             distance = torch.arange(len(seen) - 1, -1, -1)

@@ -142,8 +142,9 @@ def test_the_registered_op_passes_opcheck(turning, pairs, poles):
     q, k = draw.normal(2, 70, pairs, 4), draw.normal(2, 70, pairs, 4)
     v, pole = draw.normal(2, 70, 2, 3), 0.7 * draw.uniform(2, 70, 2, 1 + turning, poles)
     step, skip = draw.uniform(2, 70, 2), draw.normal(2)
-    arguments = (q, k, v, step, pole, skip, draw.normal(2, 2, 1 + turning, 4, 3))
-    torch.library.opcheck(filtered_products, [t.requires_grad_() for t in arguments])
+    arguments = [q, k, v, step, pole, skip, draw.normal(2, 2, 1 + turning, 4, 3)]
+    key_head = [0, pairs - 1]
+    torch.library.opcheck(filtered_products, (*(t.requires_grad_() for t in arguments), key_head))
 
 
 @pytest.mark.parametrize("turning", [False, True])
@@ -160,6 +161,19 @@ def test_one_head_of_queries_and_keys_is_that_of_all(turning, length):
     for each in shared:
         for ours, definition in zip(each, expected, strict=True):
             torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference", None])
+@pytest.mark.parametrize("key_head", [[1, 0], [1, 1]])
+@pytest.mark.parametrize("length", [1, 100, 1100])
+def test_heads_look_up_with_the_keys_they_are_given(length, key_head, backend):
+    (q, k, *others), state = products(length, turning=False)
+    results = []
+    for pairs, looks in (((q, k), key_head), ((q[:, :, key_head], k[:, :, key_head]), None)):
+        y, end = associative_filter(*pairs, *others, state=state, key_head=looks, backend=backend)
+        results.append((y, end, *all_gradients(y, end, [q, k, *others, state])))
+    for ours, definition in zip(*results, strict=True):
+        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
@@ -386,6 +400,10 @@ def test_the_published_filter_is_a_circular_correlation_with_the_response():
         (
             lambda q: associative_filter(q, q, q[:, :, :1].expand(-1, -1, 3, -1), q[..., 0]),
             "q and k must have the 3 heads of v, or one for all; got 2",
+        ),
+        (
+            lambda q: associative_filter(q, q, q, q[..., 0], key_head=[0, 2]),
+            r"key_head must have a number from 0 to 1, .* for each of 2 heads; got \[0, 2\]",
         ),
         (lambda q: associative_filter(q, q, q, q[..., 0], state=q), "state must have shape"),
         (lambda q: long_conv(q[0], q[0, :0, 0]), "kernel must have at least 1 tap"),

@@ -16,8 +16,8 @@ two channels of a key are one complex number. Its radius rho = exp(-step rate) i
 step for each head: a long step forgets and takes in much. Its angle phi is learned, one a pair, so
 that a key says when as well as what. Filters and attention begin small and grow where they help.
 The layer needs no feed-forward beside it: v, the gate and W_o are one. It begins as one that
-recalls: W_k = W_q, keys hold what came just before, and a quarter of the heads has W_o = W_v^T and
-no skip, so that what followed a token shows where it comes again.
+recalls: W_k = W_q, keys hold what came just before, and a quarter of the heads has W_o = W_v^T, no
+skip and phi = 0, so that what followed a token shows where it comes again, however far that is.
 
 The publication to the letter is `PublishedFocus`; `docs/research.md` says what led from it to this.
 """
@@ -73,7 +73,8 @@ class FocusConfig:
     memory: bool = True
     """Filter the products of keys and values. Without it nothing is recalled across chunks."""
     memory_turning: bool = True
-    """Complex poles for those products: pairs of key channels turn. False: real ones."""
+    """Complex poles for those products: pairs of key channels turn, but for heads that begin as
+    copies, a quarter, at least one. False: real poles for all."""
     chunk_length: int = 0
     """Tokens that attention sees at once; 0 leaves it out."""
     sliding: bool = False
@@ -152,7 +153,7 @@ class FocusState(NamedTuple):
     filter: Float[Tensor, "batch values filters 2"] | None
     attention: AttentionState | None
     products: Float[Tensor, "batch heads 1 key_dim value_dim"] | None
-    """Their filtered sum, seen from a frame that turns as they do."""
+    """Their filtered sum; where keys turn, seen from a frame that turns with them."""
 
 
 class Focus(nn.Module):
@@ -172,6 +173,7 @@ class Focus(nn.Module):
         self.shards: Shards | None = None
         heads, values = config.num_heads, config.values
         self.key_heads = 1 if config.shared_keys else heads
+        self.copying = range(heads // 2, heads // 2 + max(heads // 4, 1))  # of middle memory
         looks_up = config.memory or config.chunk_length > 0
         keys = self.key_heads * config.key_dim if looks_up else 0
         # Queries, keys, values, gate and steps side by side: one product reads x.
@@ -202,8 +204,12 @@ class Focus(nn.Module):
         if config.memory:
             self.step = StepSize(heads)
             self.log_rate = nn.Parameter(torch.empty(heads))
-            if config.memory_turning:
+            if config.memory_turning and heads > len(self.copying):
                 self.log_frequency = nn.Parameter(torch.empty(config.key_dim // 2))
+        still = 0 if self.log_frequency is None else self.key_heads  # first those that turn
+        self.key_head = [
+            head % self.key_heads + (still if head in self.copying else 0) for head in range(heads)
+        ]
         if config.chunk_length:
             self.position_bias = PositionBias(
                 self.key_heads, config.chunk_length, causal=config.causal
@@ -250,10 +256,10 @@ class Focus(nn.Module):
         """Begin as a layer that finds what followed when the same token was there before.
 
         Queries and keys start alike, and a key holds what came up to its convolution's width
-        before, so a token finds the places just after its like. A quarter of the heads, of middle
-        memory, hands on what stands there and nothing of the present: their output map starts as
-        that of values, transposed. From a start at random both are found late or never: each is
-        worth learning only once the other is there.
+        before, so a token finds the places just after its like. Some heads hand on what stands
+        there and nothing of the present: their output map starts as that of values, transposed.
+        From a start at random both are found late or never: each is worth learning only once the
+        other is there. Keys of these heads do not turn, or a distance would look like another key.
         """
         heads, tap = self.config.num_heads, self.config.conv_width**-0.5
         nn.init.constant_(key_conv.kernel, tap)
@@ -262,9 +268,8 @@ class Focus(nn.Module):
         k.copy_(q)
         v = v.unflatten(0, (heads, -1)) * (self.config.dim / self.config.values) ** 0.5
         output = self.to_output.weight.unflatten(1, (heads, -1))
-        copying = slice(heads // 2, heads // 2 + max(heads // 4, 1))
-        output[:, copying] = v[copying].permute(2, 0, 1)
-        self.skip[copying] = 0
+        output[:, self.copying] = v[self.copying].permute(2, 0, 1)
+        self.skip[self.copying] = 0
 
     def forward(
         self,
@@ -296,6 +301,7 @@ class Focus(nn.Module):
             q, k = self._turn(q, k, position, state)
         v, values = self.value_conv(v, state.values if state else None, lengths)
         y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
+        q, k = q[:, :, : self.key_heads], k[:, :, : self.key_heads]
         near, attention = self._attend(q, k, v, position, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
         for part in (near, filtered):
@@ -330,9 +336,10 @@ class Focus(nn.Module):
         if self.log_rate is None:
             raise ValueError("filters must be at least 1, or memory True, to have coefficients.")
         _, decay = self._step_and_decay(pole, self.log_rate)
-        angle = decay.new_zeros(-(-self.config.key_dim // 2))
+        angle = decay.new_zeros(self.config.num_heads, -(-self.config.key_dim // 2))
         if self.log_frequency is not None:
-            angle[: len(self.log_frequency)] = _between_0_and_pi(self.log_frequency.exp())
+            angle[:, : len(self.log_frequency)] = _between_0_and_pi(self.log_frequency.exp())
+            angle[self.copying] = 0
         return torch.stack(torch.broadcast_tensors(decay[..., None], angle), -1)
 
     def _by_head(self, x: Tensor) -> Tensor:
@@ -353,7 +360,8 @@ class Focus(nn.Module):
     def _turn(
         self, q: Tensor, k: Tensor, position: Tensor, state: FocusState | None
     ) -> tuple[Tensor, Tensor]:
-        """Queries and keys as seen from the frame that turns as the products do."""
+        """Queries and keys as seen from the frame that turns as the products do, and after these
+        heads once more as they stand, for the products that do not turn."""
         if self.log_frequency is None:
             return q, k
         if state is None:
@@ -363,8 +371,8 @@ class Focus(nn.Module):
         wide = torch.float32 if q.device.type == "mps" else torch.float64
         angle = -time[..., None].to(wide) * self.log_frequency.to(wide).exp()
         angle = angle.remainder(2 * torch.pi).to(torch.promote_types(q.dtype, torch.float32))
-        q, k = turn(torch.cat([q, k], 2), angle[:, :, None]).split(self.key_heads, 2)
-        return q, k
+        turned_q, turned_k = turn(torch.cat([q, k], 2), angle[:, :, None]).split(self.key_heads, 2)
+        return torch.cat([turned_q, q], 2), torch.cat([turned_k, k], 2)
 
     def _recall(
         self,
@@ -381,15 +389,16 @@ class Focus(nn.Module):
         step, decay = self._step_and_decay(pole, self.log_rate)
         before = state.products if state else None
         if self.shards is not None:
-            before = associative_state_before(k, v, decay, step, self.shards)
+            before = associative_state_before(k, v, decay, step, self.key_head, self.shards)
         y, products = associative_filter(
-            q, k, v, decay, step=step, skip=self.skip, lengths=lengths, state=before
-        )
+            q, k, v, decay, step=step, skip=self.skip, key_head=self.key_head, lengths=lengths,
+            state=before,
+        )  # fmt: skip
         if not self.causal:
             q, k, v, decay, step = (
                 hide_padding(part, lengths).flip(1) for part in (q, k, v, decay, step)
             )
-            reverse, _ = associative_filter(q, k, v, decay, step=step)
+            reverse, _ = associative_filter(q, k, v, decay, step=step, key_head=self.key_head)
             y = y + reverse.flip(1)
         return y, products
 

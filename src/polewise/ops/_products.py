@@ -25,8 +25,8 @@ def segment_length(state: Tensor) -> int:
     "polewise::products_forward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor q, Tensor k, Tensor v, Tensor step, Tensor pole, Tensor skip, Tensor state) "
-    "-> (Tensor, Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor step, Tensor pole, Tensor skip, Tensor state, "
+    "int[] key_head) -> (Tensor, Tensor, Tensor)",
 )
 def filtered_products(
     q: Tensor,
@@ -36,20 +36,22 @@ def filtered_products(
     pole: Tensor,
     skip: Tensor,
     state: Tensor,
+    key_head: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the states where a segment starts, from which the gradient goes on.
 
-    All of one dtype. q, k: (batch, length, 1 or heads, key_dim). v: (batch, length, heads,
+    All of one dtype. q, k: (batch, length, key_heads, key_dim). v: (batch, length, heads,
     value_dim). step: (batch, length, heads). pole: (batch, length, heads, parts, 1 or key_dim),
     real part before imaginary. skip: (heads,). state: (batch, heads, parts, key_dim, value_dim).
+    key_head: for each head the one of q and k that it looks up with.
     """
     from polewise.ops._products_cpu import forward  # numba takes half a second to import
 
-    return forward(q, k, v, step, pole, skip, state)
+    return forward(q, k, v, step, pole, skip, state, key_head)
 
 
 @filtered_products.register_fake
-def _(q, k, v, step, pole, skip, state):
+def _(q, k, v, step, pole, skip, state, key_head):
     batch, length, heads, _ = v.shape
     starts = (batch, heads, -(-length // segment_length(state)), *state.shape[2:])
     return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty(starts)
@@ -60,7 +62,7 @@ def _(q, k, v, step, pole, skip, state):
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor grad_y, Tensor grad_last, Tensor q, Tensor k, Tensor v, Tensor step, "
-    "Tensor pole, Tensor skip, Tensor starts) "
+    "Tensor pole, Tensor skip, Tensor starts, int[] key_head) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_op(
@@ -73,14 +75,15 @@ def _backward_op(
     pole: Tensor,
     skip: Tensor,
     starts: Tensor,
+    key_head: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from polewise.ops._products_cpu import backward
 
-    return backward(grad_y, grad_last, q, k, v, step, pole, skip, starts)
+    return backward(grad_y, grad_last, q, k, v, step, pole, skip, starts, key_head)
 
 
 @_backward_op.register_fake
-def _(grad_y, grad_last, q, k, v, step, pole, skip, starts):
+def _(grad_y, grad_last, q, k, v, step, pole, skip, starts, key_head):
     return tuple(like.new_empty(like.shape) for like in (q, k, v, step, pole, skip, grad_last))
 
 
@@ -88,7 +91,7 @@ _backward_op.register_autograd(refuse_second_derivative)
 
 
 def _setup_context(ctx, inputs, output):
-    *sequences, _ = inputs
+    *sequences, _, ctx.key_head = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)  # or zeros are made for the kept states at every call
     ctx.save_for_backward(*sequences, output[2])
@@ -101,7 +104,7 @@ def _backward(ctx, grad_y, grad_last, _):
         grad_y = torch.zeros_like(v)
     if grad_last is None:
         grad_last = starts.new_zeros(*starts.shape[:2], *starts.shape[3:])
-    return _backward_op(grad_y, grad_last, *saved)
+    return *_backward_op(grad_y, grad_last, *saved, ctx.key_head), None
 
 
 filtered_products.register_autograd(_backward, setup_context=_setup_context)

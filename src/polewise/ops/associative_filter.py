@@ -9,7 +9,7 @@ can: a query that meets its key reads the value back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -39,14 +39,15 @@ SPAN = 64
 
 
 def associative_filter(
-    q: Float[Tensor, "batch length #heads key_dim"],
-    k: Float[Tensor, "batch length #heads key_dim"],
+    q: Float[Tensor, "batch length key_heads key_dim"],
+    k: Float[Tensor, "batch length key_heads key_dim"],
     v: Float[Tensor, "batch length heads value_dim"],
     decay: Float[Tensor, "batch length heads"],
     angle: Float[Tensor, "batch length heads"] | None = None,
     *,
     step: Float[Tensor, "batch length heads"] | None = None,
     skip: Float[Tensor, " heads"] | None = None,
+    key_head: Sequence[int] | None = None,
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch heads parts key_dim value_dim"] | None = None,
     backend: Literal["reference", "torch", "cpu", "triton"] | None = None,
@@ -71,6 +72,8 @@ def associative_filter(
         step: $s_t$, how much of a product is taken in; None is 1.
         skip: $d$, how much of the values themselves is added, one number a head; None is 0.
             "cpu" multiplies and adds as it goes, and keeps nothing for either.
+        key_head: for each head of `v` the head of `q` and `k` it looks up with. None: the same, or
+            the only one.
         lengths: real steps in each row. From there on the row's state is held and its
             output is 0.
         state: $S_{-1}$, `parts` = 1 for real poles, 2 for complex ones (real and imaginary
@@ -102,10 +105,7 @@ def associative_filter(
     require_like("k", k, tuple(q.shape), q, axes)
     require_sequence("v", v, "(batch, length, heads, value_dim)")
     heads, value_dim = v.shape[2:]
-    if q.shape[2] not in (1, heads):
-        raise ValueError(
-            f"q and k must have the {heads} heads of v, or one for all; got {q.shape[2]}."
-        )
+    key_head = _require_key_head(key_head, q.shape[2], heads)
     require_like("v", v, (batch, length, heads, value_dim), q, "(batch, length, heads, value_dim)")
     require_like("decay", decay, (batch, length, heads), q, "(batch, length, heads)")
     if angle is not None:
@@ -140,12 +140,30 @@ def associative_filter(
     with torch.autocast(q.device.type, enabled=False):
         decay, state = decay.to(dtype), state.to(dtype)
         if run is _compiled:
-            y, last = _compiled(q, k, v, decay, angle, step, skip, state)
+            y, last = _compiled(q, k, v, decay, angle, step, skip, state, key_head)
         else:
+            if q.shape[2] > 1 and key_head != list(range(heads)):
+                q, k = q[:, :, key_head], k[:, :, key_head]
             taken = v if step is None else v * step[..., None].to(v.dtype)
             y, last = run(q, k, taken, decay, angle, state)
             y = y if skip is None else y + skip.to(y.dtype)[:, None] * v.to(y.dtype)
     return hide_padding(y, lengths).to(given), last
+
+
+def _require_key_head(key_head: Sequence[int] | None, key_heads: int, heads: int) -> list[int]:
+    if key_head is None:
+        if key_heads not in (1, heads):
+            raise ValueError(
+                f"q and k must have the {heads} heads of v, or one for all; got {key_heads}. "
+                "Otherwise say which is whose with key_head."
+            )
+        return list(range(heads)) if key_heads == heads else [0] * heads
+    if len(key_head) != heads or not all(0 <= each < key_heads for each in key_head):
+        raise ValueError(
+            f"key_head must have a number from 0 to {key_heads - 1}, a head of q and k, for each "
+            f"of {heads} heads; got {list(key_head)}."
+        )
+    return list(key_head)
 
 
 def _fits_triton(q: Tensor) -> bool:
@@ -265,13 +283,13 @@ def _triton(q, k, v, decay, angle, state):
     return put_back(y, seen[..., None]), last
 
 
-def _compiled(q, k, v, decay, angle, step, skip, state):
+def _compiled(q, k, v, decay, angle, step, skip, state, key_head):
     step = torch.ones_like(decay) if step is None else step
     skip = v.new_zeros(v.shape[2]) if skip is None else skip.to(v.dtype)
     decay = decay.clamp(min=1e-30)
     parts = [decay] if angle is None else [decay * angle.cos(), decay * angle.sin()]
     pole = torch.stack(parts, -1)[..., None]
-    y, last, _ = filtered_products(q, k, v, step, pole, skip, state)
+    y, last, _ = filtered_products(q, k, v, step, pole, skip, state, key_head)
     return y, last
 
 

@@ -156,7 +156,9 @@ def _by_chunks(q, k, v, decay, state):
 
 def _compiled(q, k, v, decay, state):
     step, skip = v.new_ones(v.shape[:3]), v.new_zeros(v.shape[2])
-    y, last, _ = filtered_products(q, k, v, step, decay[..., None, :], skip, state[:, :, None])
+    y, last, _ = filtered_products(
+        q, k, v, step, decay[..., None, :], skip, state[:, :, None], list(range(v.shape[2]))
+    )
     return y, last[:, :, 0]
 
 

@@ -12,7 +12,7 @@ Gradients travel the same way back. Both directions make the same calls on every
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -146,11 +146,12 @@ def associative_state_before(
     v: Float[Tensor, "batch length heads value_dim"],
     decay: Float[Tensor, "batch length heads"],
     step: Float[Tensor, "batch length heads"],
+    key_head: Sequence[int],
     shards: Shards,
 ) -> Float[Tensor, "batch heads 1 key_dim value_dim"]:
     """The state of `associative_filter` before this piece, with real poles: its own size a process,
     and a pole."""
-    _, end = associative_filter(k, k, v, decay, step=step)
+    _, end = associative_filter(k, k, v, decay, step=step, key_head=key_head)
     pole = decay.to(end.dtype).clamp(min=1e-30).log().sum(1).exp()[..., None, None, None]
     return shards.state_before(pole, end, _scale_and_add)
 
