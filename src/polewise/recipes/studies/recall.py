@@ -7,6 +7,9 @@ from polewise.recipes.studies.study import Comparison, Size, Study
 from polewise.recipes.studies.systems import PEERS, RELATIVES, Mixers, equal_systems, mixers
 from polewise.tasks import MqarTask, RecallTask
 
+WIDE_KEYS: Mixers = {"focus-keys-64": ("focus", {"key_dim": 64})}
+"""Focus with room for as many keys as the mixture has in one sequence."""
+
 
 def table1(size: Size) -> Study:
     """Does a causal Focus recall at any length, and do its peers? (paper, Table 1)
@@ -141,7 +144,7 @@ def mqar(size: Size) -> Study:
                 seconds=700,
                 names=("focus", "attention", "mega", "mamba2"),
             ),
-            _mqar("mixture-width-64", mixture, dim=64, max_steps=600, seconds=180),
+            _mqar("mixture-width-64", mixture, dim=64, max_steps=600, seconds=160, more=WIDE_KEYS),
             _mqar(
                 "mixture-width-128",
                 mixture,
@@ -149,6 +152,7 @@ def mqar(size: Size) -> Study:
                 max_steps=500,
                 seconds=270,
                 names=("focus", "attention", "mega", "mamba2", "mamba3"),
+                more=WIDE_KEYS,
             ),
         )
     mixture = MqarTask(test_on="64:4,64:8,64:16,128:32,256:64,512:128,1024:256", num_eval=1000)
@@ -156,10 +160,13 @@ def mqar(size: Size) -> Study:
         mqar,
         size,
         *(
-            _mqar(f"mixture-width-{dim}", mixture, dim=dim, max_steps=50_000, num_seeds=3)
+            _mqar(
+                f"mixture-width-{dim}", mixture, dim=dim, max_steps=50_000, num_seeds=3,
+                more=WIDE_KEYS,
+            )
             for dim in (64, 128, 256)
         ),
-    )
+    )  # fmt: skip
 
 
 def _mqar(
@@ -172,11 +179,12 @@ def _mqar(
     num_seeds: int = 1,
     num_finalists: int | None = None,
     names: tuple[str, ...] = (*PEERS, "long_conv", *RELATIVES),
+    more: Mixers | None = None,
 ) -> Comparison:
     if task.spec.length > 256:
         # A long kernel for every channel may be more than the whole of another model.
         names = tuple(name for name in names if name != "long_conv")
-    chosen = _recallers(names, task.spec.length)
+    chosen = _recallers(names, task.spec.length) | (more or {})
     return Comparison(
         name=name,
         task=task,
