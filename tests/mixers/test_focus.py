@@ -153,6 +153,16 @@ def test_focus_is_its_equations_step_by_step(shared_keys, turning):
         torch.testing.assert_close(mixer(x)[0][0], _by_loops(mixer, x[0]), rtol=1e-9, atol=1e-11)
 
 
+def test_heads_that_copy_do_not_turn():
+    x = torch.randn(1, 5, 16)
+    angle = FocusConfig(dim=16, heads=4).build().coefficients(x)[..., 1]
+    assert (angle[:, :, 2] == 0).all()
+    assert (angle[:, :, [0, 1, 3]] > 0).all()
+    alone = FocusConfig(dim=16, heads=1).build()  # it copies
+    assert alone.log_frequency is None
+    assert (alone.coefficients(x)[..., 1] == 0).all()
+
+
 def _by_loops(mixer, x):
     """Focus with chunks and bins of 8, two heads of 4 values, keys of 3: a step at a time."""
     query, key, value, gate, pole = mixer.projection(x).split(mixer.parts, -1)
