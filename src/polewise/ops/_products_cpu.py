@@ -321,22 +321,23 @@ def _recall_turning(
 
 @vectorised
 def _retreat(future, before, decay, q, k, v, grad_y, grad_k, grad_v, grad_decay):
-    """One step of the state's gradient against time, and what it says about the rest."""
+    """One step of the state's gradient against time, and what it says about the rest, where every
+    key has a pole of its own."""
     for i in range(len(k)):
-        row, old, at = future[i], before[i], min(i, len(decay) - 1)
-        kept, query, key, by_key, by_decay = decay[at], q[i], k[i], grad_k[i], grad_decay[at]
+        row, old, kept, query, key = future[i], before[i], decay[i], q[i], k[i]
+        by_key, by_decay = grad_k[i], grad_decay[i]
         for c in range(WIDTH):
             grad = row[c] + query * grad_y[c]
             by_key += grad * v[c]
             by_decay += grad * old[c]
             grad_v[c] += key * grad
             row[c] = kept * grad
-        grad_k[i], grad_decay[at] = by_key, by_decay
+        grad_k[i], grad_decay[i] = by_key, by_decay
 
 
 @vectorised
 def _retreat_together(future, before, decay, q, k, v, grad_y, grad_k, grad_v, grad_decay, line):
-    """The same where all keys share a pole. Its gradient is summed over keys in a line, column by
+    """The same where all keys share one. Its gradient is summed over keys in a line, column by
     column, and over columns once: with two sums in the inner loop it takes twice as long."""
     kept, total = decay[0], grad_decay[0]
     for c in range(WIDTH):
