@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from polewise.tasks import RecallTask
+from polewise.tasks.task import IGNORED
 
 
 def first_batch(task, seed=0):
@@ -138,6 +139,16 @@ def test_unique_keys_occur_once():
     for row in first_batch(task)["inputs"]:
         keys = [key for key, _ in pairs_of(task, row)]
         assert len(set(keys)) == len(keys)
+
+
+def test_the_answer_alone_can_be_trained_on():
+    whole = RecallTask(length=16, batch_size=8, align_to=8)
+    alone = replace(whole, answer_only=True)
+    every, answer = first_batch(whole), first_batch(alone)
+    assert torch.equal(every["inputs"], answer["inputs"])
+    assert every["labels"][:, whole.padding :].ne(IGNORED).all()
+    assert answer["labels"][:, :-1].eq(IGNORED).all()
+    assert torch.equal(every["labels"][:, -1], answer["labels"][:, -1])
 
 
 def test_unique_keys_need_a_vocabulary_that_is_large_enough():

@@ -40,9 +40,10 @@ class RecallTask:
     `length / 2` pairs with a uniform key, then "=>" and a query key, uniform among those that
     occurred. The model reads these `length + 2` tokens and must say the value.
 
-    The training loss is over every position, as in the published runs; the metric is the accuracy
-    of the last position alone. Because every key recurs about every `vocab_size - 2` tokens, a long
-    recall with a small vocabulary needs no long memory: compare with `window_ceiling`.
+    The training loss is over every position, as in the published runs, or with `answer_only` over
+    the last; the metric is the accuracy of the last position alone. Because every key recurs about
+    every `vocab_size - 2` tokens, a long recall with a small vocabulary needs no long memory:
+    compare with `window_ceiling`.
     """
 
     length: int = 128
@@ -58,7 +59,11 @@ class RecallTask:
     """Sequences in a batch."""
     unique_keys: bool = False
     """Every key occurs at most once, so that the answer may lie anywhere. Needs `length / 2` keys,
-    that is, a vocabulary of at least `length + 2`."""
+    that is, a vocabulary of at least `length + 2`. Then only the last of all positions can be
+    foretold: see `answer_only`."""
+    answer_only: bool = False
+    """Train on the answer alone, not on every position. Where keys occur once the rest is noise,
+    in which one answer a sequence is lost."""
     align_to: int | None = None
     """Chunk length of a chunked mixer: pads with "." on the left to a multiple of it, so that the
     query never stands alone in the last chunk. None pads nothing."""
@@ -144,7 +149,7 @@ class RecallTask:
         return None
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield batches without end; labels are the next token at every position."""
+        """Yield batches without end; labels are the next token at every position, or at the last."""
         step = first_step
         while True:
             if self._fixed is None:
@@ -153,7 +158,7 @@ class RecallTask:
             else:
                 rows = epoch_rows([_ORDER, seed], step, self.batch_size, len(self._fixed))
                 sequences = self._fixed[rows]
-            yield self._batch(sequences, last_only=False)
+            yield self._batch(sequences, last_only=self.answer_only)
             step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
