@@ -298,9 +298,14 @@ def test_a_folder_with_other_options_is_left_alone(tiny_study, tmp_path):
     places = {"out": tmp_path / "runs", "only": "*/attention/rate-0.001-seed-0"}
     run_study(tiny_study(), **places, results=tmp_path / "a.json")
     (done,) = (tmp_path / "runs").rglob(OUTCOME)
+    others = {"out": tmp_path / "runs", "only": places["only"], "results": tmp_path / "b.json"}
+    refused = r"out must hold runs of the study as it is now; .* has other options"
+    with pytest.raises(ValueError, match=refused):  # not taken for the outcome of this run
+        run_study(tiny_study(max_steps=5), **others)
     done.unlink()
-    with pytest.raises(ValueError, match=r"out must hold runs of the study as it is now; .*other"):
-        run_study(tiny_study(max_steps=5), **places, results=tmp_path / "b.json")
+    with pytest.raises(ValueError, match=refused):  # nor gone on with
+        run_study(tiny_study(max_steps=5), **others)
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_rows_whose_options_have_changed_do_not_count(tiny_study, tmp_path):

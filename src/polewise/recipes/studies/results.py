@@ -21,7 +21,7 @@ from typing import Any
 
 from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies.study import Comparison, Measured, Study, Trial
-from polewise.recipes.studies.trial_run import configuration
+from polewise.recipes.studies.trial_run import is_of
 from polewise.training.durable import replace_file
 
 FORMAT = 1
@@ -122,15 +122,8 @@ def _describe(comparison: Comparison) -> dict[str, Any]:
 
 def _is_of(row: Mapping[str, Any], trial: Trial) -> bool:
     """Whether a row is a run of today's trial: the same options, and a model of the same size."""
-    run = trial.run
-    if not _agrees(row["configuration"], configuration(run)):
+    if not is_of(row["configuration"], trial.run):
         return False
     # An option that is new since then may have changed the model that the others describe.
-    return row.get("parameters") in (None, count_parameters(run.task.spec, run.model))
-
-
-def _agrees(row: Any, now: Any) -> bool:
-    """Whether a row's options are those of today; one that is new since then has its default."""
-    if isinstance(row, Mapping) and isinstance(now, Mapping):
-        return all(name in now and _agrees(value, now[name]) for name, value in row.items())
-    return row == now
+    size = count_parameters(trial.run.task.spec, trial.run.model)
+    return row.get("parameters") in (None, size)

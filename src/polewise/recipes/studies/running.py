@@ -23,7 +23,7 @@ from rich.console import Console
 from polewise.options import require_at_least
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.study import Study, Trial
-from polewise.recipes.studies.trial_run import OUTCOME, processes, read_row, run_trial
+from polewise.recipes.studies.trial_run import has_outcome, processes, read_row, run_trial
 from polewise.training.display import format_seconds
 from polewise.training.stopping import StopRequest, stop_requests
 
@@ -125,7 +125,7 @@ class _Ledger:
             )
         # Runs that another call has finished, or this one before its results were written.
         for trial in self.study.trials():
-            if (self.path(trial) / OUTCOME).exists():
+            if has_outcome(trial, self.path(trial)):
                 self.results.add(read_row(self.study, trial, self.path(trial)))
 
     def path(self, trial: Trial) -> Path:
@@ -213,7 +213,7 @@ def _run_side_by_side(
                 continue
             del children[slot]
             ledger.running.remove(trial.name)
-            if (ledger.path(trial) / OUTCOME).exists():
+            if has_outcome(trial, ledger.path(trial)):
                 ledger.record(trial)
             elif asked is None:
                 ledger.failed.append(trial.name)

@@ -7,6 +7,7 @@ import re
 import shlex
 import statistics
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from polewise.training import (
     evaluate,
     release_freed_memory,
     resume,
+    run_from_json,
     run_to_json,
     train,
 )
@@ -56,7 +58,7 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
         ValueError: the folder holds another run, or one that is in use.
         SaveError, StalledError: as for `train`.
     """
-    run, fresh, done = trial.run, not path.exists(), (path / OUTCOME).exists()
+    run, fresh, done = trial.run, not path.exists(), has_outcome(trial, path)
     processes().wait_for_everyone()  # before the main one makes the folder
     if done:
         return None
@@ -118,6 +120,19 @@ def read_row(study: Study, trial: Trial, path: Path) -> dict[str, Any]:
         "environment": config["environment"],
         "command": rerun_command(study, trial),
     }
+
+
+def has_outcome(trial: Trial, path: Path) -> bool:
+    """Whether the folder has come to the end of this run, and not of one of the same name."""
+    return (path / OUTCOME).exists() and is_of(RunFolder.open(path).read_config(), trial.run)
+
+
+def is_of(options: Mapping[str, Any], run: Run) -> bool:
+    """Whether options from a file are those of this run. Those they lack have their defaults."""
+    try:
+        return run_from_json(dict(options)) == run
+    except ValueError:
+        return False
 
 
 def configuration(run: Run) -> dict[str, Any]:
