@@ -149,7 +149,7 @@ class RecallTask:
         return None
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield batches without end; labels are the next token at every position, or at the last."""
+        """Yield batches without end; labels are the next token, at every position or the last."""
         step = first_step
         while True:
             if self._fixed is None:

@@ -15,8 +15,9 @@ def table1(size: Size) -> Study:
     """Does a causal Focus recall at any length, and do its peers? (paper, Table 1)
 
     Vocabulary 30, as published: keys come back every 28 tokens, so a window reaches far. With
-    `unique` keys the answer may lie anywhere, and models train on it alone. The published C = 32 is read both ways, as chunks of
-    32 and as 32 chunks (at 1024 they are the same), beside a Focus without attention.
+    `unique` keys the answer may lie anywhere, and models train on it alone. The published C = 32 is
+    read both ways, as chunks of 32 and as 32 chunks (at 1024 they are the same), beside a Focus
+    without attention.
     """
     if size == "cpu":
         return study_of(
