@@ -240,11 +240,12 @@ def test_generation_names_a_bad_argument():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_classification_reads_numbers_and_ignores_padding(causal):
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_classification_reads_numbers_and_ignores_padding(causal, pooling):
     torch.manual_seed(0)
     config = PolewiseConfig(
         num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1,
-        mixer_options=FOCUS | {"causal": causal},
+        mixer_options=FOCUS | {"causal": causal}, pooling=pooling,
     )  # fmt: skip
     model = PolewiseForSequenceClassification(config)
     x, mask = torch.randn(2, 20, 2), torch.ones(2, 20, dtype=torch.long)
@@ -253,6 +254,22 @@ def test_classification_reads_numbers_and_ignores_padding(causal):
     assert torch.isfinite(output.loss)
     alone = model(input_values=x[1:, :12]).logits
     torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_is_read_from_the_mean_of_all_steps_or_from_the_last():
+    torch.manual_seed(0)
+    options = {"num_input_features": 2, "hidden_size": 8, "num_hidden_layers": 1}
+    x, mask = torch.randn(2, 9, 2), torch.ones(2, 9, dtype=torch.long)
+    mask[0, -1], mask[1] = 0, 0  # a row of eight steps, and one of none
+    model = PolewiseForSequenceClassification(PolewiseConfig(**options, mixer_options=FOCUS))
+    hidden = model.model(input_values=x[:1, :8]).last_hidden_state
+    for pooling, pooled in (("mean", hidden.mean(1)), ("last", hidden[:, -1])):
+        model.config.pooling = pooling
+        logits = model(input_values=x, attention_mask=mask).logits
+        torch.testing.assert_close(logits[:1], model.score(pooled))
+        torch.testing.assert_close(logits[1], model.score.bias)
+    with pytest.raises(ValueError, match=r"pooling.*lats"):
+        PolewiseConfig(**options, pooling="lats")
 
 
 def test_a_forecast_is_made_at_the_last_real_step(tmp_path):

@@ -384,7 +384,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
 
 class PolewiseForSequenceClassification(PolewisePreTrainedModel):
-    """One label a sequence: the mean of the real steps, then a linear layer."""
+    """One label a sequence: the mean of the real steps or the last of them (`pooling`), then a
+    linear layer."""
 
     def __init__(self, config: PolewiseConfig) -> None:
         super().__init__(config)
@@ -410,13 +411,7 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         output = self.model(
             input_ids, attention_mask, None, inputs_embeds, False, input_values, **kwargs
         )
-        hidden = output.last_hidden_state
-        if attention_mask is None:
-            pooled = hidden.mean(1)
-        else:
-            real = attention_mask.bool()[..., None]
-            pooled = torch.where(real, hidden, 0).sum(1) / real.sum(1).clamp(min=1)
-        logits = self.score(pooled)
+        logits = self.score(self._pool(output.last_hidden_state, attention_mask))
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -425,6 +420,15 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states
         )
+
+    def _pool(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """One vector a sequence; 0 where no step is real."""
+        if self.config.pooling == "last":
+            return _last_step(hidden, attention_mask)
+        if attention_mask is None:
+            return hidden.mean(1)
+        real = attention_mask.bool()[..., None]
+        return torch.where(real, hidden, 0).sum(1) / real.sum(1).clamp(min=1)
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""
@@ -471,13 +475,7 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         output = self.model(
             None, attention_mask, None, inputs_embeds, False, input_values, **kwargs
         )
-        hidden = output.last_hidden_state
-        if attention_mask is None:
-            last = hidden[:, -1]
-        else:
-            steps = torch.arange(hidden.shape[1], device=hidden.device)
-            newest = (attention_mask.bool() * steps).argmax(1)
-            last = hidden[torch.arange(len(hidden), device=hidden.device), newest]
+        last = _last_step(output.last_hidden_state, attention_mask)
         shape = (self.config.prediction_length, self.config.num_input_features)
         forecast = self.forecast(last).unflatten(-1, shape)
         loss = None if labels is None else nn.functional.mse_loss(forecast, labels)
@@ -488,6 +486,15 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""
         return self.model.state_num_bytes(batch, length)
+
+
+def _last_step(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The last real step of each row, (batch, hidden_size)."""
+    if attention_mask is None:
+        return hidden[:, -1]
+    steps = torch.arange(hidden.shape[1], device=hidden.device)
+    newest = (attention_mask.bool() * steps).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), newest]
 
 
 AutoConfig.register("polewise", PolewiseConfig, exist_ok=True)

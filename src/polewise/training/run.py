@@ -40,6 +40,8 @@ class ModelOptions:
     contains one (Focus, Mamba-2): else it is twice `hidden_size`."""
     dropout: float = 0.0
     """Share of what mixers and feed-forwards add that is dropped in training."""
+    pooling: Literal["mean", "last"] = "mean"
+    """What names a sequence's class: the mean of its steps, or the last of them."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -51,6 +53,7 @@ class ModelOptions:
             require_at_least("intermediate_size", self.intermediate_size, 0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
+        require_choice("pooling", self.pooling, ("mean", "last"))
         # The mixer's own checks, before anything is built.
         config = mixer_config(self.mixer, self.hidden_size, self.mixer_options)
         object.__setattr__(self, "mixer_options", all_options(config))
@@ -239,6 +242,7 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
         num_hidden_layers=options.num_layers,
         intermediate_size=options.intermediate_size,
         dropout=options.dropout,
+        pooling=options.pooling,
         **shape,
     )
     return model_class(spec)(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from polewise.recipes.parameter_matching import count_parameters, deepest, match_parameters
 from polewise.recipes.studies.study import System
@@ -46,13 +46,14 @@ def equal_systems(
     dim: int,
     num_layers: int,
     deep: tuple[str, ...] = (),
+    pooling: Literal["mean", "last"] = "mean",
 ) -> tuple[System, ...]:
     """Return systems with as many parameters as a Transformer of that width and depth.
 
     Its feed-forward is as wide as usual, `4 * dim`, and wider by `2 * dim`, at least 256, for the
     mixers that are larger than attention by so much. It depends on no other system of the house, so
     a change to one leaves the others as they are. Systems named in `deep` have no feed-forward and
-    as many layers as there are parameters for.
+    as many layers as there are parameters for. All name classes by the same `pooling`.
 
     Raises:
         ValueError: a mixer does not exist, or has more parameters by itself.
@@ -62,6 +63,7 @@ def equal_systems(
         hidden_size=dim,
         num_layers=num_layers,
         intermediate_size=4 * dim + max(2 * dim, 256),
+        pooling=pooling,
     )
     parameters = count_parameters(spec, transformer)
     models = {
