@@ -8,7 +8,7 @@ from polewise.recipes.studies.systems import PEERS, RELATIVES, Mixers, equal_sys
 from polewise.tasks import MqarTask, RecallTask
 
 WIDE_KEYS: Mixers = {"focus-keys-64": ("focus", {"key_dim": 64})}
-"""Focus with room for as many keys as the mixture has in one sequence."""
+"""Focus with room for the 64 keys that one sequence of the mixture has, or of unique keys."""
 
 
 def table1(size: Size) -> Study:
@@ -79,6 +79,8 @@ def _recall(
     chosen["focus-chunks-of-32"] = ("focus", {"chunk_length": 32})
     if chunk_length != 32:
         chosen["focus-32-chunks"] = ("focus", {"chunk_length": chunk_length})
+    if unique:
+        chosen |= WIDE_KEYS
     task = RecallTask(
         length=length,
         vocab_size=length + 2 if unique else 30,
