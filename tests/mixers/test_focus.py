@@ -250,3 +250,11 @@ def test_poles_that_do_not_turn_are_first_order_averages():
     coefficients = mixer.coefficients(torch.randn(1, 24, 8))
     assert (coefficients[..., 1] == 0).all()
     assert mixer.filters.base.shape[-1] == 1
+
+
+@pytest.mark.parametrize(("memory", "share"), [(True, 0.1), (False, 1.0)])
+def test_filters_and_attention_begin_small_beside_a_memory_and_whole_without(memory, share):
+    mixer = FocusConfig(**SMALL | {"filters": 4}, memory=memory).build()
+    torch.testing.assert_close(mixer.nearness, torch.full_like(mixer.nearness, share))
+    together = mixer.filters.mix[0, ..., 0].square().sum(0).sqrt()
+    torch.testing.assert_close(together, torch.full_like(together, share))

@@ -51,7 +51,7 @@ from polewise.options import require_at_least, require_choice, require_multiple
 Hypernetwork = Literal["none", "recurrent", "long_conv"]
 
 SMALL = 0.1
-"""What filters and attention count at first, beside what is recalled."""
+"""What filters and attention count at first, where there is a memory beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,11 +245,12 @@ class Focus(nn.Module):
                 self.log_frequency.copy_((2 * torch.pi / period).log())
         if self.key_conv is not None:
             self._start_with_recall(self.key_conv)
+        share = SMALL if self.config.memory else 1.0
         if self.filters is not None:
             with torch.no_grad():
-                self.filters.mix[..., 0] = SMALL * self.config.filters**-0.5
+                self.filters.mix[..., 0] = share * self.config.filters**-0.5
         if self.nearness is not None:
-            nn.init.constant_(self.nearness, SMALL)
+            nn.init.constant_(self.nearness, share)
 
     @torch.no_grad()
     def _start_with_recall(self, key_conv: ShortConv) -> None:
