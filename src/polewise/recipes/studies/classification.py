@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from polewise.recipes.studies.plan import in_seconds, in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import DEEP, PEERS, equal_systems, mixers
+from polewise.recipes.studies.systems import DEEP, PEERS, Mixers, equal_systems, mixers
 from polewise.tasks import ImagesTask, SpokenDigitsTask
 
 CLASSIFIERS = (*(name for name in PEERS if name != "hyena"), "mamba2-deep")
+
+FILTERS_ALONE: Mixers = {
+    "focus-filters": ("focus", {"memory": False, "filters": 1}),
+    "focus-fixed-filters": ("focus", {"memory": False, "filters": 1, "hypernetwork": "none"}),
+}
+"""Focus as filters of channels and nothing else, chosen for every bin or learned once for all."""
 
 
 def table4(size: Size) -> Study:
@@ -25,6 +31,8 @@ def _digits(size: Size, *, permuted: bool) -> Comparison:
     task = ImagesTask(source="mnist", permuted=permuted, batch_size=10 if cpu else 50)
     length = task.spec.length
     chosen = mixers(*CLASSIFIERS, chunk_length=32, length=length)
+    if permuted:
+        chosen |= FILTERS_ALONE
     # What Transformers have that classify images: sight both ways, and positions of their own.
     chosen["attention-positions"] = ("attention", {"causal": False, "positions": length})
     return Comparison(
@@ -35,7 +43,7 @@ def _digits(size: Size, *, permuted: bool) -> Comparison:
             chosen,
             dim=64 if cpu else 512,
             num_layers=2 if cpu else 6,
-            deep=DEEP,
+            deep=(*DEEP, *FILTERS_ALONE),
             # A mean forgets where a pixel stood, which in this order is all there is to know.
             pooling="last" if permuted else "mean",
         ),
