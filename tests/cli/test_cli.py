@@ -10,6 +10,7 @@ import pytest
 
 import polewise
 from polewise.cli import COMMANDS, main
+from polewise.training import RunFolder
 
 SMALL = [
     *("--hidden-size", "8", "--num-layers", "1", "--batch-size", "4"),
@@ -49,6 +50,7 @@ def files_in(folder):
         ("train text --source .", "is a directory."),
         ("train text --length 999999 --batch-size 1", "length must be less than the training part"),
         ("train images --source cifar", "--source"),
+        ("train images --pooling lats", "--pooling"),
         ("train images --num-train 99999", "num_train must be at most 1397"),
         ("train selective_copy --num-tokens 999", "num_tokens must be at most length, 64"),
         ("train induction --test-lengths 64;3", "test_lengths must be lengths separated by commas"),
@@ -134,6 +136,14 @@ def test_a_text_run_trains_evaluates_writes_and_describes_itself(tmp_path, capsy
     text = capsys.readouterr().out
     for part in ("task        text", "parameters", "state", "step-4", "poles-layer-0.png"):
         assert part in text
+
+
+def test_a_class_can_be_read_from_the_last_step(tmp_path):
+    words = "--source digits --pooling last --hidden-size 8 --max-steps 1 --num-eval 8 --out run"
+    assert main(["train", "images", *words.split()]) == 0
+    run = RunFolder.open(tmp_path / "run").read_run()
+    assert run.model.pooling == "last"
+    assert RunFolder.open(tmp_path / "run").load_model().config.pooling == "last"
 
 
 def test_a_prompt_that_will_not_do_is_explained(capsys):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
@@ -48,6 +48,8 @@ class ModelFlags:
     (Focus, Mamba-2) and takes twice the hidden size elsewhere."""
     dropout: float = 0.0
     """Share of what mixers and feed-forwards add that is dropped in training."""
+    pooling: Literal["mean", "last"] = "mean"
+    """Where a sequence has a class, what names it: the mean of its steps, or the last of them."""
 
     @classmethod
     def like(cls, options: ModelOptions) -> ModelFlags:
@@ -58,6 +60,7 @@ class ModelFlags:
             num_layers=options.num_layers,
             intermediate_size=options.intermediate_size,
             dropout=options.dropout,
+            pooling=options.pooling,
         )
 
     def over(self, recipe: ModelOptions) -> ModelOptions:
@@ -70,6 +73,7 @@ class ModelFlags:
             num_layers=self.num_layers,
             intermediate_size=self.intermediate_size,
             dropout=self.dropout,
+            pooling=self.pooling,
         )
 
 
@@ -166,7 +170,7 @@ TRAIN_COMMANDS: dict[str, Command] = {
         "Train on images read pixel by pixel: digits, sequential and permuted MNIST.",
         "",
         " --source mnist --max-seconds 900",
-        " --source mnist --permuted --num-train 10000",
+        " --source mnist --permuted --pooling last",
     ),
     "spoken_digits": _command(
         spoken_digits(),

@@ -41,7 +41,7 @@ class ModelOptions:
     dropout: float = 0.0
     """Share of what mixers and feed-forwards add that is dropped in training."""
     pooling: Literal["mean", "last"] = "mean"
-    """What names a sequence's class: the mean of its steps, or the last of them."""
+    """Where a sequence has a class, what names it: the mean of its steps, or the last of them."""
 
     def __post_init__(self) -> None:
         require_types(self)
