@@ -325,6 +325,14 @@ def test_rows_whose_options_have_changed_do_not_count(tiny_study, tmp_path):
     del values["rows"][0]["configuration"]["model"]["mixer_options"]["heads"]
     path.write_text(json.dumps(values))
     assert len(Results(tiny_study(rates=(1e-3,)), path).rows) == 2
+    # And none but that.
+    del values["rows"][0]["configuration"]["task"]["answer_only"]
+    path.write_text(json.dumps(values))
+    study = tiny_study(rates=(1e-3,))
+    (comparison,) = study.comparisons
+    task = replace(comparison.task, answer_only=True)
+    other = replace(study, comparisons=(replace(comparison, task=task),))
+    assert (len(Results(study, path).rows), len(Results(other, path).rows)) == (2, 0)
     # But a mixer whose default has become another one has another size, too.
     values["rows"][0]["parameters"] += 1
     path.write_text(json.dumps(values))
