@@ -61,7 +61,6 @@ def make_focus(width: int, layers: int, seed: int) -> PolewiseForCausalLM:
     config = PolewiseConfig(
         hidden_size=width,
         num_hidden_layers=layers,
-        intermediate_size=2 * width,
         vocab_size=VOCABULARY,
     )
     return PolewiseForCausalLM(config).eval()
@@ -111,7 +110,10 @@ class FocusDecoder:
     def generate(self, ids: Tensor, tokens: int) -> list[int]:
         """Greedy, by transformers."""
         cache = PolewiseCache(self.state, ids.shape[1] - 1)
-        return generate(self.model, cache, ids, tokens)
+        chosen = generate(self.model, cache, ids, tokens)
+        if cache.get_seq_length() != ids.shape[1] + tokens - 1:
+            raise SystemExit("generate must read each token once; it has read the context again.")
+        return chosen
 
     def num_bytes(self) -> int:
         return states.num_bytes(self.state)

@@ -139,6 +139,11 @@ def test_generation_goes_on_from_a_returned_cache(model, whole_text):
         given, attention_mask=mask, max_new_tokens=12, do_sample=False, cache=cache
     )
     assert more[0, -12:].tolist() == once[0, -12:].tolist()
+    # Random weights mostly say the last token again; that no token was read twice says more.
+    assert cache.get_seq_length() == 9 + 20 - 1
+    read = model(once[:, :-1], use_cache=True).cache
+    for ours, theirs in zip(*map(states.tensors, (cache.state, read.state)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_streamer_hears_every_token(model):

@@ -49,6 +49,12 @@ class PolewiseCache(Cache):
         return self.state is not None
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Not what transformers calls so: a cache that does not know how much it has read, and is
+        given the whole prompt again. This one knows, and is given the rest."""
+        return [False]
+
+    @property
     def is_croppable(self) -> bool:
         """Never: what was read is summed up, not kept. Copy before, and go back to the copy."""
         return False
