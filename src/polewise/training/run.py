@@ -53,7 +53,6 @@ class ModelOptions:
             require_at_least("intermediate_size", self.intermediate_size, 0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
-        require_choice("pooling", self.pooling, ("mean", "last"))
         # The mixer's own checks, before anything is built.
         config = mixer_config(self.mixer, self.hidden_size, self.mixer_options)
         object.__setattr__(self, "mixer_options", all_options(config))
