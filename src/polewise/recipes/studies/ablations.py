@@ -1,82 +1,119 @@
-"""The study of Focus itself: one part or choice less at a time."""
+"""The study of Focus itself: one part or choice less at a time, and what filters alone can do."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from polewise.recipes.parameter_matching import count_parameters, match_parameters
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study, System
-from polewise.tasks import RecallTask, TextTask
-from polewise.training import ModelOptions
+from polewise.tasks import ImagesTask, RecallTask, TaskSpec, TextTask
+from polewise.training import ModelOptions, TrainingOptions
+
+Variants = dict[str, dict[str, Any]]
+"""Name of a system to what it changes."""
+
+PARTS: Variants = {
+    "focus": {},
+    "no-memory-turning": {"memory_turning": False},
+    "own-keys": {"shared_keys": False},
+    "no-convolution": {"conv_width": 1},
+    "sliding-64": {"chunk_length": 64, "sliding": True},
+    **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 64)},
+    "filters": {"filters": 1},
+    "fixed-filters": {"filters": 1, "hypernetwork": "none"},
+    "attention-alone": {"chunk_length": 64, "memory": False},
+    "filters-alone": {"filters": 1, "memory": False},
+    "filters-and-attention": {"filters": 1, "memory": False, "chunk_length": 64},
+}
+"""The default, and what it is with a part more or less."""
+
+ORDERS: Variants = {
+    "second-order-adaptive": {},
+    "second-order-fixed": {"hypernetwork": "none"},
+    "first-order-adaptive": {"turning": False},
+    "first-order-fixed": {"turning": False, "hypernetwork": "none"},
+}
+"""Of filters alone: poles that ring or only fade, chosen for every bin or learned once for all."""
+
+CHOICES: Variants = {
+    "filters": {},
+    "direct": {"realisation": "direct"},
+    "direct-reset": {"realisation": "direct", "reset": True},
+    "reset": {"reset": True},
+    "long-conv": {"hypernetwork": "long_conv", "taps": 64},
+    "short-memories": {"max_decay": 0.9},
+    **{f"filters-{n}": {"filters": n} for n in (2, 4, 8)},
+    **{f"bins-of-{n}": {"bin_length": n} for n in (8, 128)},
+    **{f"windows-{n}": {"windows": n} for n in (1, 16)},
+}
+"""Of filters alone: the paper's own list of what it did not explore."""
 
 
 def ablations(size: Size) -> Study:
-    """What does each part of Focus bring, and each of its choices?
+    """What does each part of Focus bring, and each choice of its filters?
 
-    Every system is Focus with one thing changed, or two that its name says, in as many layers.
+    `text` and `recall`: the default with one part changed, or two that its name says, in as many
+    layers. `order-text` and `order-pixels`: filters alone, of first or second order, fixed or
+    adaptive, at equal parameters. `choices`: filters alone with one choice changed.
     """
-    filters: dict[str, dict[str, Any]] = {
-        "filters": {},
-        "filters-fixed": {"hypernetwork": "none"},
-        "filters-first-order": {"turning": False},
-        "filters-first-order-fixed": {"turning": False, "hypernetwork": "none"},
-        "filters-long-conv": {"hypernetwork": "long_conv", "taps": 64},
-        "filters-direct": {"realisation": "direct"},
-        "filters-direct-reset": {"realisation": "direct", "reset": True},
-        "filters-reset": {"reset": True},
-        "filters-short-memories": {"max_decay": 0.9},
-        "filters-alone": {"memory": False},
-        "filters-and-attention": {"chunk_length": 64},
-        **{f"filters-{n}": {"filters": n} for n in (2, 4)},
-        **{f"filters-bins-of-{n}": {"bin_length": n} for n in (8, 128)},
-        **{f"filters-windows-{n}": {"windows": n} for n in (1, 16)},
-    }
-    parts: dict[str, dict[str, Any]] = {
-        "focus": {},
-        "no-turning": {"memory_turning": False},
-        "own-keys": {"shared_keys": False},
-        "no-convolution": {"conv_width": 1},
-        "sliding": {"chunk_length": 64, "sliding": True},
-        "attention-alone": {"chunk_length": 64, "memory": False},
-        **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 64, 128)},
-        **{name: {"filters": 1} | options for name, options in filters.items()},
-    }
     cpu = size == "cpu"
+    dim, num_layers = (64, 4) if cpu else (256, 12)
+    num_seeds = 2 if cpu else 3
     text = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)
     recall = RecallTask(length=256, batch_size=16, align_to=128)
-    dim, num_layers = (64, 4) if cpu else (256, 12)
-    systems = tuple(
-        System(
-            name=name,
-            model=ModelOptions(
+    pixels = ImagesTask(source="mnist", batch_size=10 if cpu else 50)
+    alone = {"memory": False, "filters": 1}
+
+    def comparison(
+        name: str,
+        task: TextTask | RecallTask | ImagesTask,
+        variants: Variants,
+        training: TrainingOptions,
+        seconds: float,
+        *,
+        equal: bool = False,
+    ) -> Comparison:
+        models = {
+            each: ModelOptions(
                 mixer="focus",
                 mixer_options=options,
                 hidden_size=dim,
                 num_layers=num_layers,
-                intermediate_size=0,
-            ),
+                intermediate_size=dim if equal else 0,
+            )
+            for each, options in variants.items()
+        }
+        return Comparison(
+            name=name,
+            task=task,
+            systems=_equally_large(task.spec, models) if equal else _systems(models),
+            training=training,
+            learning_rates=(2e-3, 6e-3),
+            num_seeds=num_seeds,
+            expected_seconds=seconds if cpu else None,
         )
-        for name, options in parts.items()
-    )
+
+    orders = {name: alone | options for name, options in ORDERS.items()}
+    choices = {name: alone | options for name, options in CHOICES.items()}
+    steps = in_steps(500 if cpu else 10_000)
     return study_of(
         ablations,
         size,
-        Comparison(
-            name="text",
-            task=text,
-            systems=systems,
-            training=in_steps(500 if cpu else 10_000),
-            learning_rates=(2e-3, 6e-3),
-            num_seeds=2 if cpu else 3,
-            expected_seconds=110 if cpu else None,
-        ),
-        Comparison(
-            name="recall",
-            task=recall,
-            systems=systems,
-            training=in_steps(500 if cpu else 5000, stop_at=1.0),
-            learning_rates=(2e-3, 6e-3),
-            num_seeds=2 if cpu else 3,
-            expected_seconds=140 if cpu else None,
-        ),
+        comparison("text", text, PARTS, steps, 75),
+        comparison("recall", recall, PARTS, replace(steps, stop_at=1.0), 75),
+        comparison("order-text", text, orders, steps, 90, equal=True),
+        comparison("order-pixels", pixels, orders, steps, 180, equal=True),
+        comparison("choices", text, choices, steps, 90),
     )
+
+
+def _systems(models: dict[str, ModelOptions]) -> tuple[System, ...]:
+    return tuple(System(name=name, model=model) for name, model in models.items())
+
+
+def _equally_large(spec: TaskSpec, models: dict[str, ModelOptions]) -> tuple[System, ...]:
+    """All as large as the largest, by the width of their feed-forwards."""
+    most = max(count_parameters(spec, model) for model in models.values())
+    return _systems({name: match_parameters(spec, each, most) for name, each in models.items()})
