@@ -4,8 +4,9 @@ One block is a mixer and a feed-forward with norms and residuals, or a mixer tha
 (Focus), batch 1, float32: parameters are near each other, and printed. Measured for
 a training step (forward and backward) and for a forward pass without gradients, as the sequence
 grows: the time, in rounds that alternate between the systems in one process, and the peak memory
-of a training step, each in a process of its own: the largest resident size less that before the
-step. The Transformer's attention is `scaled_dot_product_attention(is_causal=True)`, once more with
+of a training step: the largest resident size less that before the step, in a process of its own,
+as many of them as rounds, since it varies by a fifth with what memory the C library finds free. The
+Transformer's attention is `scaled_dot_product_attention(is_causal=True)`, once more with
 the matrix of weights written out ("materialised", memory only, as in the paper's Table 5).
 A million steps are read in segments, with the state in between: the same outputs in little memory.
 
@@ -14,6 +15,7 @@ Memory that a step frees is kept for the next one, as in training (`keep_freed_m
 
     python benchmarks/layers.py                            # the full size, ten minutes or so
     python benchmarks/layers.py --lengths 512 1024 --alone 4096 --rounds 2 --output try.json
+    python benchmarks/layers.py --parts memory --rounds 9  # does not mind a busy machine
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ SEGMENT = 65_536
 """Steps of a segment of the stream."""
 WITH_PARTS = "Focus, filters and attention"
 """The paper's two parts added: adaptive filters of the values, attention in chunks of 64."""
+MATERIALISED = "Transformer, materialised"
+PARTS = ("time", "memory", "stream")
 SLOW_SECONDS = 4.0
 """A system slower than this takes part in two rounds only."""
 
@@ -75,7 +79,7 @@ def build(name: str, dim: int) -> nn.Module:
         return Block(FocusConfig(dim=dim, **parts).build(), dim, 0)
     mixer = {
         "Transformer": lambda: PlainAttention(dim, heads),
-        "Transformer, materialised": lambda: PlainAttention(dim, heads, materialised=True),
+        MATERIALISED: lambda: PlainAttention(dim, heads, materialised=True),
         "MEGA": lambda: MegaConfig(dim=dim).build(),
     }[name]()
     return Block(mixer, dim, 2 * dim)
@@ -132,11 +136,26 @@ def seconds(block: nn.Module, x: Tensor, training: bool) -> float:
     return time.perf_counter() - began
 
 
-def peak_bytes(name: str, dim: int, length: int, threads: int, *, keep_memory: bool) -> int | None:
-    """Of a training step, in a process of its own; None where it did not fit."""
+def measure_peaks(
+    names: list[str], length: int, rounds: int, options: argparse.Namespace
+) -> dict[str, list[int]]:
+    """Peak bytes of a training step, in a process for every round; none where it did not fit."""
+    peaks: dict[str, list[int]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            peak = peak_in_a_process(name, length, options)
+            if peak is not None:
+                peaks[name].append(peak)
+        progress(f"length {length}: memory, round {number + 1} of {rounds}")
+    progress("")
+    return peaks
+
+
+def peak_in_a_process(name: str, length: int, options: argparse.Namespace) -> int | None:
     command = [
-        sys.executable, __file__, "--peak-of", name, "--dim", str(dim), "--lengths", str(length),
-        "--threads", str(threads), "--keep-memory" if keep_memory else "--no-keep-memory",
+        sys.executable, __file__, "--peak-of", name, "--dim", str(options.dim), "--lengths",
+        str(length), "--threads", str(options.threads),
+        "--keep-memory" if options.keep_memory else "--no-keep-memory",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
@@ -161,11 +180,16 @@ def resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def exponent(lengths: list[int], values: list[float]) -> float:
-    """The slope of a straight line through the points on log-log axes."""
-    return statistics.linear_regression(
-        [math.log(length) for length in lengths], [math.log(value) for value in values]
-    ).slope
+def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """From 4K on, the slope of a training step's time over length on log-log axes."""
+    timed = [row for row in rows if "training" in row]
+    timed = [row for row in timed if 4096 <= row["length"] <= 262144] or timed
+    if len(timed) < 2:
+        return {}
+    lengths = [math.log(row["length"]) for row in timed]
+    times = [math.log(statistics.median(row["training"]["Focus"])) for row in timed]
+    slope = statistics.linear_regression(lengths, times).slope
+    return {"exponent_from": timed[0]["length"], "exponent": slope}
 
 
 def progress(text: str) -> None:
@@ -183,35 +207,37 @@ def show(report: dict[str, Any]) -> None:
     sizes = ", ".join(f"{name} {number:,}" for name, number in report["parameters"].items())
     print(f"parameters: {sizes}\n")
     for kind, title in (("training", "training step, ms"), ("inference", "forward pass, ms")):
-        print(f"{title}; in brackets times Focus\n")
-        print(f"| length | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-        for row in report["rows"]:
-            medians = {name: statistics.median(t) for name, t in row[kind].items() if t}
-            cells = [
-                f"{1e3 * medians[name]:.1f} ({medians[name] / medians['Focus']:.2f})"
-                if name in medians else ""
-                for name in names
-            ]  # fmt: skip
-            print(f"| {row['length']:,} | {' | '.join(cells)} |")
-        print()
-    print("peak memory of a training step, MiB\n")
-    names = [*names, "Transformer, materialised"]
+        if kind in report["rows"][0]:
+            print(f"{title}; in brackets times Focus\n")
+            show_table(report["rows"], kind, names, 1e-3)
+    if "peak_bytes" in report["rows"][0]:
+        print("peak memory of a training step, MiB; in brackets times Focus\n")
+        show_table(report["rows"], "peak_bytes", [*names, MATERIALISED], 2**20)
+    if "exponent" in report:
+        print(
+            f"Focus, training step, from {report['exponent_from']:,}: time grows as length to the "
+            f"power {report['exponent']:.3f}"
+        )
+    if "stream" in report:
+        stream = report["stream"]
+        print(
+            f"Focus reads {stream['length']:,} steps in segments of {SEGMENT:,} in "
+            f"{stream['seconds']:.1f} s, with {stream['peak_bytes'] / 2**20:.0f} MiB beside the "
+            "input"
+        )
+
+
+def show_table(rows: list[dict[str, Any]], kind: str, names: list[str], unit: float) -> None:
     print(f"| length | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for row in report["rows"]:
+    for row in rows:
+        medians = {name: statistics.median(t) for name, t in row[kind].items() if t}
         cells = [
-            f"{row['peak_bytes'][name] / 2**20:.0f}" if row["peak_bytes"].get(name) else ""
+            f"{medians[name] / unit:.1f} ({medians[name] / medians['Focus']:.2f})"
+            if name in medians else ""
             for name in names
-        ]
+        ]  # fmt: skip
         print(f"| {row['length']:,} | {' | '.join(cells)} |")
-    print(
-        f"\nFocus, training step, from {report['exponent_from']:,}: time grows as length to the "
-        f"power {report['exponent']:.3f}"
-    )
-    stream = report["stream"]
-    print(
-        f"Focus reads {stream['length']:,} steps in segments of {SEGMENT:,} in "
-        f"{stream['seconds']:.1f} s, with {stream['peak_bytes'] / 2**20:.0f} MiB beside the input"
-    )
+    print()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -232,6 +258,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default all)"
+    )
+    parser.add_argument(
         "--keep-memory",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -250,7 +279,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     names = ["Focus", WITH_PARTS, "Transformer", "MEGA"]
     blocks = {name: build(name, options.dim) for name in names}
-    stream = read_in_segments(blocks["Focus"], options.stream, options.dim)  # in a fresh process
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": machine(),
@@ -262,6 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
             name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()
         },
     }
+    if "stream" in options.parts:  # in a fresh process
+        facts["stream"] = read_in_segments(blocks["Focus"], options.stream, options.dim)
     output = options.output or (
         Path(__file__).parent / "results" / f"layers-{facts['date'][:10]}.json"
     )
@@ -269,32 +299,20 @@ def main(arguments: list[str] | None = None) -> int:
     for length in [*options.lengths, *options.alone]:
         alone = length in options.alone
         taking_part = {name: blocks[name] for name in (["Focus"] if alone else names)}
-        x = torch.randn(1, length, options.dim)
         rounds = 2 if alone else options.rounds
         row: dict[str, Any] = {"length": length}
-        for kind in ("training", "inference"):
-            row[kind] = measure(taking_part, x, rounds, training=kind == "training")
-        release_freed_memory()  # the next measurements are other processes'
-        of_memory = [*taking_part, *(["Transformer, materialised"] if length <= 4096 else [])]
-        row["peak_bytes"] = {
-            name: peak_bytes(
-                name, options.dim, length, options.threads, keep_memory=options.keep_memory
-            )
-            for name in of_memory
-        }
+        if "time" in options.parts:
+            x = torch.randn(1, length, options.dim)
+            for kind in ("training", "inference"):
+                row[kind] = measure(taking_part, x, rounds, training=kind == "training")
+            del x
+        if "memory" in options.parts:
+            release_freed_memory()  # what follows is other processes'
+            written_out = [MATERIALISED] if length <= 4096 and not alone else []
+            of_memory = [*taking_part, *written_out]
+            row["peak_bytes"] = measure_peaks(of_memory, length, rounds, options)
         rows.append(row)
-        long = [row for row in rows if 4096 <= row["length"] <= 262144] or rows
-        report = facts | {
-            "rows": rows,
-            "exponent_from": long[0]["length"],
-            "exponent": exponent(
-                [row["length"] for row in long],
-                [statistics.median(row["training"]["Focus"]) for row in long],
-            )
-            if len(long) > 1
-            else math.nan,
-            "stream": stream,
-        }
+        report = facts | {"rows": rows} | growth(rows)
         # After every length: the longest may not fit into memory.
         output.write_text(json.dumps(report, indent=1) + "\n")
     show(report)
