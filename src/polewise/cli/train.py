@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
@@ -27,54 +27,30 @@ from polewise.recipes import (
     spoken_digits,
 )
 from polewise.tasks import AnyTask, RecallTask
-from polewise.training import ModelOptions, Outcome, Run, TrainingOptions, train
+from polewise.training import ModelOptions, ModelShape, Outcome, Run, TrainingOptions, train
 from polewise.training import resume as resume_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
+class ModelFlags(ModelShape):
     """The model."""
 
-    mixer: str = "focus"
-    """The mixer in every block. `polewise mixers` lists them."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE")] = ()
     """An option of the mixer, such as chunk_length=32. `polewise mixers focus` lists them."""
-    hidden_size: int = 64
-    """Channels."""
-    num_layers: int = 2
-    """Blocks."""
-    intermediate_size: int | None = None
-    """Channels inside the feed-forward part; None leaves it out where the mixer contains one
-    (Focus, Mamba-2) and takes twice the hidden size elsewhere."""
-    dropout: float = 0.0
-    """Share of what mixers and feed-forwards add that is dropped in training."""
-    pooling: Literal["mean", "last"] = "mean"
-    """Where a sequence has a class, what names it: the mean of its steps, or the last of them."""
 
     @classmethod
     def like(cls, options: ModelOptions) -> ModelFlags:
         """Return the flags that stand for a recipe's model."""
-        return cls(
-            mixer=options.mixer,
-            hidden_size=options.hidden_size,
-            num_layers=options.num_layers,
-            intermediate_size=options.intermediate_size,
-            dropout=options.dropout,
-            pooling=options.pooling,
-        )
+        return cls(**_shape(options))
 
     def over(self, recipe: ModelOptions) -> ModelOptions:
         """Return the model's options; the recipe's mixer options stay for the recipe's mixer."""
         kept = recipe.mixer_options if self.mixer == recipe.mixer else {}
-        return ModelOptions(
-            mixer=self.mixer,
-            mixer_options={**kept, **_parse_settings(self.set)},
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            intermediate_size=self.intermediate_size,
-            dropout=self.dropout,
-            pooling=self.pooling,
-        )
+        return ModelOptions(**_shape(self), mixer_options={**kept, **_parse_settings(self.set)})
+
+
+def _shape(model: ModelShape) -> dict[str, Any]:
+    return {each.name: getattr(model, each.name) for each in fields(ModelShape)}
 
 
 def _command(recipe: Run, what: str, *examples: str) -> Command:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from polewise.did_you_mean import did_you_mean
 from polewise.mixers import all_options, feed_forward_width, mixer_config
 from polewise.models.backbone import BackboneConfig
+from polewise.models.pooling import Pooling
 from polewise.options import require_at_least, require_choice
 
 
@@ -47,7 +48,7 @@ class PolewiseConfig(PreTrainedConfig):
     """Numbers per step of `input_values`; 0 for models of tokens."""
     prediction_length: int = 0
     """Steps that a forecasting model predicts."""
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Pooling = "mean"
     """What a classification model reads: the mean of all real steps, or the last of them. A mean
     forgets when a causal layer heard what it tells; where places matter, take the last."""
     max_position_embeddings: int = 1 << 20
@@ -87,7 +88,7 @@ class PolewiseConfig(PreTrainedConfig):
             require_at_least(name, getattr(self, name), 0)
         if self.intermediate_size is not None:
             require_at_least("intermediate_size", self.intermediate_size, 0)
-        require_choice("pooling", self.pooling, ("mean", "last"))
+        require_choice("pooling", self.pooling, get_args(Pooling))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
         mixer = mixer_config(self.mixer, self.hidden_size, self.mixer_options or {})

@@ -13,6 +13,7 @@ from polewise.training.loop import train as train
 from polewise.training.memory import keep_freed_memory as keep_freed_memory
 from polewise.training.memory import release_freed_memory as release_freed_memory
 from polewise.training.run import ModelOptions as ModelOptions
+from polewise.training.run import ModelShape as ModelShape
 from polewise.training.run import Run as Run
 from polewise.training.run import TrainingOptions as TrainingOptions
 from polewise.training.run import build_model as build_model

@@ -12,6 +12,7 @@ from torch import nn
 from polewise.did_you_mean import did_you_mean
 from polewise.layers import sharding
 from polewise.mixers import all_options, feed_forward_width, mixer_config
+from polewise.models.pooling import Pooling
 from polewise.options import require_at_least, require_choice, require_memory, require_types
 from polewise.tasks import TASKS, AnyTask, TaskSpec
 
@@ -23,25 +24,31 @@ _MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The model: a stack of blocks around one mixer."""
+class ModelShape:
+    """A stack of blocks around one mixer, but for the mixer's own options."""
 
     mixer: str = "focus"
-    """The mixer in every block, a name in `polewise.mixers.MIXERS`."""
-    mixer_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the mixer, by name. Those not given are added with their defaults, so that a run
-    says everything, whatever the defaults become."""
+    """The mixer in every block. `polewise mixers` lists them."""
     hidden_size: int = 64
     """Channels."""
     num_layers: int = 2
     """Blocks."""
     intermediate_size: int | None = None
     """Channels inside the feed-forward part; 0 leaves it out, and None does where the mixer
-    contains one (Focus, Mamba-2): else it is twice `hidden_size`."""
+    contains one (Focus, Mamba-2): else it is twice the hidden size."""
     dropout: float = 0.0
     """Share of what mixers and feed-forwards add that is dropped in training."""
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Pooling = "mean"
     """Where a sequence has a class, what names it: the mean of its steps, or the last of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(ModelShape):
+    """The model: its shape and the options of its mixer."""
+
+    mixer_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the mixer, by name. Those not given are added with their defaults, so that a run
+    says everything, whatever the defaults become."""
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
+from polewise.models.pooling import Pooling
 from polewise.recipes.parameter_matching import count_parameters, deepest, match_parameters
 from polewise.recipes.studies.study import System
 from polewise.tasks import TaskSpec
@@ -46,7 +47,7 @@ def equal_systems(
     dim: int,
     num_layers: int,
     deep: tuple[str, ...] = (),
-    pooling: Literal["mean", "last"] = "mean",
+    pooling: Pooling = "mean",
 ) -> tuple[System, ...]:
     """Return systems with as many parameters as a Transformer of that width and depth.
 

@@ -1,0 +1,109 @@
+"""The models that read a whole sequence before they answer: with a label, or with a forecast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from polewise.models.configuration import PolewiseConfig
+from polewise.models.modeling import PolewiseModel, PolewisePreTrainedModel
+from polewise.models.pooling import pool
+
+
+class PolewiseForSequenceClassification(PolewisePreTrainedModel):
+    """One label a sequence: the mean of the real steps or the last of them (`pooling`), then a
+    linear layer."""
+
+    def __init__(self, config: PolewiseConfig) -> None:
+        super().__init__(config)
+        self.model = PolewiseModel(config)
+        self.score = nn.Linear(config.hidden_size, int(config.num_labels or 1))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        if kwargs.get("seq_idx") is not None:
+            raise ValueError("seq_idx must be None: a row has one label, so it is one document.")
+        loss_arguments = {
+            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
+        }
+        output = self.model(
+            input_ids, attention_mask, None, inputs_embeds, False, input_values, **kwargs
+        )
+        logits = self.score(pool(output.last_hidden_state, attention_mask, self.config.pooling))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                labels=labels, pooled_logits=logits, config=self.config, **loss_arguments
+            )
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states
+        )
+
+    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
+        """Bytes of the state after `length` steps of `batch` sequences."""
+        return self.model.state_num_bytes(batch, length)
+
+
+class PolewiseForForecasting(PolewisePreTrainedModel):
+    """What comes next in a series of numbers: a linear layer on the last real step.
+
+    A forecast is `prediction_length` steps of the `num_input_features` numbers that are read.
+    """
+
+    def __init__(self, config: PolewiseConfig) -> None:
+        super().__init__(config)
+        for name in ("num_input_features", "prediction_length"):
+            if not getattr(config, name):
+                raise ValueError(f"{name} must be at least 1 for a forecasting model; got 0.")
+        self.model = PolewiseModel(config)
+        self.forecast = nn.Linear(
+            config.hidden_size, config.prediction_length * config.num_input_features
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Forecast, as `logits`, (batch, prediction_length, num_input_features).
+
+        Args:
+            input_values: (batch, length, num_input_features).
+            attention_mask: (batch, length), 0 where a step does not exist.
+            inputs_embeds: (batch, length, hidden_size), in place of values.
+            labels: what came, like the forecast; the loss is the mean squared error.
+            kwargs: as in `PolewiseModel.forward`.
+        """
+        if kwargs.get("seq_idx") is not None:
+            raise ValueError("seq_idx must be None: a row has one forecast, so it is one series.")
+        output = self.model(
+            None, attention_mask, None, inputs_embeds, False, input_values, **kwargs
+        )
+        last = pool(output.last_hidden_state, attention_mask, "last")
+        shape = (self.config.prediction_length, self.config.num_input_features)
+        forecast = self.forecast(last).unflatten(-1, shape)
+        loss = None if labels is None else nn.functional.mse_loss(forecast, labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=forecast, hidden_states=output.hidden_states
+        )
+
+    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
+        """Bytes of the state after `length` steps of `batch` sequences."""
+        return self.model.state_num_bytes(batch, length)

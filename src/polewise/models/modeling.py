@@ -1,0 +1,368 @@
+"""The model that reads a sequence, and the one that writes it on, as Hugging Face expects them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from polewise.models.arguments import only_one, real_tokens, refuse_unknown, require_mask
+from polewise.models.backbone import Backbone, BackboneState
+from polewise.models.cache import PolewiseCache
+from polewise.models.configuration import PolewiseConfig
+from polewise.models.rows import Rows, first_of_documents, real_tokens_first, separate_documents
+from polewise.states import num_bytes, require_like
+
+_COMPILED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+"""How a single step is compiled unless told otherwise."""
+
+
+class PolewisePreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialising, as transformers expects them."""
+
+    config: PolewiseConfig
+    config_class = PolewiseConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
+    _supports_sdpa = True
+    _is_stateful = True
+    # What decides a pole stays float32 in a half-precision model: bfloat16 has no number
+    # between 1 - 2^-8 and 1.
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        "base", "logit", "step", "damping", "log_step", "log_rate", "frequency", "log_frequency",
+    ]  # fmt: skip
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every module knows its own start; what a checkpoint brought is put back."""
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            loaded = [
+                (parameter, parameter.detach().clone())
+                for parameter in module.parameters()
+                if getattr(parameter, "_is_hf_initialized", False)
+            ]
+            reset()
+            for parameter, value in loaded:
+                parameter.copy_(value)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.checkpoint_activations = enable
+
+
+class PolewiseModel(PolewisePreTrainedModel):
+    """Tokens or numbers in, hidden states out."""
+
+    def __init__(self, config: PolewiseConfig) -> None:
+        super().__init__(config)
+        self.embed_values: nn.Module
+        self.embed_tokens: nn.Module
+        if config.num_input_features:
+            self.embed_values = nn.Linear(config.num_input_features, config.hidden_size)
+        else:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.backbone = Backbone(config.backbone())
+        self._read_token: Any = None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: PolewiseCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        input_values: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Read a segment.
+
+        Args:
+            input_ids: (batch, length) tokens.
+            attention_mask: (batch, length), 0 where a token does not exist: it takes no time,
+                bins and chunks do not count it, and what stands there is not looked at. Left,
+                right, or in between. With a cache, columns that were read before may precede.
+            cache: what was read before; brought up to date.
+            inputs_embeds: (batch, length, hidden_size), in place of tokens.
+            use_cache: return a cache to go on from. None: as configured, not in training.
+            input_values: (batch, length, features), for models of numbers.
+            seq_idx: (batch, length) integers, for rows that hold several documents one after
+                another: a document ends where the number changes; below 0 is padding. Each
+                document gets what it would get alone.
+            output_hidden_states: return what each block reads, and the last hidden state.
+
+        Raises:
+            ValueError: shapes that do not fit, two ways to say one thing, a cache of another
+                model, or tokens out of range; the message names the argument.
+            TypeError: an unknown argument.
+        """
+        refuse_unknown(kwargs, said=seq_idx is not None or attention_mask is not None)
+        if cache is not None and not isinstance(cache, PolewiseCache):
+            raise TypeError(
+                f"cache must be a PolewiseCache; got {type(cache).__name__}. "
+                "Leave it out for a new one."
+            )
+        if seq_idx is not None and (attention_mask is not None or cache is not None):
+            raise ValueError(
+                "seq_idx must stand alone: it says where padding is (numbers below 0), and packed "
+                "documents start from nothing. Leave out attention_mask and cache."
+            )
+        history = PolewiseCache() if cache is None else cache
+        given = only_one((input_ids, input_values, inputs_embeds))
+        if seq_idx is not None:
+            require_mask("seq_idx", seq_idx, given, 0)
+            real: Tensor | None = seq_idx >= 0
+        else:
+            real = real_tokens(attention_mask, given, history.length)
+        if real is not None and input_ids is not None:
+            # What stands under a mask is not a token, and need not be one.
+            input_ids = torch.where(real, input_ids, 0)
+        x = self.embed(input_ids, input_values, inputs_embeds)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if seq_idx is not None:
+            rows, use_cache = separate_documents(x, seq_idx), False
+        else:
+            rows = real_tokens_first(x, real)
+        read: list[Tensor] | None = [] if output_hidden_states else None
+        y, state = self._read(rows, history.state, read)
+        output = BaseModelOutputWithPast(last_hidden_state=y)
+        if read is not None:
+            output.hidden_states = (*(rows.restore(part) for part in read), y)
+        if cache is not None and state is None:
+            raise ValueError(
+                f"cache must be None and use_cache False: mixer={self.config.mixer!r} "
+                "with these options cannot stream."
+            )
+        if cache is not None or (use_cache and state is not None):
+            history.state, history.length = state, history.length + x.shape[1]
+            output.cache = history
+        return output
+
+    def initial_state(self, batch_size: int = 1) -> BackboneState:
+        """The state before the first step.
+
+        Raises:
+            ValueError: this configuration cannot stream.
+        """
+        x = torch.zeros(
+            batch_size, 0, self.config.hidden_size, dtype=self.dtype, device=self.device
+        )
+        with torch.no_grad():
+            _, state = self.backbone(x)
+        if state is None:
+            raise ValueError(f"mixer={self.config.mixer!r} with these options has no state.")
+        return state
+
+    def _read(
+        self, rows: Rows, state: BackboneState | None, read: list[Tensor] | None = None
+    ) -> tuple[Tensor, BackboneState | None]:
+        one_token = rows.x.shape[1] == 1 and rows.lengths is None and read is None
+        compiled = one_token and self._read_token is not None
+        backbone = self._read_token if compiled else self.backbone
+        try:
+            y, after = backbone(rows.x, state, rows.lengths, read=read)
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
+            if state is not None:  # the likely reason, in the caller's words
+                require_like("cache", state, self.initial_state(len(rows.x)))
+            raise
+        return rows.restore(y), after
+
+    def embed(
+        self,
+        input_ids: Tensor | None,
+        input_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Exactly one kind of input to (batch, length, hidden_size)."""
+        only_one((input_ids, input_values, inputs_embeds))
+        if inputs_embeds is not None:
+            return inputs_embeds
+        if self.config.num_input_features:
+            if input_values is None:
+                raise ValueError("this model reads input_values (num_input_features > 0).")
+            return self.embed_values(input_values)
+        if input_ids is None:
+            raise ValueError("this model reads input_ids (num_input_features = 0).")
+        if input_ids.ndim != 2:
+            raise ValueError(
+                f"input_ids must have shape (batch, length); got {tuple(input_ids.shape)}."
+            )
+        try:
+            embedded = self.embed_tokens(input_ids)
+        except IndexError:
+            raise ValueError(
+                f"input_ids must lie in [0, {self.config.vocab_size}); got values from "
+                f"{int(input_ids.min())} to {int(input_ids.max())}."
+            ) from None
+        # Unit variance in, while the tied output layer stays small.
+        return embedded * math.sqrt(self.config.hidden_size)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_values if self.config.num_input_features else self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        if self.config.num_input_features:
+            self.embed_values = value
+        else:
+            self.embed_tokens = value
+
+    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
+        """Bytes of the state after `length` steps of `batch` sequences."""
+        x = torch.zeros(
+            batch, length, self.config.hidden_size, dtype=self.dtype, device=self.device
+        )
+        with torch.no_grad():
+            return num_bytes(self.backbone(x)[1])
+
+
+class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
+    """A language model. `labels` as everywhere in transformers: the input itself, -100 ignored."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: PolewiseConfig) -> None:
+        super().__init__(config)
+        if config.num_input_features:
+            raise ValueError(
+                "num_input_features must be 0 for a language model; "
+                f"got {config.num_input_features}."
+            )
+        self.model = PolewiseModel(config)
+        if not self.model.backbone.causal:
+            raise ValueError("a language model needs a causal mixer; got causal=False.")
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: PolewiseCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        seq_idx: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of a segment, (batch, length, vocab). Arguments as in `PolewiseModel.forward`.
+
+        `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
+        With `seq_idx`, no document is asked to predict the next one's first token.
+        """
+        loss_arguments = {
+            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
+        }
+        output = self.model(
+            input_ids, attention_mask, cache, inputs_embeds, use_cache,
+            seq_idx=seq_idx, **kwargs,
+        )  # fmt: skip
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(output.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            if seq_idx is not None:
+                labels = labels.masked_fill(first_of_documents(seq_idx) | (seq_idx < 0), -100)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_arguments
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            cache=output.cache,
+            hidden_states=output.hidden_states,
+        )
+
+    def step(
+        self, input_ids: Tensor, state: BackboneState | None = None
+    ) -> tuple[Tensor, BackboneState | None]:
+        """Logits of a segment, (batch, length, vocab), and the state for the next one.
+
+        Raises:
+            ValueError: the state of another model or batch, or tokens out of range.
+        """
+        rows = real_tokens_first(self.model.embed(input_ids), None)
+        hidden, state = self.model._read(rows, state)
+        return self.lm_head(hidden), state
+
+    def initial_state(self, batch_size: int = 1) -> BackboneState:
+        """The state before the first step."""
+        return self.model.initial_state(batch_size)
+
+    def compile_step(self, **options: Any) -> None:
+        """Compile the reading of single tokens: decoding is several times as fast on a CPU.
+
+        Every way to generate uses it from here on. The next single tokens take tens of seconds,
+        once for each batch size, and on a CPU need a C++ compiler. Longer segments stay as they
+        are.
+
+        Args:
+            options: of `torch.compile`, in place of `fullgraph=True, dynamic=False`.
+        """
+        compiled = torch.compile(self.model.backbone, **(_COMPILED | options))
+        # Beside the registered modules: its weights are the backbone's, and saved once.
+        object.__setattr__(self.model, "_read_token", compiled)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Continue prompts: transformers' own `generate`, reading each token once.
+
+        Greedy, sampling, beams, streamers, stopping criteria, left padding, `inputs_embeds`, and
+        going on from a returned cache. A state cannot be rolled back, so assisted decoding is
+        refused.
+
+        Raises:
+            ValueError: an empty prompt or batch, or what such a model cannot do.
+        """
+        name, prompt = "inputs_embeds", kwargs.get("inputs_embeds")
+        if prompt is None:
+            name, prompt = "input_ids", kwargs.get("input_ids") if inputs is None else inputs
+        if prompt is not None and (prompt.ndim < 2 or 0 in prompt.shape[:2]):
+            raise ValueError(
+                f"{name} must hold at least one row of at least one token, (batch, length); "
+                f"got {tuple(prompt.shape)}."
+            )
+        return super().generate(inputs, *args, **kwargs)
+
+    def generate_batch(self, *_: Any, **__: Any) -> Any:
+        """Refused: continuous batching pages keys and values, and a recurrent state has none.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "continuous batching keeps pages of keys and values; this model keeps a state of "
+            "constant size instead. Use generate with a padded batch."
+        )
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
+    ) -> None:
+        form = generation_config.cache_implementation
+        if form not in (None, "dynamic", "static"):
+            raise ValueError(
+                f"cache_implementation must be left out: the state has one form, of constant "
+                f"size; got {form!r}."
+            )
+        if model_kwargs.get("cache") is None and generation_config.use_cache:
+            model_kwargs["cache"] = PolewiseCache()
+
+    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
+        """Bytes of the state after `length` steps of `batch` sequences."""
+        return self.model.state_num_bytes(batch, length)

@@ -1,0 +1,30 @@
+"""One vector for a whole sequence."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Pooling = Literal["mean", "last"]
+"""Of all real steps, or the last of them."""
+
+
+def pool(
+    hidden: Float[Tensor, "batch length dim"],
+    mask: Int[Tensor, "batch length"] | None,
+    pooling: Pooling,
+) -> Float[Tensor, "batch dim"]:
+    """One vector a row, from the steps where `mask` is not 0; the mean of none is 0."""
+    if pooling == "mean":
+        if mask is None:
+            return hidden.mean(1)
+        real = mask.bool()[..., None]
+        return torch.where(real, hidden, 0).sum(1) / real.sum(1).clamp(min=1)
+    if mask is None:
+        return hidden[:, -1]
+    steps = torch.arange(hidden.shape[1], device=hidden.device)
+    newest = (mask.bool() * steps).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), newest]
