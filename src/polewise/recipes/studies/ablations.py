@@ -63,7 +63,9 @@ def ablations(size: Size) -> Study:
     num_seeds = 2 if cpu else 3
     text = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)
     recall = RecallTask(length=256, batch_size=16, align_to=128)
-    pixels = ImagesTask(source="mnist", batch_size=10 if cpu else 50)
+    pixels = ImagesTask(
+        source="mnist", num_eval=1000 if cpu else None, batch_size=10 if cpu else 50
+    )
     alone = {"memory": False, "filters": 1}
 
     def comparison(
