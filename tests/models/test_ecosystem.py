@@ -299,6 +299,45 @@ def test_prefill_and_decode_step_are_exported_without_our_operators(byte_model):
         assert "polewise" not in program.graph_module.code
 
 
+class Prefill(nn.Module):
+    def __init__(self, mixer):
+        super().__init__()
+        config = PolewiseConfig(mixer=mixer, hidden_size=32, num_hidden_layers=1)
+        self.model = PolewiseForCausalLM(config)
+
+    def forward(self, ids):
+        return self.model(ids, use_cache=False).logits
+
+
+ANY_BATCH_AND_LENGTH = {"ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+
+
+@pytest.mark.parametrize("mixer", ["focus", "attention", "mamba2", "mamba3"])
+def test_an_exported_program_takes_any_batch_and_length_where_both_are_left_open(mixer):
+    model, ids = Prefill(mixer).eval(), torch.randint(256, (2, 100))
+    with torch.no_grad():
+        program = torch.export.export(model, (ids,), dynamic_shapes=ANY_BATCH_AND_LENGTH)
+        for batch, length in ((1, 33), (3, 64), (2, 500)):
+            ids = torch.randint(256, (batch, length))
+            torch.testing.assert_close(program.module()(ids), model(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_of_any_length_runs_under_onnxruntime(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, ids = Prefill("focus").eval(), torch.randint(256, (2, 96))
+    with torch.no_grad():
+        torch.onnx.export(
+            model, (ids,), tmp_path / "model.onnx", dynamo=True, verbose=False,
+            dynamic_shapes=ANY_BATCH_AND_LENGTH,
+        )  # fmt: skip
+        session = runtime.InferenceSession(tmp_path / "model.onnx")
+        for batch, length in ((1, 33), (2, 64), (1, 300)):
+            ids = torch.randint(256, (batch, length))
+            (found,) = session.run(None, {session.get_inputs()[0].name: ids.numpy()})
+            torch.testing.assert_close(torch.from_numpy(found), model(ids), rtol=1e-3, atol=1e-3)
+
+
 def test_the_decode_step_runs_under_onnxruntime(byte_model, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -208,24 +208,29 @@ def _step_by_step(q, k, v, decay, angle, state):
 
 def _by_chunks(q, k, v, decay, angle, state):
     """Span by span; a span is at most 64 chunks of 32 steps."""
+    length = q.shape[1]
+    if not isinstance(length, int):
+        # An exported program that leaves the length open has no loop over it: one span is all. A
+        # slice would ask whether there is anything to cut, and hold the program to the answer.
+        y, state = _span(q, k, v, decay, angle, state)
+        return y.index_select(1, torch.arange(length, device=y.device)), state
     outputs = []
-    for start in range(0, q.shape[1], CHUNK * SPAN):
-        span = slice(start, start + CHUNK * SPAN)
+    for start in range(0, length, CHUNK * SPAN):
+        span = slice(start, min(start + CHUNK * SPAN, length))
         turn = None if angle is None else angle[:, span]
         y, state = _span(q[:, span], k[:, span], v[:, span], decay[:, span], turn, state)
-        outputs.append(y)
+        outputs.append(y[:, : span.stop - start])
     if not outputs:
         return torch.zeros_like(v), state.clone()
     return torch.cat(outputs, 1), state
 
 
 def _span(q, k, v, decay, angle, state):
-    """Inside chunks a masked product, between chunks their states.
+    """Inside chunks a masked product, between chunks their states; y goes on to the chunk's end.
 
     Letters: b batch, h heads, n, m chunks, i, j steps of a chunk, k key_dim, v value_dim,
     p parts of the state (real, imaginary).
     """
-    length = q.shape[1]
     poles = decay[..., None] if angle is None else torch.stack([decay, angle], -1)
     (k, v, poles), marks = clean_and_mark(k, v, poles)
     log_decay = poles[..., 0].clamp(min=1e-30).log()
@@ -266,7 +271,7 @@ def _span(q, k, v, decay, angle, state):
     tainted = marks.sum(-1).cumsum(-1)
     y = put_back(y, (tainted - marks.sum(-1))[..., None, None])
     last = put_back(last, tainted[:, :, -1, None, None, None])
-    return y.flatten(2, 3).transpose(1, 2)[:, :length], last
+    return y.flatten(2, 3).transpose(1, 2), last
 
 
 def _triton(q, k, v, decay, angle, state):
@@ -303,10 +308,12 @@ def _chunks(x: Tensor) -> Tensor:
 
     A zero is neutral for all: no product, a logarithm of 1, no turn.
     """
-    chunk = min(CHUNK, x.shape[1])
+    length = x.shape[1]
+    chunk = min(CHUNK, length) if isinstance(length, int) else CHUNK
+    chunks = (length + chunk - 1) // chunk
     tail = [0, 0] * (x.ndim - 2)
-    x = functional.pad(x, (*tail, 0, -x.shape[1] % chunk))
-    return x.unflatten(1, (-1, chunk)).movedim(3, 1)
+    x = functional.pad(x, (*tail, 0, chunks * chunk - length))
+    return x.unflatten(1, (chunks, chunk)).movedim(3, 1)
 
 
 def _sums_between(x: Tensor) -> Tensor:
