@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from polewise import (
+    MIXERS,
     FocusConfig,
     PolewiseConfig,
     PolewiseForCausalLM,
@@ -19,6 +20,7 @@ from polewise import (
     generate,
 )
 from polewise.models import PRESETS
+from polewise.models.modeling import PolewisePreTrainedModel
 
 transformers = pytest.importorskip("transformers")
 
@@ -237,6 +239,30 @@ def test_generation_names_a_bad_argument():
         generate(model, tokens(1, 0), 3)
     with pytest.raises(ValueError, match="temperature must be at least 0"):
         generate(model, tokens(1, 3), 3, temperature=-1)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_module_of_a_model_makes_its_own_start(mixer, monkeypatch):
+    """Also those whose parameters are all their children's, and after their children."""
+    started = []
+    start = PolewisePreTrainedModel._init_weights
+    monkeypatch.setattr(
+        PolewisePreTrainedModel,
+        "_init_weights",
+        lambda model, module: (started.append(module), start(model, module)),
+    )
+    model = language_model(mixer, **({"filters": 1} if mixer == "focus" else {}))
+    own = [each for each in model.modules() if hasattr(each, "reset_parameters")]
+    order = {id(module): number for number, module in enumerate(started)}
+    assert {id(module) for module in own} <= set(order)
+    for module in own:
+        assert all(order[id(module)] >= order.get(id(each), 0) for each in module.modules())
+
+
+def test_the_network_that_places_poles_starts_near_their_base():
+    network = language_model(filters=1).model.backbone.blocks[0].mixer.filters.to_poles
+    assert (network.up.bias == 0).all()
+    assert network.down.weight.std() < 0.13  # 0.1; torch's own start would have 0.14
 
 
 @pytest.mark.parametrize("causal", [True, False])

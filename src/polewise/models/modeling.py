@@ -54,6 +54,11 @@ class PolewisePreTrainedModel(PreTrainedModel):
             for parameter, value in loaded:
                 parameter.copy_(value)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """As transformers does for its own models: of those of others it passes over modules whose
+        parameters are all their children's, and these would lose their start."""
+        super()._initialize_weights(module, is_custom_code=False)
+
     def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
         for module in self.modules():
             if isinstance(module, Backbone):
