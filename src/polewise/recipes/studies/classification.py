@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from polewise.recipes.studies.plan import in_seconds, in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import DEEP, PEERS, Mixers, equal_systems, mixers
+from polewise.recipes.studies.systems import DEEP, FILTERS_ALONE, PEERS, equal_systems, mixers
 from polewise.tasks import ImagesTask, SpokenDigitsTask
 
 CLASSIFIERS = (*(name for name in PEERS if name != "hyena"), "mamba2-deep")
-
-FILTERS_ALONE: Mixers = {
-    "focus-filters": ("focus", {"memory": False, "filters": 1}),
-    "focus-fixed-filters": ("focus", {"memory": False, "filters": 1, "hypernetwork": "none"}),
-}
-"""Focus as filters of channels and nothing else, chosen for every bin or learned once for all."""
 
 
 def table4(size: Size) -> Study:
@@ -30,9 +24,8 @@ def _digits(size: Size, *, permuted: bool) -> Comparison:
     cpu = size == "cpu"
     task = ImagesTask(source="mnist", permuted=permuted, batch_size=10 if cpu else 50)
     length = task.spec.length
-    chosen = mixers(*CLASSIFIERS, chunk_length=32, length=length)
-    if permuted:
-        chosen |= FILTERS_ALONE
+    names = (*CLASSIFIERS, *FILTERS_ALONE) if permuted else CLASSIFIERS
+    chosen = mixers(*names, chunk_length=32, length=length)
     # What Transformers have that classify images: sight both ways, and positions of their own.
     chosen["attention-positions"] = ("attention", {"causal": False, "positions": length})
     return Comparison(
@@ -43,7 +36,7 @@ def _digits(size: Size, *, permuted: bool) -> Comparison:
             chosen,
             dim=64 if cpu else 512,
             num_layers=2 if cpu else 6,
-            deep=(*DEEP, *FILTERS_ALONE),
+            deep=DEEP,
             # A mean forgets where a pixel stood, which in this order is all there is to know.
             pooling="last" if permuted else "mean",
         ),

@@ -21,7 +21,12 @@ PEERS = (
 """Who takes part in the tables, where nothing else is said."""
 RELATIVES = ("mamba3", "gated_linear_attention")
 """Today's closest relatives of Focus."""
-DEEP = ("focus", "mamba2-deep")
+FILTERS_ALONE: Mixers = {
+    "focus-filters": ("focus", {"memory": False, "filters": 1}),
+    "focus-fixed-filters": ("focus", {"memory": False, "filters": 1, "hypernetwork": "none"}),
+}
+"""Focus as filters of channels and nothing else, chosen for every bin or learned once for all."""
+DEEP = ("focus", "mamba2-deep", *FILTERS_ALONE)
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one."""
 
 _LOCAL = ("mega", "chunk_attention", "sliding_attention")
@@ -29,7 +34,7 @@ _LONG = ("hyena", "long_conv")
 
 
 def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
-    """Return mixers with their default options.
+    """Return mixers with their default options, or those of `FILTERS_ALONE`.
 
     Those that look nearby see `chunk_length`; convolutions have kernels of `length`.
     """
@@ -37,7 +42,10 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
         **{key: {"chunk_length": chunk_length} for key in _LOCAL},
         **{key: {"taps": length} for key in _LONG},
     }
-    return {name: (name.removesuffix("-deep"), options.get(name, {})) for name in names}
+    return {
+        name: FILTERS_ALONE.get(name, (name.removesuffix("-deep"), options.get(name, {})))
+        for name in names
+    }
 
 
 def equal_systems(

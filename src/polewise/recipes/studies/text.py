@@ -31,7 +31,9 @@ def table2(size: Size) -> Study:
             Comparison(
                 name="equal-time",
                 task=_DICKENS,
-                systems=_text_systems(_DICKENS, (*PEERS, "mamba3", "mamba2-deep")),
+                systems=_text_systems(
+                    _DICKENS, (*PEERS, "mamba3", "mamba2-deep", "focus-fixed-filters")
+                ),
                 training=in_seconds(1200),
                 learning_rates=(2e-3, 6e-3),
                 grid_share=0.06,
