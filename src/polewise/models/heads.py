@@ -51,10 +51,6 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
             loss=loss, logits=logits, hidden_states=output.hidden_states
         )
 
-    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
-        """Bytes of the state after `length` steps of `batch` sequences."""
-        return self.model.state_num_bytes(batch, length)
-
 
 class PolewiseForForecasting(PolewisePreTrainedModel):
     """What comes next in a series of numbers: a linear layer on the last real step.
@@ -103,7 +99,3 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=forecast, hidden_states=output.hidden_states
         )
-
-    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
-        """Bytes of the state after `length` steps of `batch` sequences."""
-        return self.model.state_num_bytes(batch, length)

@@ -64,6 +64,11 @@ class PolewisePreTrainedModel(PreTrainedModel):
             if isinstance(module, Backbone):
                 module.checkpoint_activations = enable
 
+    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
+        """Bytes of the state after `length` steps of `batch` sequences."""
+        model: Any = self.base_model
+        return model.state_num_bytes(batch, length)
+
 
 class PolewiseModel(PolewisePreTrainedModel):
     """Tokens or numbers in, hidden states out."""
@@ -367,7 +372,3 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             )
         if model_kwargs.get("cache") is None and generation_config.use_cache:
             model_kwargs["cache"] = PolewiseCache()
-
-    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
-        """Bytes of the state after `length` steps of `batch` sequences."""
-        return self.model.state_num_bytes(batch, length)

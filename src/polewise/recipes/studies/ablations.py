@@ -8,6 +8,7 @@ from typing import Any
 from polewise.recipes.parameter_matching import count_parameters, match_parameters
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study, System
+from polewise.recipes.studies.systems import FILTERS_ALONE
 from polewise.tasks import ImagesTask, RecallTask, TaskSpec, TextTask
 from polewise.training import ModelOptions, TrainingOptions
 
@@ -66,7 +67,7 @@ def ablations(size: Size) -> Study:
     pixels = ImagesTask(
         source="mnist", num_eval=1000 if cpu else None, batch_size=10 if cpu else 50
     )
-    alone = {"memory": False, "filters": 1}
+    _, alone = FILTERS_ALONE["focus-filters"]
 
     def comparison(
         name: str,
