@@ -39,7 +39,6 @@ ORDERS: Variants = {
 """Of filters alone: poles that ring or only fade, chosen for every bin or learned once for all."""
 
 CHOICES: Variants = {
-    "filters": {},
     "direct": {"realisation": "direct"},
     "direct-reset": {"realisation": "direct", "reset": True},
     "reset": {"reset": True},
@@ -57,7 +56,8 @@ def ablations(size: Size) -> Study:
 
     `text` and `recall`: the default with one part changed, or two that its name says, in as many
     layers. `order-text` and `order-pixels`: filters alone, of first or second order, fixed or
-    adaptive, at equal parameters. `choices`: filters alone with one choice changed.
+    adaptive, at equal parameters. `choices`: filters alone with one choice changed; as they are
+    they take part in `text`.
     """
     cpu = size == "cpu"
     dim, num_layers = (64, 4) if cpu else (256, 12)
