@@ -116,6 +116,18 @@ def test_seeds_are_missing_of_the_finalists_alone():
     assert "5 of 7 runs are done" in study_section(values).facts[0]
 
 
+def test_seeds_of_a_former_finalist_stand_in_for_nothing():
+    names = ("focus", "mega", "attention")
+    rows = [row(name, rate, 0, 0.8) for name in names for rate in (0.001, 0.01)]
+    rows += [row("focus", 0.001, 0, 0.9), row("mega", 0.001, 1, 0.7)]  # 7 runs, but not those
+    del rows[0]
+    values = study(*rows, num_finalists=1)
+    assert table_of(values)["focus"]["missing"] == "1 of 2 seeds"
+    assert study_section(values).facts[0].startswith("7 runs are done; the last column")
+    values = study(*rows, row("focus", 0.001, 1, 0.9), num_finalists=1)
+    assert study_section(values).facts[0] == "All 8 runs are done."
+
+
 def test_a_system_that_diverged_at_every_rate_says_so():
     rows = [row("focus", rate, 0, 0, status="diverged", metrics=None) for rate in (0.001, 0.01)]
     cells = table_of(study(*rows))["focus"]
