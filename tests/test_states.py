@@ -11,7 +11,9 @@ from polewise import FocusConfig, states
 @pytest.fixture
 def mixer():
     torch.manual_seed(0)
-    return FocusConfig(dim=8, chunk_length=8, filters=1, bin_length=8).build()
+    return FocusConfig(
+        dim=8, chunk_length=8, filters=1, bin_length=8, hypernetwork="recurrent"
+    ).build()
 
 
 def test_a_saved_state_continues_as_if_never_saved(mixer, tmp_path):

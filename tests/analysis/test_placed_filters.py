@@ -41,7 +41,7 @@ def test_every_layer_shows_a_stable_pole_for_each_filter(mixer, hypernetwork):
 
 @pytest.mark.parametrize("turning", [True, False])
 def test_without_filters_the_poles_are_those_of_the_memory(turning):
-    model, batch = model_and_batch(filters=0, heads=3, memory_turning=turning)
+    model, batch = model_and_batch(memory_every=1, heads=3, memory_turning=turning)
     for placed in placed_filters(model, batch):
         assert placed.poles.shape == (3, batch["inputs"].shape[1], 3, 16)  # keys of 32
         assert 0 < placed.poles.abs().min() <= placed.poles.abs().max() < 1

@@ -14,7 +14,9 @@ from polewise.mixers.checks import mixer_checks
 from polewise.models import Backbone, BackboneConfig
 
 SMALL = {
-    "focus": {"chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1},
+    "focus": {
+        "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1, "hypernetwork": "recurrent"
+    },
     "published_focus": {"chunk_length": 8, "bin_length": 8, "windows": 2, "taps": 5},
     "chunk_attention": {"chunk_length": 8},
     "sliding_attention": {"chunk_length": 8},
@@ -32,6 +34,7 @@ FORMS = {
         {"sliding": True, "filters": 2, "heads": 2, "memory_turning": False, "shared_keys": False},
         {"realisation": "direct", "reset": True, "memory": False},
         {"hypernetwork": "none", "value_dim": 6, "conv_width": 1, "turning": False},
+        {"hypernetwork": "none", "reset": True, "realisation": "direct", "causal": False},
         {"hypernetwork": "long_conv", "taps": 5},
         {"filters": 0, "chunk_length": 0, "key_dim": 5},
         {"memory": False, "chunk_length": 0},
@@ -78,6 +81,12 @@ def test_a_whole_backbone_keeps_the_contract(hypernetwork):
     backbone = Backbone(BackboneConfig(mixer=mixer, num_layers=2, hidden_dim=12))
     backbone.uses_fft = "long_conv" in hypernetwork
     check_mixer(backbone, dim=8)
+
+
+def test_a_backbone_whose_layers_differ_keeps_the_contract():
+    torch.manual_seed(0)
+    config = BackboneConfig(mixer=MIXERS["focus"](dim=8), num_layers=3, hidden_dim=0)
+    check_mixer(Backbone(config), dim=8)
 
 
 @pytest.mark.parametrize("name", ["mamba2", "mamba3", "gated_linear_attention"])

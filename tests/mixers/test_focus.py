@@ -11,7 +11,26 @@ from torch.nn import functional
 from polewise import Focus, FocusConfig, states
 from polewise.filters import is_stable
 
-SMALL = {"dim": 8, "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1}
+SMALL = {
+    "dim": 8, "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1,
+    "hypernetwork": "recurrent",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "every", "memories"),
+    [(1, 6, [0]), (2, 6, [1]), (6, 6, [3]), (10, 6, [2, 7]), (7, 3, [1, 3, 5]), (3, 1, [0, 1, 2])],
+)
+def test_one_layer_of_so_many_has_a_memory(num_layers, every, memories):
+    config = FocusConfig(dim=8, memory_every=every)
+    layers = [config.in_layer(layer, num_layers) for layer in range(num_layers)]
+    assert [layer for layer, each in enumerate(layers) if each.memory] == memories
+    assert all(each.filters == (0 if each.memory else 1) for each in layers)
+
+
+def test_without_any_memory_no_layer_is_changed():
+    config = FocusConfig(dim=8, memory=False, chunk_length=4)
+    assert config.in_layer(0, 3) is config
 
 
 def test_the_first_bin_is_filtered_with_the_learned_default():
@@ -71,7 +90,7 @@ def test_the_state_does_not_grow():
 
 
 def test_focus_without_hypernetwork_ignores_the_input_when_placing_poles():
-    mixer = FocusConfig(**SMALL, hypernetwork="none").build()
+    mixer = FocusConfig(**SMALL | {"hypernetwork": "none"}).build()
     one, other = (mixer.coefficients(torch.randn(1, 24, 8)) for _ in range(2))
     assert torch.equal(one, other)
 

@@ -24,7 +24,7 @@ from polewise.models.modeling import PolewisePreTrainedModel
 
 transformers = pytest.importorskip("transformers")
 
-FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2}
+FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2, "hypernetwork": "recurrent"}
 CAUSAL_FORMS = [
     {},
     {"sliding": True},
@@ -34,7 +34,7 @@ CAUSAL_FORMS = [
     {"hypernetwork": "long_conv", "taps": 12},
     {"memory": False},
     {"memory_turning": False, "shared_keys": False, "heads": 2},
-    {"filters": 0, "chunk_length": 0},
+    {"filters": 0, "chunk_length": 0, "memory_every": 1},
 ]
 PUBLISHED_FORMS = [
     {"hypernetwork": "shared_recurrent"},

@@ -12,7 +12,10 @@ from polewise import PolewiseConfig, PolewiseForCausalLM, generate, states
 
 transformers = pytest.importorskip("transformers")
 
-FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1}
+PUBLISHED = {
+    "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1, "hypernetwork": "recurrent"
+}
+SMALL = {"published_focus": PUBLISHED, "focus": PUBLISHED | {"memory_every": 1}}
 FORMS = [
     ("focus", {}),
     ("focus", {"sliding": True, "heads": 2}),
@@ -22,13 +25,14 @@ FORMS = [
     ("published_focus", {"hypernetwork": "shared_recurrent"}),
     ("focus", {"hypernetwork": "long_conv", "taps": 12}),
     ("focus", {"filters": 0, "chunk_length": 0}),
+    ("focus", {"filters": 0, "chunk_length": 0, "hypernetwork": "none", "memory_every": 2}),
     ("attention", {"heads": 2}),
 ]
 
 
 def language_model(mixer="focus", **options):
     torch.manual_seed(0)
-    options = (FOCUS if "focus" in mixer else {}) | options
+    options = SMALL.get(mixer, {}) | options
     config = PolewiseConfig(
         mixer=mixer, mixer_options=options, hidden_size=8, num_hidden_layers=2,
         intermediate_size=12, vocab_size=30, pad_token_id=0,

@@ -16,7 +16,10 @@ from polewise import MIXERS, states
 from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.models import Backbone, BackboneConfig
 
-FOCUS = {"chunk_length": 8, "bin_length": 4, "windows": 2, "filters": 1}
+FOCUS = {
+    "chunk_length": 8, "bin_length": 4, "windows": 2, "filters": 1, "hypernetwork": "recurrent",
+    "memory_every": 1,
+}  # fmt: skip
 PUBLISHED = {"chunk_length": 8, "bin_length": 4, "windows": 2}
 FORMS = {
     "focus": ("focus", FOCUS),
@@ -26,7 +29,8 @@ FORMS = {
     "real memory": ("focus", FOCUS | {"memory_turning": False, "reset": True}),
     "long convolution": ("focus", FOCUS | {"hypernetwork": "long_conv", "taps": 7}),
     "published": ("published_focus", PUBLISHED | {"hypernetwork": "shared_recurrent"}),
-    "memory alone": ("focus", {"filters": 0, "chunk_length": 0}),
+    "default": ("focus", {}),
+    "memory alone": ("focus", {"memory_every": 1}),
     "attention": ("attention", {"heads": 2}),
     "attention, positions": ("attention", {"heads": 2, "positions": 400, "conv_width": 3}),
     "mega": ("mega", {"chunk_length": 8, "memories": 2}),

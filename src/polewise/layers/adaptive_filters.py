@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -160,12 +161,13 @@ class AdaptiveFilters(nn.Module):
         if features is None or self.to_poles is None:
             late = self.bin_length - 1 if streaming else 0
             bins = -(-(late + x.shape[1]) // self.bin_length) if x.shape[1] else 0
-            numbers = base.expand(x.shape[0], bins, *base.shape)
-        else:
-            pooled = features.pooled.to(self.to_poles.up.weight.dtype)
-            moved = self.to_poles(pooled).to(dtype)
-            known = features.known[..., None, None, None]
-            numbers = base + torch.where(known, moved, 0)
+            return self._squash(base).expand(x.shape[0], bins, *base.shape[:2], 2)
+        pooled = features.pooled.to(self.to_poles.up.weight.dtype)
+        moved = self.to_poles(pooled).to(dtype)
+        known = features.known[..., None, None, None]
+        return self._squash(base + torch.where(known, moved, 0))
+
+    def _squash(self, numbers: Tensor) -> Tensor:
         if self.realisation == "normal":
             decay = self.max_decay * numbers[..., 0].sigmoid()
             turn = torch.pi * numbers[..., 1].sigmoid() if self.turning else decay.new_zeros(())
@@ -198,13 +200,16 @@ class AdaptiveFilters(nn.Module):
         x: Tensor,
         coefficients: Tensor,
         mix: Tensor,
-        offset: Tensor,
+        offset: int | Tensor,
         lengths: Tensor | None,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The sum of all filters, and their states."""
-        y, ends = torch.zeros_like(x), []
+        parts, ends, bin_length = [], [], self.bin_length
         shards = None if self.reset else self.shards
+        if self.to_poles is None and not self.reset:
+            # Poles that do not move are one bin, however long.
+            coefficients, bin_length, offset = coefficients[:, :1], max(x.shape[1], 1), 0
         for n in range(len(mix)):
             before = None if state is None else state[:, :, n]
             if self.realisation == "normal":
@@ -212,20 +217,20 @@ class AdaptiveFilters(nn.Module):
                 # White noise in, unit variance out: slow poles would drown the others.
                 gain = (1 - decay**2).sqrt()[..., None] * mix[n].to(decay.dtype)
                 if shards is not None:
-                    before = normal_form_state_before(x, decay, angle, self.bin_length, shards)
+                    before = normal_form_state_before(x, decay, angle, bin_length, shards)
                 filtered, end = normal_form_filter(
-                    x, decay, angle, self.bin_length, mix=gain, offset=offset,
+                    x, decay, angle, bin_length, mix=gain, offset=offset,
                     lengths=lengths, state=before, reset=self.reset,
                 )  # fmt: skip
             else:
                 a = coefficients[:, :, :, n]
                 if shards is not None:
-                    before = direct_form_state_before(x, a, self.bin_length, shards)
+                    before = direct_form_state_before(x, a, bin_length, shards)
                 filtered, end = direct_form_filter(
-                    x, a, self.bin_length, offset=offset,
+                    x, a, bin_length, offset=offset,
                     lengths=lengths, state=before, reset=self.reset,
                 )  # fmt: skip
                 filtered = mix[n, :, 0].to(x.dtype) * filtered
-            y = y + filtered
+            parts.append(filtered)
             ends.append(end)
-        return y, torch.stack(ends, 2)
+        return reduce(torch.add, parts), torch.stack(ends, 2)

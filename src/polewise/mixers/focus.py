@@ -25,7 +25,7 @@ The publication to the letter is `PublishedFocus`; `docs/research.md` says what 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -72,6 +72,9 @@ class FocusConfig:
     """All heads look up the same key. False: each its own."""
     memory: bool = True
     """Filter the products of keys and values. Without it nothing is recalled across chunks."""
+    memory_every: int = 6
+    """In a model one layer of so many filters products, in their middle; the others are filters of
+    channels alone, one in each or `filters`. 1: all filter products."""
     memory_turning: bool = True
     """Complex poles for those products: pairs of key channels turn, but for heads that begin as
     copies, a quarter, at least one. False: real poles for all."""
@@ -80,7 +83,7 @@ class FocusConfig:
     sliding: bool = False
     """Each token sees its last `chunk_length` tokens instead of its chunk."""
     filters: int = 0
-    """Filters per channel of the values, summed; 0 leaves them out."""
+    """Filters per channel of the values, summed; 0 leaves them out beside a memory."""
     bin_length: int = 32
     """Steps that share their filters."""
     realisation: Literal["normal", "direct"] = "normal"
@@ -90,9 +93,9 @@ class FocusConfig:
     """Complex poles, which ring. False: real ones, first-order averages; the normal form's."""
     reset: bool = False
     """Clear the filter's state where a bin starts, as the paper's transform of single bins does."""
-    hypernetwork: Hypernetwork = "recurrent"
-    """How bins are looked at to choose their poles. none: fixed learned poles (Focus-H).
-    recurrent: in constant memory. long_conv: the paper's."""
+    hypernetwork: Hypernetwork = "none"
+    """How bins are looked at to choose the poles of filters. none: they are learned once for all
+    (Focus-H). recurrent: in constant memory. long_conv: the paper's."""
     windows: int = 4
     """Pooled values per bin and channel; divides `bin_length`."""
     hidden: int = 16
@@ -109,7 +112,7 @@ class FocusConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "value_dim", "key_dim", "conv_width", "bin_length", "windows"):
             require_at_least(name, getattr(self, name), 1)
-        for name in ("hidden", "taps"):
+        for name in ("hidden", "taps", "memory_every"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("heads", self.num_heads, 1)
         for name in ("chunk_length", "filters"):
@@ -135,6 +138,14 @@ class FocusConfig:
     def values(self) -> int:
         """Channels of all values."""
         return self.num_heads * self.value_dim
+
+    def in_layer(self, layer: int, num_layers: int) -> FocusConfig:
+        """Return the options of one layer of a model, the first being layer 0."""
+        memories = -(-num_layers // self.memory_every)
+        middles = {(2 * n + 1) * num_layers // (2 * memories) for n in range(memories)}
+        if not self.memory or layer in middles:
+            return self
+        return replace(self, memory=False, filters=max(self.filters, 1))
 
     def build(self) -> Focus:
         return Focus(self)
@@ -350,7 +361,8 @@ class Focus(nn.Module):
         """Steps before the first of `x`, row by row."""
         if self.shards is not None:
             config = self.config
-            units = {"bin_length": config.bin_length} if config.filters else {}
+            bins_differ = config.hypernetwork != "none" or config.reset
+            units = {"bin_length": config.bin_length} if config.filters and bins_differ else {}
             units |= {"chunk_length": config.chunk_length} if config.chunk_length else {}
             self.shards.require_whole(x, state, lengths, **units)
         if state is not None:

@@ -19,8 +19,9 @@ class BackboneConfig:
     """Options of `Backbone`."""
 
     mixer: Any
-    """The options of a mixer, such as `FocusConfig(dim=64)`: anything with `dim` and
-    `build()`; with `build_shared()` for a part computed once for all layers."""
+    """The options of a mixer, such as `FocusConfig(dim=64)`: anything with `dim` and `build()`; with
+    `build_shared()` for a part computed once for all layers, with `in_layer(layer, num_layers)`
+    where the options of layers differ."""
     num_layers: int
     """Blocks."""
     hidden_dim: int
@@ -44,7 +45,9 @@ class Backbone(nn.Module):
         dim = config.mixer.dim
         build_shared = getattr(config.mixer, "build_shared", lambda: None)
         self.shared = build_shared()
-        mixers = [config.mixer.build() for _ in range(config.num_layers)]
+        in_layer = getattr(config.mixer, "in_layer", lambda layer, num_layers: config.mixer)
+        layers = [in_layer(layer, config.num_layers) for layer in range(config.num_layers)]
+        mixers = [layer.build() for layer in layers]
         self.blocks = nn.ModuleList(
             Block(mixer, dim, config.hidden_dim, config.dropout) for mixer in mixers
         )

@@ -17,17 +17,21 @@ Variants = dict[str, dict[str, Any]]
 
 PARTS: Variants = {
     "focus": {},
+    "memory-everywhere": {"memory_every": 1},
+    "chosen-filters": {"hypernetwork": "recurrent"},
     "no-memory-turning": {"memory_turning": False},
     "own-keys": {"shared_keys": False},
     "no-convolution": {"conv_width": 1},
     "sliding-64": {"chunk_length": 64, "sliding": True},
     **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 64)},
-    "filters": {"filters": 1},
-    "fixed-filters": {"filters": 1, "hypernetwork": "none"},
+    "filters-beside-memory": {"filters": 1},
     "attention-alone": {"chunk_length": 64, "memory": False},
-    "filters-alone": {"filters": 1, "memory": False},
-    "filters-and-attention": {"filters": 1, "memory": False, "chunk_length": 64},
-}
+    "fixed-filters-alone": {"filters": 1, "memory": False},
+    "filters-alone": {"filters": 1, "memory": False, "hypernetwork": "recurrent"},
+    "filters-and-attention": {
+        "filters": 1, "memory": False, "hypernetwork": "recurrent", "chunk_length": 64
+    },
+}  # fmt: skip
 """The default, and what it is with a part more or less."""
 
 ORDERS: Variants = {

@@ -22,8 +22,8 @@ PEERS = (
 RELATIVES = ("mamba3", "gated_linear_attention")
 """Today's closest relatives of Focus."""
 FILTERS_ALONE: Mixers = {
-    "focus-filters": ("focus", {"memory": False, "filters": 1}),
-    "focus-fixed-filters": ("focus", {"memory": False, "filters": 1, "hypernetwork": "none"}),
+    "focus-filters": ("focus", {"memory": False, "filters": 1, "hypernetwork": "recurrent"}),
+    "focus-fixed-filters": ("focus", {"memory": False, "filters": 1}),
 }
 """Focus as filters of channels and nothing else, chosen for every bin or learned once for all."""
 DEEP = ("focus", "mamba2-deep", *FILTERS_ALONE)
