@@ -142,7 +142,7 @@ class FocusConfig:
     def in_layer(self, layer: int, num_layers: int) -> FocusConfig:
         """Return the options of one layer of a model, the first being layer 0."""
         memories = -(-num_layers // self.memory_every)
-        middles = {(2 * n + 1) * num_layers // (2 * memories) for n in range(memories)}
+        middles = {((2 * n + 1) * num_layers - 1) // (2 * memories) for n in range(memories)}
         if not self.memory or layer in middles:
             return self
         return replace(self, memory=False, filters=max(self.filters, 1))
