@@ -1,7 +1,8 @@
 """A whole block of Focus beside a Transformer block and a MEGA block of the same width.
 
 One block is a mixer and a feed-forward with norms and residuals, or a mixer that contains one
-(Focus), batch 1, float32: parameters are near each other, and printed. Measured for
+(Focus: with its memory, as filters alone as most layers of a model are, and with the paper's two
+parts), batch 1, float32: parameters are near each other, and printed. Measured for
 a training step (forward and backward) and for a forward pass without gradients, as the sequence
 grows: the time, in rounds that alternate between the systems in one process, and the peak memory
 of a training step: the largest resident size less that before the step, in a process of its own,
@@ -42,8 +43,15 @@ from polewise.training import keep_freed_memory, release_freed_memory
 
 SEGMENT = 65_536
 """Steps of a segment of the stream."""
-WITH_PARTS = "Focus, filters and attention"
-"""The paper's two parts added: adaptive filters of the values, attention in chunks of 64."""
+FOCUS: dict[str, dict[str, Any]] = {
+    "Focus": {},
+    "Focus, filters alone": {"memory": False, "filters": 1},
+    "Focus, filters and attention": {
+        "filters": 1, "hypernetwork": "recurrent", "chunk_length": 64
+    },
+}  # fmt: skip
+"""The layer with a memory; those between two memories; the first with the paper's two parts added,
+adaptive filters of the values and attention in chunks of 64."""
 MATERIALISED = "Transformer, materialised"
 PARTS = ("time", "memory", "stream")
 SLOW_SECONDS = 4.0
@@ -74,9 +82,8 @@ class PlainAttention(nn.Module):
 def build(name: str, dim: int) -> nn.Module:
     torch.manual_seed(0)
     heads = max(dim // 64, 1)
-    if name.startswith("Focus"):
-        parts = {"filters": 1, "chunk_length": 64} if name == WITH_PARTS else {}
-        return Block(FocusConfig(dim=dim, **parts).build(), dim, 0)
+    if name in FOCUS:
+        return Block(FocusConfig(dim=dim, **FOCUS[name]).build(), dim, 0)
     mixer = {
         "Transformer": lambda: PlainAttention(dim, heads),
         MATERIALISED: lambda: PlainAttention(dim, heads, materialised=True),
@@ -277,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(peak_here(options.peak_of, options.dim, options.lengths[0]))
         return 0
 
-    names = ["Focus", WITH_PARTS, "Transformer", "MEGA"]
+    names = [*FOCUS, "Transformer", "MEGA"]
     blocks = {name: build(name, options.dim) for name in names}
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -302,7 +302,7 @@ def test_prefill_and_decode_step_are_exported_without_our_operators(byte_model):
 class Prefill(nn.Module):
     def __init__(self, mixer):
         super().__init__()
-        config = PolewiseConfig(mixer=mixer, hidden_size=32, num_hidden_layers=1)
+        config = PolewiseConfig(mixer=mixer, hidden_size=32, num_hidden_layers=2)
         self.model = PolewiseForCausalLM(config)
 
     def forward(self, ids):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.ops.drawing import Draw, all_gradients
+from torch import nn
 
 from polewise import filters
 from polewise.ops import direct_form_filter, normal_form_filter
@@ -201,6 +202,33 @@ def test_compiles_whole_and_exports(form):
     program = torch.export.export(Module(), tuple(inputs))
     torch.testing.assert_close(program.module()(*inputs), expected)
     assert not any("polewise" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_normal_form_of_open_length_is_exported(reset):
+    class Filter(nn.Module):
+        def forward(self, x, decay, angle, mix, state):
+            return normal_form_filter(x, decay, angle, 10_000, mix=mix, state=state, reset=reset)
+
+    def inputs(batch, length):
+        draw = Draw()
+        decay, angle = draw.uniform(batch, 1, DIM), 3 * draw.uniform(batch, 1, DIM)
+        return (
+            draw.normal(batch, length, DIM), decay, angle,
+            draw.normal(batch, 1, DIM, 2), draw.normal(batch, DIM, 2),
+        )  # fmt: skip
+
+    free = torch.export.Dim.DYNAMIC
+    rows = {0: free}
+    program = torch.export.export(
+        Filter(), inputs(2, 100), dynamic_shapes=({0: free, 1: free}, rows, rows, rows, rows)
+    )
+    for batch, length in ((1, 40), (3, 333)):
+        given = inputs(batch, length)
+        expected = normal_form_filter(
+            *given[:3], 10_000, mix=given[3], state=given[4], reset=reset, backend="reference"
+        )
+        torch.testing.assert_close(program.module()(*given), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

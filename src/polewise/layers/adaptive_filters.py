@@ -19,6 +19,9 @@ Realisation = Literal["normal", "direct", "circular"]
 """normal: a contraction for any poles. direct: the paper's coefficients, over the whole stability
 triangle. circular: the published formula, which sees the future."""
 
+FOREVER = 2**31 - 1
+"""Steps of a bin that no sequence outlasts."""
+
 
 class PoleNetwork(nn.Module):
     """Eq. 3: a channel's pooled values to the numbers that move its poles.
@@ -209,7 +212,7 @@ class AdaptiveFilters(nn.Module):
         shards = None if self.reset else self.shards
         if self.to_poles is None and not self.reset:
             # Poles that do not move are one bin, however long.
-            coefficients, bin_length, offset = coefficients[:, :1], max(x.shape[1], 1), 0
+            coefficients, bin_length, offset = coefficients[:, :1], FOREVER, 0
         for n in range(len(mix)):
             before = None if state is None else state[:, :, n]
             if self.realisation == "normal":

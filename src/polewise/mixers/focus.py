@@ -19,6 +19,9 @@ The layer needs no feed-forward beside it: v, the gate and W_o are one. It begin
 recalls: W_k = W_q, keys hold what came just before, and a quarter of the heads has W_o = W_v^T, no
 skip and phi = 0, so that what followed a token shows where it comes again, however far that is.
 
+In a model one layer in six filters products. The others filter channels and nothing else,
+y = vf + d v, with learned poles: they cost little more than their matrices.
+
 The publication to the letter is `PublishedFocus`; `docs/research.md` says what led from it to this.
 """
 

@@ -84,5 +84,5 @@ def bin_of_each_step(offsets: Tensor, length: int, bin_length: int, bins: int) -
 
 def spread_over_steps(coefficients: Tensor, bin_index: Tensor) -> Tensor:
     """From one value a bin, (batch, bins, ...), to one a step, (batch, length, ...)."""
-    rows = torch.arange(len(bin_index), device=bin_index.device)[:, None]
+    rows = torch.arange(bin_index.shape[0], device=bin_index.device)[:, None]
     return coefficients[rows, bin_index]

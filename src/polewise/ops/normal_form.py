@@ -27,6 +27,7 @@ from polewise.ops._checks import (
     rows_of_offsets,
     usable_backend,
 )
+from polewise.ops.associative_filter import associative_filter
 
 
 def normal_form_filter(
@@ -173,6 +174,10 @@ def _one_step(x, decay, angle, mix, state):
 def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     """The rotation of every step, scanned block by block."""
     length = x.shape[1]
+    if not isinstance(length, int):
+        return _of_open_length(
+            x, decay, angle, mix, offsets, lengths, state, bin_length, reset
+        )
     if length == 0:
         return x.clone(), state.clone()
     time = torch.arange(length, device=x.device)
@@ -190,6 +195,35 @@ def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
     mix = mix.expand(*decay.shape, 2)
     y = (states * spread_over_steps(mix, bins)).sum(-1)
     return torch.where(real_step[..., None], y, 0), states[:, -1].clone()
+
+
+def _of_open_length(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+    """An exported program that leaves the length open has no loop over it, but a filter of products
+    has none: with Phi the sum of angles so far, the step from s to t counts as q[t] . k[s] with
+
+        k = (cos Phi, sin Phi),    q = (c0 cos Phi + c1 sin Phi, c0 sin Phi - c1 cos Phi)
+    """
+    time = torch.arange(x.shape[1], device=x.device)
+    bins = bin_of_each_step(offsets, x.shape[1], bin_length, decay.shape[1])
+    mix = spread_over_steps(mix.expand(*decay.shape, 2), bins)
+    decay, angle = spread_over_steps(decay, bins), spread_over_steps(angle, bins)
+    if reset:
+        fresh = (offsets[:, None] + time) % bin_length == 0
+        decay = torch.where(fresh[..., None], 0, decay)
+    angle = torch.where((time < lengths[:, None])[..., None], angle, 0)
+    phase = angle.double().cumsum(1).remainder(2 * torch.pi).to(x.dtype)
+    k = torch.stack([phase.cos(), phase.sin()], -1)
+    cosine, sine = k.unbind(-1)
+    real, imag = mix.unbind(-1)
+    q = torch.stack([real * cosine + imag * sine, real * sine - imag * cosine], -1)
+    before = (state * state.new_tensor([1, -1]))[:, :, None, :, None]
+    y, after = associative_filter(
+        q, k, x[..., None], decay, lengths=lengths, state=before, backend="torch"
+    )
+    along, across = after[:, :, 0, :, 0].unbind(-1)
+    cosine, sine = cosine[:, -1], sine[:, -1]
+    last = torch.stack([cosine * along + sine * across, sine * along - cosine * across], -1)
+    return y[..., 0], last
 
 
 def _triton(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
