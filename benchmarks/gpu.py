@@ -153,6 +153,9 @@ def block(scale: Scale, rounds: int) -> list[dict[str, Any]]:
     width = scale.block_width
     blocks = {
         "Focus": Block(FocusConfig(dim=width).build(), width, 0),  # it contains a feed-forward
+        "Focus, filters alone": Block(
+            FocusConfig(dim=width, memory=False, filters=1).build(), width, 0
+        ),
         "Transformer": Block(FlashAttention(width, max(width // 64, 1)), width, 2 * width),
     }
     blocks = {name: block.to(scale.device, torch.bfloat16) for name, block in blocks.items()}

@@ -15,7 +15,11 @@ from polewise.models import Backbone, BackboneConfig
 
 SMALL = {
     "focus": {
-        "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1, "hypernetwork": "recurrent"
+        "chunk_length": 8,
+        "bin_length": 8,
+        "windows": 2,
+        "filters": 1,
+        "hypernetwork": "recurrent",
     },
     "published_focus": {"chunk_length": 8, "bin_length": 8, "windows": 2, "taps": 5},
     "chunk_attention": {"chunk_length": 8},

@@ -260,9 +260,10 @@ def test_every_module_of_a_model_makes_its_own_start(mixer, monkeypatch):
 
 
 def test_the_network_that_places_poles_starts_near_their_base():
-    network = language_model(filters=1).model.backbone.blocks[0].mixer.filters.to_poles
+    model = language_model(filters=1, hidden=256)
+    network = model.model.backbone.blocks[0].mixer.filters.to_poles
     assert (network.up.bias == 0).all()
-    assert network.down.weight.std() < 0.13  # 0.1; torch's own start would have 0.14
+    assert 0.08 < network.down.weight.std() < 0.12  # 0.1; torch's own start would have 0.04
 
 
 @pytest.mark.parametrize("causal", [True, False])

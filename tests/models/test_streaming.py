@@ -13,7 +13,11 @@ from polewise import PolewiseConfig, PolewiseForCausalLM, generate, states
 transformers = pytest.importorskip("transformers")
 
 PUBLISHED = {
-    "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1, "hypernetwork": "recurrent"
+    "chunk_length": 8,
+    "bin_length": 8,
+    "windows": 2,
+    "filters": 1,
+    "hypernetwork": "recurrent",
 }
 SMALL = {"published_focus": PUBLISHED, "focus": PUBLISHED | {"memory_every": 1}}
 FORMS = [

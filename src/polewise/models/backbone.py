@@ -19,9 +19,9 @@ class BackboneConfig:
     """Options of `Backbone`."""
 
     mixer: Any
-    """The options of a mixer, such as `FocusConfig(dim=64)`: anything with `dim` and `build()`; with
-    `build_shared()` for a part computed once for all layers, with `in_layer(layer, num_layers)`
-    where the options of layers differ."""
+    """The options of a mixer, such as `FocusConfig(dim=64)`: anything with `dim` and `build()`;
+    with `build_shared()` for a part computed once for all layers, with
+    `in_layer(layer, num_layers)` where the options of layers differ."""
     num_layers: int
     """Blocks."""
     hidden_dim: int
