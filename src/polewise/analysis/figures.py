@@ -65,28 +65,32 @@ def draw_learning_curve(folder: RunFolder) -> Path:
 
 
 def draw_poles(path: Path, placed: PlacedFilters) -> Path:
-    """Draw the poles in the upper half of the unit disc, coloured by bin."""
+    """Draw the poles in the upper half of the unit disc, coloured by bin where they move."""
     figure, axes = _figure()
     circle = np.exp(1j * np.linspace(0, np.pi, 256))
     axes.plot(circle.real, circle.imag, color="0.6", linewidth=0.8)
     poles = placed.poles[0].flatten(1).numpy()
     bins, num = poles.shape
+    moving = bool((poles != poles[:1]).any())
     filters = _evenly(num, _MOST_POINTS)
-    times = _evenly(bins, max(_MOST_POINTS // len(filters), 1))
+    times = _evenly(bins if moving else 1, max(_MOST_POINTS // len(filters), 1))
     shown = poles[np.ix_(times, filters)]
     colours = np.broadcast_to(times[:, None], shown.shape)
     drawn = axes.scatter(
         shown.real, np.abs(shown.imag), c=colours, s=6, cmap="viridis", linewidths=0, alpha=0.7
     )
-    figure.colorbar(drawn, ax=axes, label="bin", shrink=0.7)
+    if moving:
+        figure.colorbar(drawn, ax=axes, label="bin", shrink=0.7)
     axes.set_aspect("equal")
     axes.set_xlim(-1.05, 1.05)
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("real part")
     axes.set_ylabel("imaginary part")
+    where = f" in each of {bins} bins (colour)" if moving else ", the same for every sequence"
+    drawn_of = f"{len(filters)} in {len(times)} of them" if moving else f"{len(filters)}"
     caption = (
-        f"Poles that {placed.name} places for one held-out sequence: {num} filters in each of "
-        f"{bins} bins (colour), {len(filters)} in {len(times)} of them drawn. The distance from 0 "
+        f"Poles that {placed.name} places for one held-out sequence: {num} filters{where}, "
+        f"{drawn_of} drawn. The distance from 0 "
         f"is the decay per sample (median {np.median(np.abs(poles)):.3f}), the angle 2 pi times "
         "the frequency; conjugates are not drawn."
     )
