@@ -27,7 +27,9 @@ from polewise.training import (
 )
 from polewise.training.fully_sharded import shard_parameters
 
-MIXER_OPTIONS = {"chunk_length": 16, "bin_length": 16, "windows": 2}
+MIXER_OPTIONS = {"chunk_length": 16, "bin_length": 16, "windows": 2, "memory_every": 1}
+"""A memory in every layer: attention alone does not see what all keys share, so the bias of keys
+would have no gradient but rounding, of which Adam makes whole steps."""
 RUN = Run(
     task=TextTask(source="embedded", length=64, batch_size=4, eval_bytes=1000),
     model=ModelOptions(mixer_options=MIXER_OPTIONS, hidden_size=16, num_layers=2),
