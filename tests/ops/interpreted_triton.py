@@ -38,6 +38,7 @@ def same(got, expected, tolerance):
         (0, 5, 2, None, False),
         (1, 5, 4, None, True),
         (7, 10, 0, None, False),  # one segment
+        (40, 2**31 - 1, 0, None, False),  # a bin that no sequence outlasts
         (33, 8, 0, None, False),  # segments are bins
         (37, 3, [0, 2], [37, 14], False),  # segments of three bins
         (37, 3, [0, 2], [37, 14], True),
