@@ -104,6 +104,11 @@ class AdaptiveFilters(nn.Module):
         self.mix = nn.Parameter(torch.empty(1 if causal else 2, filters, dim, 2))
         self.reset_parameters()
 
+    @property
+    def in_bins(self) -> bool:
+        """Whether bins differ, or start anew. Poles that do not move are one, however long."""
+        return self.to_poles is not None or self.reset
+
     def reset_parameters(self) -> None:
         """Poles spread over all angles and over memories from 2 to 512 steps (direct form: 10), the
         short ones first; all alike where circular."""
@@ -210,8 +215,7 @@ class AdaptiveFilters(nn.Module):
         """The sum of all filters, and their states."""
         parts, ends, bin_length = [], [], self.bin_length
         shards = None if self.reset else self.shards
-        if self.to_poles is None and not self.reset:
-            # Poles that do not move are one bin, however long.
+        if not self.in_bins:
             coefficients, bin_length, offset = coefficients[:, :1], FOREVER, 0
         for n in range(len(mix)):
             before = None if state is None else state[:, :, n]

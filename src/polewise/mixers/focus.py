@@ -364,8 +364,8 @@ class Focus(nn.Module):
         """Steps before the first of `x`, row by row."""
         if self.shards is not None:
             config = self.config
-            bins_differ = config.hypernetwork != "none" or config.reset
-            units = {"bin_length": config.bin_length} if config.filters and bins_differ else {}
+            in_bins = self.filters is not None and self.filters.in_bins
+            units = {"bin_length": config.bin_length} if in_bins else {}
             units |= {"chunk_length": config.chunk_length} if config.chunk_length else {}
             self.shards.require_whole(x, state, lengths, **units)
         if state is not None:
