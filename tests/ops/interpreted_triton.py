@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.ops.drawing import Draw, all_gradients
-from tests.ops.test_filter_ops import BATCH, FORMS, Case
+from tests.ops.test_filter_ops import BATCH, FORMS, Case, skipped
 
 from polewise.ops import (
     _direct_form_triton,
@@ -60,6 +60,11 @@ def test_kernels_agree_with_the_definition_gradients_included(
     expected = (*expected, *all_gradients(*expected, case.inputs))
     got = (*got, *all_gradients(*got, case.inputs))
     same(got, expected, 1e-9)
+
+
+def test_what_a_normal_form_lets_pass_is_added():
+    case = Case("normal", Draw(), 11, 4, 3, torch.tensor([11, 5]))
+    same(*skipped(case, "triton"), 1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)

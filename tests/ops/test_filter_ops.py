@@ -103,6 +103,28 @@ def test_any_split_gives_the_outputs_of_one_pass(form, backend, dtype, cuts, rag
     torch.testing.assert_close(state, end, rtol=tolerance, atol=tolerance)
 
 
+def skipped(case, backend):
+    """What a normal form and its skip give, with all gradients; and the same, one by one."""
+    skip = Draw(5).normal(DIM).requires_grad_()
+    inputs = [*case.inputs, skip]
+    x, lengths = case.inputs[0], case.options["lengths"]
+    real = True if lengths is None else torch.arange(x.shape[1]) < lengths[:, None]
+    together = case.run(backend=backend, skip=skip)
+    y, last = case.run(backend="reference")
+    apart = y + torch.where(torch.as_tensor(real)[..., None], skip * x, 0), last
+    return [(*outputs, *all_gradients(*outputs, inputs)) for outputs in (together, apart)]
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu", None])
+@pytest.mark.parametrize("length", [0, 1, 5, 150])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_what_a_normal_form_lets_pass_is_added(backend, length, ragged):
+    lengths = torch.tensor([length, length // 2]) if ragged else None
+    together, apart = skipped(Case("normal", Draw(), length, 7, 3, lengths), backend)
+    for ours, wanted in zip(together, apart, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_wider_than_a_unit_of_the_compiled_loops_are_exact_gradients_included(
     form, monkeypatch
@@ -182,7 +204,8 @@ def test_the_registered_ops_pass_opcheck(form):
         decay, angle = (draw.uniform(2, 3, 3).requires_grad_() for _ in range(2))
         for rows in ((2, 3), (1, 1)):
             mix = draw.normal(*rows, 3, 2).requires_grad_()
-            arguments = (x, decay, angle, mix, offsets, lengths, state, 4, True)
+            skip = draw.normal(3).requires_grad_()
+            arguments = (x, decay, angle, mix, skip, offsets, lengths, state, 4, True)
             torch.library.opcheck(normal_form._forward_op, arguments)
 
 
@@ -207,27 +230,30 @@ def test_compiles_whole_and_exports(form):
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_normal_form_of_open_length_is_exported(reset):
     class Filter(nn.Module):
-        def forward(self, x, decay, angle, mix, state):
-            return normal_form_filter(x, decay, angle, 10_000, mix=mix, state=state, reset=reset)
+        def forward(self, x, decay, angle, mix, skip, state):
+            return normal_form_filter(
+                x, decay, angle, 10_000, mix=mix, skip=skip, state=state, reset=reset
+            )
 
     def inputs(batch, length):
         draw = Draw()
         decay, angle = draw.uniform(batch, 1, DIM), 3 * draw.uniform(batch, 1, DIM)
         return (
             draw.normal(batch, length, DIM), decay, angle,
-            draw.normal(batch, 1, DIM, 2), draw.normal(batch, DIM, 2),
+            draw.normal(batch, 1, DIM, 2), draw.normal(DIM), draw.normal(batch, DIM, 2),
         )  # fmt: skip
 
     free = torch.export.Dim.DYNAMIC
     rows = {0: free}
     program = torch.export.export(
-        Filter(), inputs(2, 100), dynamic_shapes=({0: free, 1: free}, rows, rows, rows, rows)
+        Filter(), inputs(2, 100), dynamic_shapes=({0: free, 1: free}, rows, rows, rows, None, rows)
     )
     for batch, length in ((1, 40), (3, 333)):
         given = inputs(batch, length)
         expected = normal_form_filter(
-            *given[:3], 10_000, mix=given[3], state=given[4], reset=reset, backend="reference"
-        )
+            *given[:3], 10_000, mix=given[3], skip=given[4], state=given[5], reset=reset,
+            backend="reference",
+        )  # fmt: skip
         torch.testing.assert_close(program.module()(*given), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -348,6 +374,7 @@ D = torch.zeros(2, 2, 3)
         (lambda: direct_form_filter(X, A, 5, backend="gpu"), ValueError, r"backend must be one of"),
         (lambda: normal_form_filter(X, D, D[:, :1], 5), ValueError, r"angle must have shape"),
         (lambda: normal_form_filter(X, D, D, 5, mix=X), ValueError, r"mix must have shape"),
+        (lambda: normal_form_filter(X, D, D, 5, skip=X), ValueError, r"skip must have shape"),
         (lambda: normal_form_filter(X, D, D, 5.0), TypeError, r"bin_length must be an int"),
     ],
 )

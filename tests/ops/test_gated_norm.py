@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.ops.drawing import Draw
 
 from polewise.ops import gated_norm
-from polewise.ops._gated_norm_cpu import SEGMENT, TOGETHER
+from polewise.ops._gated_norm_cpu import SEGMENT
 
 
 def drawn(length, heads=3, value_dim=5, batch=2, *, whole=False, dtype=torch.float32):
@@ -27,7 +27,7 @@ def with_gradients(inputs, **options):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    length=st.sampled_from([0, 1, TOGETHER - 1, TOGETHER + 1, SEGMENT // 2 + 1, SEGMENT + 3]),
+    length=st.sampled_from([0, 1, 3, 5, SEGMENT // 2 + 1, SEGMENT + 3]),
     heads=st.integers(1, 3),
     value_dim=st.sampled_from([1, 5, 33]),
     whole=st.booleans(),

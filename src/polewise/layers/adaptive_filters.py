@@ -54,7 +54,7 @@ class AdaptiveFilters(nn.Module):
     r"""A few second-order filters in every channel, with poles of their own in every bin.
 
     $$ \theta_r = \operatorname{squash}(b + \operatorname{MLP}(e_r)), \qquad
-       y_t = \sum_f c_f \cdot \operatorname{filter}_f(x; \theta)_t $$
+       y_t = \sum_f c_f \cdot \operatorname{filter}_f(x; \theta)_t + d x_t $$
 
     with $\theta = (\rho, \varphi)$ for the normal form, $(a_1, a_2)$ otherwise. The squash reaches
     every stable pair of poles up to a largest radius and no other, but for the circular form,
@@ -141,8 +141,10 @@ class AdaptiveFilters(nn.Module):
         offset: Int[Tensor, " batch"],
         lengths: Int[Tensor, " batch"] | None = None,
         state: Float[Tensor, "batch dim filters 2"] | None = None,
+        skip: Float[Tensor, " dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch dim filters 2"] | None]:
-        """Filter the sequence, whose first step stands at `offset` in its bin.
+        """Filter the sequence, whose first step stands at `offset` in its bin, and let d = `skip`
+        of it pass.
 
         The state is None where there is none to hand on: looking both ways, or circular.
         """
@@ -150,9 +152,11 @@ class AdaptiveFilters(nn.Module):
         if self.realisation == "circular":
             y, state = self._circular(x, coefficients), None
         elif self.causal:
-            y, state = self._one_way(x, coefficients, self.mix[0], offset, lengths, state)
+            y, state = self._one_way(x, coefficients, self.mix[0], offset, lengths, state, skip)
         else:
-            y, state = self._both_ways(x, coefficients, offset, lengths), None
+            y, state = self._both_ways(x, coefficients, offset, lengths, skip), None
+        if skip is not None and self.realisation != "normal":
+            y = y + skip.to(x.dtype) * x
         return y, state
 
     def coefficients(
@@ -192,14 +196,19 @@ class AdaptiveFilters(nn.Module):
         return y
 
     def _both_ways(
-        self, x: Tensor, coefficients: Tensor, offset: Tensor, lengths: Tensor | None
+        self,
+        x: Tensor,
+        coefficients: Tensor,
+        offset: Tensor,
+        lengths: Tensor | None,
+        skip: Tensor | None,
     ) -> Tensor:
-        forwards, _ = self._one_way(x, coefficients, self.mix[0], offset, lengths, None)
+        forwards, _ = self._one_way(x, coefficients, self.mix[0], offset, lengths, None, skip)
         # Backwards the padding comes first; it is silence, so the state stays at rest.
         padding = -x.shape[1] % self.bin_length
         reverse = functional.pad(x, (0, 0, 0, padding)).flip(1)
         backwards, _ = self._one_way(
-            reverse, coefficients.flip(1), self.mix[1], torch.zeros_like(offset), None, None
+            reverse, coefficients.flip(1), self.mix[1], torch.zeros_like(offset), None, None, None
         )
         return forwards + backwards.flip(1)[:, : x.shape[1]]
 
@@ -211,8 +220,9 @@ class AdaptiveFilters(nn.Module):
         offset: int | Tensor,
         lengths: Tensor | None,
         state: Tensor | None,
+        skip: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The sum of all filters, and their states."""
+        """The sum of all filters, in the normal form with what passes, and their states."""
         parts, ends, bin_length = [], [], self.bin_length
         shards = None if self.reset else self.shards
         if not self.in_bins:
@@ -226,8 +236,8 @@ class AdaptiveFilters(nn.Module):
                 if shards is not None:
                     before = normal_form_state_before(x, decay, angle, bin_length, shards)
                 filtered, end = normal_form_filter(
-                    x, decay, angle, bin_length, mix=gain, offset=offset,
-                    lengths=lengths, state=before, reset=self.reset,
+                    x, decay, angle, bin_length, mix=gain, skip=None if n else skip,
+                    offset=offset, lengths=lengths, state=before, reset=self.reset,
                 )  # fmt: skip
             else:
                 a = coefficients[:, :, :, n]

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -319,8 +320,7 @@ class Focus(nn.Module):
         q, k = q[:, :, : self.key_heads], k[:, :, : self.key_heads]
         near, attention = self._attend(q, k, v, position, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
-        for part in (near, filtered):
-            y = y if part is None else y + part
+        y = reduce(torch.add, (part for part in (y, near, filtered) if part is not None))
         y = self.to_output(gated_norm(y.flatten(2), gate.to(y.dtype), self.norm.weight))
         y = hide_padding(y, lengths)
         if not self.causal:
@@ -398,10 +398,11 @@ class Focus(nn.Module):
         pole: Tensor,
         lengths: Tensor | None,
         state: FocusState | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the queries read from the filtered products of keys and values, and the skip."""
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the queries read from the filtered products of keys and values, and the skip; that
+        is left to filters where there is nothing to read."""
         if self.log_rate is None:
-            return self.skip[:, None].to(v.dtype) * v, None
+            return (None if self.filters else self.skip[:, None].to(v.dtype) * v), None
         step, decay = self._step_and_decay(pole, self.log_rate)
         before = state.products if state else None
         if self.shards is not None:
@@ -459,7 +460,9 @@ class Focus(nn.Module):
         if self.features is not None:
             features, after = self.features(v, state.features if state else None, lengths)
         offset = position % self.config.bin_length
-        y, ends = self.filters(v, features, offset, lengths, state.filter if state else None)
+        before = state.filter if state else None
+        skip = None if self.config.memory else self.skip.repeat_interleave(self.config.value_dim)
+        y, ends = self.filters(v, features, offset, lengths, before, skip)
         return self._by_head(y), after, ends
 
     def _require_usable(self, x: Tensor, state: FocusState | None) -> None:

@@ -11,23 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.ops._compiled import (
-    compiled,
-    copied,
-    copy_line,
-    fresh,
-    multiply_line,
-    rows,
-    run_blocks,
-    vectorised,
-)
-from polewise.ops._sigmoid_cpu import scratch, sigmoid
+from polewise.ops._compiled import compiled, copied, fresh, rows, run_blocks, vectorised
+from polewise.ops._sigmoid_cpu import sigmoid
 
 SEGMENT = 256
 """Steps of a unit: gradients of parameters are summed over each, then over all in one order."""
-
-TOGETHER = 4
-"""Steps whose gates are opened together."""
 
 
 def forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -61,21 +49,14 @@ def _steps(gate: Tensor) -> int:
 @compiled
 def _forward(x, x_stride, gate, gate_stride, weight, eps, y, first, stop):
     steps, channels = y.shape
-    most = TOGETHER * channels
-    mantissa, power, exponent = scratch(most)
-    share, z = np.empty(most, np.float32), np.empty(most, np.float32)
-    end = min(stop * SEGMENT, steps)
-    for start in range(first * SEGMENT, end, TOGETHER):
-        count = min(TOGETHER, end - start)
-        size = count * channels
-        _gather(gate, gate_stride, start, count, channels, z)
-        sigmoid(z[:size], mantissa[:size], power[:size], exponent[:size], share[:size])
-        multiply_line(z[:size], share[:size])
-        for n in range(count):
-            out = y[start + n]
-            copy_line(x, (start + n) * x_stride, out)
-            multiply_line(share[n * channels : (n + 1) * channels], out)
-            _normalise(weight, eps, out)
+    size = len(weight)
+    for t in range(first * SEGMENT, min(stop * SEGMENT, steps)):
+        for low in range(0, channels, size):
+            from_x, from_gate = t * x_stride + low, t * gate_stride + low
+            _gate_and_normalise(
+                x[from_x : from_x + size], gate[from_gate : from_gate + size], weight, eps,
+                y[t, low : low + size],
+            )  # fmt: skip
 
 
 @compiled
@@ -84,73 +65,49 @@ def _backward(
     grad_weight, first, stop,
 ):  # fmt: skip
     steps, channels = grad_x.shape
-    most = TOGETHER * channels
-    mantissa, power, exponent = scratch(most)
-    share, z = np.empty(most, np.float32), np.empty(most, np.float32)
-    read, grad = np.empty(most, np.float32), np.empty(most, np.float32)
-    u = np.empty(channels, np.float32)
+    size = len(weight)
+    share = np.empty(size, np.float32)
     for unit in range(first, stop):
-        end = min((unit + 1) * SEGMENT, steps)
-        for start in range(unit * SEGMENT, end, TOGETHER):
-            count = min(TOGETHER, end - start)
-            size = count * channels
-            _gather(gate, gate_stride, start, count, channels, z)
-            _gather(x, x_stride, start, count, channels, read)
-            _gather(grad_y, grad_stride, start, count, channels, grad)
-            sigmoid(z[:size], mantissa[:size], power[:size], exponent[:size], share[:size])
-            for n in range(count):
-                low, high = n * channels, (n + 1) * channels
-                _gated(read[low:high], z[low:high], share[low:high], u)
-                _through_norm(u, weight, eps, grad[low:high], grad_weight[unit])
-                _through_gate(
-                    grad[low:high], read[low:high], z[low:high], share[low:high],
-                    grad_x[start + n], grad_gate[start + n],
+        for t in range(unit * SEGMENT, min((unit + 1) * SEGMENT, steps)):
+            for low in range(0, channels, size):
+                from_grad, from_x = t * grad_stride + low, t * x_stride + low
+                from_gate = t * gate_stride + low
+                _back(
+                    grad_y[from_grad : from_grad + size], x[from_x : from_x + size],
+                    gate[from_gate : from_gate + size], weight, eps, grad_x[t, low : low + size],
+                    grad_gate[t, low : low + size], grad_weight[unit], share,
                 )  # fmt: skip
 
 
-@compiled
-def _gather(line, stride, start, count, channels, lines):
-    for n in range(count):
-        copy_line(line, (start + n) * stride, lines[n * channels : (n + 1) * channels])
+@vectorised
+def _gate_and_normalise(x, gate, weight, eps, y):
+    size, square = len(weight), np.float32(0)
+    for c in range(size):
+        z = gate[c]
+        u = x[c] * (z * sigmoid(z))
+        square += u * u
+        y[c] = u
+    r = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
+    for c in range(size):
+        y[c] *= r * weight[c]
 
 
 @vectorised
-def _gated(read, z, share, out):
-    for c in range(len(out)):
-        out[c] = read[c] * (z[c] * share[c])
-
-
-@vectorised
-def _normalise(weight, eps, u):
-    size = len(weight)
-    for low in range(0, len(u), size):
-        here, square = u[low:], np.float32(0)
-        for c in range(size):
-            square += here[c] * here[c]
-        r = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
-        for c in range(size):
-            here[c] *= r * weight[c]
-
-
-@vectorised
-def _through_norm(u, weight, eps, grad, grad_weight):
-    """`grad`, by the result, becomes that by u."""
-    size = len(weight)
-    for low in range(0, len(u), size):
-        here, by_here, square, along = u[low:], grad[low:], np.float32(0), np.float32(0)
-        for c in range(size):
-            square += here[c] * here[c]
-            along += here[c] * (by_here[c] * weight[c])
-        r = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
-        back = r * r * r * along / np.float32(size)
-        for c in range(size):
-            grad_weight[c] += by_here[c] * (here[c] * r)
-            by_here[c] = r * (by_here[c] * weight[c]) - back * here[c]
-
-
-@vectorised
-def _through_gate(grad, read, z, share, grad_read, grad_z):
-    for c in range(len(grad)):
-        s = share[c]
-        grad_read[c] = grad[c] * (z[c] * s)
-        grad_z[c] = grad[c] * read[c] * (s + z[c] * s * (np.float32(1) - s))
+def _back(grad_y, x, gate, weight, eps, grad_x, grad_gate, grad_weight, share):
+    """`share` is room for what the gate lets through."""
+    size, square, along = len(weight), np.float32(0), np.float32(0)
+    for c in range(size):
+        s = sigmoid(gate[c])
+        u = x[c] * (gate[c] * s)
+        square += u * u
+        along += u * (grad_y[c] * weight[c])
+        share[c] = s
+    r = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
+    back = r * r * r * along / np.float32(size)
+    for c in range(size):
+        s, z = share[c], gate[c]
+        u = x[c] * (z * s)
+        grad_u = r * (grad_y[c] * weight[c]) - back * u
+        grad_weight[c] += grad_y[c] * (u * r)
+        grad_x[c] = grad_u * (z * s)
+        grad_gate[c] = grad_u * x[c] * (s + z * s * (np.float32(1) - s))

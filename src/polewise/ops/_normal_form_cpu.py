@@ -3,11 +3,11 @@
 Forward keeps the state at every 128th step (1.6 % of the input); backward restarts from
 there, 128 steps at a time from the last to the first, and never inverts a pole.
 
-Gradient. Against time, l[t] = c gy[t] + conj(p) l[t+1] gives grad x = Re l. The pole's gradient is
-the sum of l[t] conj(s[t-1]), which would want the states again when time runs backwards. Where p
-is constant the same number comes out along time: with d[t] = p d[t-1] + s[t-1], the derivative of
-s[t] by p, it is c conj(sum of gy[t] d[t]) + m conj(d[end]), m being what the future says about the
-state at the end. So no state is stored, and both directions keep their numbers in registers for
+Gradient. Against time, l[t] = c gy[t] + conj(p) l[t+1] gives grad x = Re l + skip gy. The pole's
+gradient is the sum of l[t] conj(s[t-1]), which would want the states again when time runs
+backwards. Where p is constant the same number comes out along time: with d[t] = p d[t-1] + s[t-1],
+the derivative of s[t] by p, it is c conj(sum of gy[t] d[t]) + m conj(d[end]), m being what the
+future says about the state at the end. So no state is stored, and both directions keep their numbers in registers for
 several steps at a time.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.ops._compiled import array, compiled, fresh, require_covered, run_units
+from polewise.ops._compiled import array, compiled, copied, fresh, require_covered, run_units
 from polewise.ops.normal_form import SEGMENT
 
 TOGETHER = 4
@@ -29,6 +29,7 @@ def forward(
     decay: Tensor,
     angle: Tensor,
     mix: Tensor,
+    skip: Tensor,
     offsets: Tensor,
     lengths: Tensor,
     state: Tensor,
@@ -43,8 +44,9 @@ def forward(
     starts = torch.empty(batch, -(-length // SEGMENT), dim, 2, dtype=x.dtype)
     run_units(
         _forward, *x.shape,
-        array(x), array(_poles(decay, angle)), array(mix), offsets.numpy(), lengths.numpy(),
-        array(state), y.numpy(), last.numpy(), starts.numpy(), SEGMENT, bin_length, reset,
+        array(x), array(_poles(decay, angle)), array(mix), copied(skip), offsets.numpy(),
+        lengths.numpy(), array(state), y.numpy(), last.numpy(), starts.numpy(), SEGMENT, bin_length,
+        reset,
     )  # fmt: skip
     return y, last, starts
 
@@ -56,13 +58,14 @@ def backward(
     decay: Tensor,
     angle: Tensor,
     mix: Tensor,
+    skip: Tensor,
     offsets: Tensor,
     lengths: Tensor,
     starts: Tensor,
     bin_length: int,
     reset: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, decay, angle, mix and the first state.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, decay, angle, mix, skip and the first state.
 
     Poles are made again from radius and angle: keeping them, and the cosines and sines of their
     derivative, would take half again as much memory as the states kept.
@@ -73,19 +76,21 @@ def backward(
     grad_decay, grad_angle = (torch.zeros(decay.shape, dtype=decay.dtype) for _ in range(2))
     # One row for each of x: units of different rows run at once.
     by_mix = torch.zeros(batch, mix.shape[1], dim, 2, dtype=mix.dtype)
+    by_skip = torch.zeros(batch, dim, dtype=skip.dtype)
     grad_state = torch.empty(grad_last.shape, dtype=grad_last.dtype)
     run_units(
         _backward, *x.shape,
         array(grad_y), array(grad_last), array(x), array(_poles(decay, angle)), array(mix),
-        offsets.numpy(), lengths.numpy(), array(starts), grad_x.numpy(), grad_decay.numpy(),
-        grad_angle.numpy(), by_mix.numpy(), grad_state.numpy(), SEGMENT, bin_length, reset,
+        copied(skip), offsets.numpy(), lengths.numpy(), array(starts), grad_x.numpy(),
+        grad_decay.numpy(), grad_angle.numpy(), by_mix.numpy(), by_skip.numpy(), grad_state.numpy(),
+        SEGMENT, bin_length, reset,
     )  # fmt: skip
     # A few bins at a time: three whole tensors more would be the peak of the memory taken.
     polar = (each.chunk(8, 1) for each in (grad_decay, grad_angle, decay, angle))
     for parts in zip(*polar, strict=True):
         _to_polar(*parts)
     grad_mix = by_mix if mix.shape[0] == batch else by_mix.sum(0, keepdim=True)
-    return grad_x, grad_decay, grad_angle, grad_mix, grad_state
+    return grad_x, grad_decay, grad_angle, grad_mix, by_skip.sum(0), grad_state
 
 
 def _poles(decay: Tensor, angle: Tensor) -> Tensor:
@@ -106,8 +111,8 @@ def _to_polar(grad_real: Tensor, grad_imag: Tensor, decay: Tensor, angle: Tensor
 
 @compiled
 def _forward(
-    x, pole, mix, offsets, lengths, state, y, last, starts, segment_length, bin_length, reset,
-    block, first, stop,
+    x, pole, mix, skip, offsets, lengths, state, y, last, starts, segment_length, bin_length,
+    reset, block, first, stop,
 ):  # fmt: skip
     dim = x.shape[2]
     blocks = -(-dim // block)
@@ -119,6 +124,7 @@ def _forward(
         # Slices of the block's own width: their loops vectorise.
         real, imag, pole_real = scratch[0, :width], scratch[1, :width], scratch[2, :width]
         pole_imag, mix_real, mix_imag = scratch[3, :width], scratch[4, :width], scratch[5, :width]
+        past = skip[low:high]
         real[:], imag[:] = state[row, low:high, 0], state[row, low:high, 1]
         end, time, bin_index = lengths[row], 0, 0
         while time < end:
@@ -140,7 +146,7 @@ def _forward(
                     after = pole_real[c] * before - pole_imag[c] * imag[c] + x_t[c]
                     imag[c] = pole_imag[c] * before + pole_real[c] * imag[c]
                     real[c] = after
-                    y_t[c] = mix_real[c] * after + mix_imag[c] * imag[c]
+                    y_t[c] = mix_real[c] * after + mix_imag[c] * imag[c] + past[c] * x_t[c]
             time = max(time, bin_end)
             bin_index += 1
         y[row, end:, low:high] = 0
@@ -149,8 +155,8 @@ def _forward(
 
 @compiled
 def _backward(
-    grad_y, grad_last, x, pole, mix, offsets, lengths, starts, grad_x, grad_real, grad_imag,
-    grad_mix, grad_state, segment_length, bin_length, reset, block, first, stop,
+    grad_y, grad_last, x, pole, mix, skip, offsets, lengths, starts, grad_x, grad_real, grad_imag,
+    grad_mix, grad_skip, grad_state, segment_length, bin_length, reset, block, first, stop,
 ):  # fmt: skip
     """Segment by segment, the last one first: along time what its steps say about their pole and
     mix, then against time the gradient (g, h) of the state.
@@ -172,6 +178,7 @@ def _backward(
         pole_real, pole_imag = scratch[2, :width], scratch[3, :width]
         mix_real, mix_imag = scratch[4, :width], scratch[5, :width]
         real, imag = scratch[6, :width], scratch[7, :width]
+        past, by_skip = skip[low:high], grad_skip[row, low:high]
         end, offset = lengths[row], offsets[row]
         g[:], h[:] = grad_last[row, low:high, 0], grad_last[row, low:high, 1]
         grad_x[row, end:, low:high] = 0
@@ -198,14 +205,14 @@ def _backward(
                     _sense(
                         x[row, time : time + TOGETHER], grad_y[row, time : time + TOGETHER], low,
                         pole_real, pole_imag, real, imag, d_real, d_imag, along_real, along_imag,
-                        by_mix_real, by_mix_imag,
+                        by_mix_real, by_mix_imag, by_skip,
                     )  # fmt: skip
                     time += TOGETHER
                 while time < bin_end:
                     _sense_one(
                         x[row, time : time + 1], grad_y[row, time : time + 1], low, pole_real,
                         pole_imag, real, imag, d_real, d_imag, along_real, along_imag,
-                        by_mix_real, by_mix_imag,
+                        by_mix_real, by_mix_imag, by_skip,
                     )  # fmt: skip
                     time += 1
                 run += 1
@@ -238,13 +245,13 @@ def _backward(
                     time -= TOGETHER
                     _retreat(
                         grad_y[row, time : time + TOGETHER], grad_x[row, time : time + TOGETHER],
-                        low, pole_real, pole_imag, mix_real, mix_imag, g, h,
+                        low, pole_real, pole_imag, mix_real, mix_imag, past, g, h,
                     )  # fmt: skip
                 while time > run_start:
                     time -= 1
                     _retreat_one(
                         grad_y[row, time : time + 1], grad_x[row, time : time + 1], low,
-                        pole_real, pole_imag, mix_real, mix_imag, g, h,
+                        pole_real, pole_imag, mix_real, mix_imag, past, g, h,
                     )  # fmt: skip
                 if reset and begin == run_start:
                     g[:], h[:] = 0, 0
@@ -265,7 +272,7 @@ def _sense_steps(count):
     @compiled
     def sense(
         x, grad_y, low, pole_real, pole_imag, real, imag, d_real, d_imag, along_real, along_imag,
-        by_mix_real, by_mix_imag,
+        by_mix_real, by_mix_imag, by_skip,
     ):  # fmt: skip
         """`count` steps of the state, of its derivative by the pole, and of the sums weighted by
         `grad_y`."""
@@ -273,31 +280,35 @@ def _sense_steps(count):
         for c in range(np.uintp(len(real))):
             re, im, dr, di = real[c], imag[c], d_real[c], d_imag[c]
             ar, ai, mr, mi = along_real[c], along_imag[c], by_mix_real[c], by_mix_imag[c]
-            pr, pi = pole_real[c], pole_imag[c]
+            pr, pi, by_past = pole_real[c], pole_imag[c], by_skip[c]
             for i in range(count):
-                grad = grad_y[i, low + c]
+                grad, now = grad_y[i, low + c], x[i, low + c]
                 dr, di = pr * dr - pi * di + re, pi * dr + pr * di + im
-                re, im = pr * re - pi * im + x[i, low + c], pi * re + pr * im
+                re, im = pr * re - pi * im + now, pi * re + pr * im
+                by_past += grad * now
                 ar, ai, mr, mi = ar + grad * dr, ai + grad * di, mr + grad * re, mi + grad * im
             real[c], imag[c], d_real[c], d_imag[c] = re, im, dr, di
             along_real[c], along_imag[c], by_mix_real[c], by_mix_imag[c] = ar, ai, mr, mi
+            by_skip[c] = by_past
 
     return sense
 
 
 def _retreat_steps(count):
     @compiled
-    def retreat(grad_y, grad_x, low, pole_real, pole_imag, mix_real, mix_imag, g, h):
+    def retreat(
+        grad_y, grad_x, low, pole_real, pole_imag, mix_real, mix_imag, past, g, h
+    ):
         """`count` steps of the state's gradient against time, each of which is a grad x."""
         low = np.uintp(low)
         for c in range(np.uintp(len(g))):
             re, im, pr, pi = g[c], h[c], pole_real[c], pole_imag[c]
-            mr, mi = mix_real[c], mix_imag[c]
+            mr, mi, d = mix_real[c], mix_imag[c], past[c]
             for i in range(count):
                 t = np.uintp(count - 1 - i)
                 grad = grad_y[t, low + c]
                 re, im = re + grad * mr, im + grad * mi
-                grad_x[t, low + c] = re
+                grad_x[t, low + c] = re + d * grad
                 re, im = pr * re + pi * im, pr * im - pi * re
             g[c], h[c] = re, im
 

@@ -1,6 +1,6 @@
 """The normal-form filter: a pair of poles given by radius and angle, stable however they move.
 
-    s[t] = decay e^{j angle} s[t-1] + x[t],    y[t] = mix0 Re s[t] + mix1 Im s[t]
+    s[t] = decay e^{j angle} s[t-1] + x[t],    y[t] = mix0 Re s[t] + mix1 Im s[t] + skip x[t]
 
 with poles of their own in every bin of time and every channel. Every step turns the state
 and shrinks it, so no sequence of poles can make it grow.
@@ -28,6 +28,7 @@ from polewise.ops._checks import (
     usable_backend,
 )
 from polewise.ops.associative_filter import associative_filter
+from polewise.ops.padding import hide_padding
 
 
 def normal_form_filter(
@@ -37,6 +38,7 @@ def normal_form_filter(
     bin_length: int,
     *,
     mix: Float[Tensor, "dim 2"] | Float[Tensor, "batch bins dim 2"] | None = None,
+    skip: Float[Tensor, " dim"] | None = None,
     offset: int | Int[Tensor, " batch"] = 0,
     lengths: Int[Tensor, " batch"] | None = None,
     state: Float[Tensor, "batch dim 2"] | None = None,
@@ -46,11 +48,11 @@ def normal_form_filter(
     r"""Filter `x` with a conjugate pair of poles that moves from bin to bin.
 
     $$ s_t = \rho_r e^{j \varphi_r} s_{t-1} + x_t, \qquad
-       y_t = c_0 \operatorname{Re} s_t + c_1 \operatorname{Im} s_t, \qquad
+       y_t = c_0 \operatorname{Re} s_t + c_1 \operatorname{Im} s_t + d x_t, \qquad
        r = \lfloor (o + t) / R \rfloor $$
 
     For any sequence of poles $|s_t| \le \rho_r |s_{t-1}| + |x_t|$, hence
-    $|y| \le |c| \max|x| / (1 - \max\rho)$. An angle of 0 is the exponential moving average,
+    $|y| \le (|c| / (1 - \max\rho) + |d|) \max|x|$. An angle of 0 is the exponential moving average,
     $\pi$ the alternating one.
 
     Args:
@@ -62,6 +64,7 @@ def normal_form_filter(
             per sample.
         bin_length: $R$, steps in a bin.
         mix: $(c_0, c_1)$, one for all bins or one a bin; None is (1, 0), the real part.
+        skip: $d$, what of `x` goes past the filter, one number a channel; None is nothing.
         offset: $o$, the position of `x[:, 0]` in its bin, in [0, `bin_length`); one for all
             rows or one a row.
         lengths: real steps in each row. From there on the row's state is held and its
@@ -104,6 +107,8 @@ def normal_form_filter(
         require_like("mix", mix, (dim, 2), x, "(dim, 2)")
     elif mix is not None:
         require_like("mix", mix, (batch, bins, dim, 2), x, "(dim, 2) or (batch, bins, dim, 2)")
+    if skip is not None:
+        require_like("skip", skip, (dim,), x, "(dim,)")
     dtype = accumulator_dtype(x)
     if state is None:
         state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
@@ -112,12 +117,13 @@ def normal_form_filter(
         state = state.to(dtype)
     decay, angle = decay.to(dtype), angle.to(dtype)
     mix = None if mix is None else mix.to(dtype)
+    skip = None if skip is None else skip.to(dtype)
 
     if length == 1 and lengths is None and backend is None:
         if reset:
             starts = rows_of_offsets(offset, x) % bin_length == 0
             state = torch.where(starts[:, None, None], 0, state)
-        y, state = _one_step(x.to(dtype), decay, angle, mix, state)
+        y, state = _one_step(x.to(dtype), decay, angle, mix, skip, state)
         return y.to(x.dtype), state
 
     run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), x)]
@@ -125,14 +131,16 @@ def normal_form_filter(
         mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device).expand(dim, 2)
     if mix.ndim == 2:
         mix = mix[None, None]
+    if skip is None and run is not _triton:
+        skip = torch.zeros(dim, dtype=dtype, device=x.device)
     y, state = run(
-        x if run is _triton else x.to(dtype), decay, angle, mix, rows_of_offsets(offset, x),
+        x if run is _triton else x.to(dtype), decay, angle, mix, skip, rows_of_offsets(offset, x),
         rows_of_lengths(lengths, x), state, bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
 
-def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+def _definition(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
     """The equation, one row, one step at a time, in float64. Slow, and right by inspection."""
     mix = mix.expand(*decay.shape, 2)
     outputs, states = [], []
@@ -153,7 +161,7 @@ def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset
                 rho * (phi.sin() * real + phi.cos() * imag),
             )
             c0, c1 = mix[row, r].double().unbind(-1)
-            ys.append(c0 * real + c1 * imag)
+            ys.append(c0 * real + c1 * imag + skip.double() * x[row, t].double())
         outputs.append(torch.stack(ys) if ys else x[row].double())
         states.append(torch.stack([real, imag], -1))
     if not outputs:
@@ -161,21 +169,22 @@ def _definition(x, decay, angle, mix, offsets, lengths, state, bin_length, reset
     return torch.stack(outputs).to(x.dtype), torch.stack(states).to(state.dtype)
 
 
-def _one_step(x, decay, angle, mix, state):
+def _one_step(x, decay, angle, mix, skip, state):
     """A single step, as in decoding, is the equation itself: any other form costs more to call."""
     real, imag = state[:, None].unbind(-1)
     cosine, sine = decay * angle.cos(), decay * angle.sin()
     after_real = torch.addcmul(torch.addcmul(x, cosine, real), sine, imag, value=-1)
     after_imag = torch.addcmul(sine * real, cosine, imag)
     after = torch.stack([after_real, after_imag], -1)
-    return after_real if mix is None else (mix * after).sum(-1), after[:, 0]
+    y = after_real if mix is None else (mix * after).sum(-1)
+    return y if skip is None else torch.addcmul(y, skip, x), after[:, 0]
 
 
-def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+def _blockwise(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
     """The rotation of every step, scanned block by block."""
     length = x.shape[1]
     if not isinstance(length, int):
-        return _of_open_length(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
+        return _of_open_length(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset)
     if length == 0:
         return x.clone(), state.clone()
     time = torch.arange(length, device=x.device)
@@ -191,11 +200,11 @@ def _blockwise(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
     drive = torch.stack([drive, torch.zeros_like(drive)], -1)
     states = affine_scan(matrix, drive, fresh, state)
     mix = mix.expand(*decay.shape, 2)
-    y = (states * spread_over_steps(mix, bins)).sum(-1)
+    y = (states * spread_over_steps(mix, bins)).sum(-1) + skip * x
     return torch.where(real_step[..., None], y, 0), states[:, -1].clone()
 
 
-def _of_open_length(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+def _of_open_length(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
     """An exported program that leaves the length open has no loop over it, but a filter of products
     has none: with Phi the sum of angles so far, the step from s to t counts as q[t] . k[s] with
 
@@ -216,7 +225,7 @@ def _of_open_length(x, decay, angle, mix, offsets, lengths, state, bin_length, r
     q = torch.stack([real * cosine + imag * sine, real * sine - imag * cosine], -1)
     before = (state * state.new_tensor([1, -1]))[:, :, None, :, None]
     y, after = associative_filter(
-        q, k, x[..., None], decay, lengths=lengths, state=before, backend="torch"
+        q, k, x[..., None], decay, skip=skip, lengths=lengths, state=before, backend="torch"
     )
     along, across = after[:, :, 0, :, 0].unbind(-1)
     cosine, sine = cosine[:, -1], sine[:, -1]
@@ -224,17 +233,17 @@ def _of_open_length(x, decay, angle, mix, offsets, lengths, state, bin_length, r
     return y[..., 0], last
 
 
-def _triton(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+def _triton(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
     from polewise.ops._normal_form_triton import forward  # Triton is not everywhere
 
     pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
     mix = mix.expand(*decay.shape, 2)
     y, last, _ = forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
-    return y, last
+    return y if skip is None else y + skip * hide_padding(x, lengths), last
 
 
-def _compiled(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
-    y, last, _ = _forward_op(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
+def _compiled(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
+    y, last, _ = _forward_op(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset)
     return y, last
 
 
@@ -247,7 +256,7 @@ _BACKENDS = {
     "polewise::normal_form_forward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor x, Tensor decay, Tensor angle, Tensor mix, Tensor offsets, "
+    schema="(Tensor x, Tensor decay, Tensor angle, Tensor mix, Tensor skip, Tensor offsets, "
     "Tensor lengths, Tensor state, int bin_length, bool reset) "
     "-> (Tensor, Tensor, Tensor)",
 )
@@ -256,6 +265,7 @@ def _forward_op(
     decay: Tensor,
     angle: Tensor,
     mix: Tensor,
+    skip: Tensor,
     offsets: Tensor,
     lengths: Tensor,
     state: Tensor,
@@ -265,11 +275,11 @@ def _forward_op(
     """y, the last state, and the states at every 128th step, which the gradient restarts from."""
     from polewise.ops._normal_form_cpu import forward  # numba takes half a second to import
 
-    return forward(x, decay, angle, mix, offsets, lengths, state, bin_length, reset)
+    return forward(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset)
 
 
 @_forward_op.register_fake
-def _(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
+def _(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
     batch, length, dim = x.shape
     return (
         x.new_empty(batch, length, dim),
@@ -283,8 +293,8 @@ def _(x, decay, angle, mix, offsets, lengths, state, bin_length, reset):
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor grad_y, Tensor grad_last, Tensor x, Tensor decay, Tensor angle, Tensor mix, "
-    "Tensor offsets, Tensor lengths, Tensor starts, int bin_length, bool reset) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor skip, Tensor offsets, Tensor lengths, Tensor starts, int bin_length, bool reset) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_op(
     grad_y: Tensor,
@@ -293,22 +303,23 @@ def _backward_op(
     decay: Tensor,
     angle: Tensor,
     mix: Tensor,
+    skip: Tensor,
     offsets: Tensor,
     lengths: Tensor,
     starts: Tensor,
     bin_length: int,
     reset: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from polewise.ops._normal_form_cpu import backward
 
     return backward(
-        grad_y, grad_last, x, decay, angle, mix, offsets, lengths, starts, bin_length, reset
+        grad_y, grad_last, x, decay, angle, mix, skip, offsets, lengths, starts, bin_length, reset
     )
 
 
 @_backward_op.register_fake
-def _(grad_y, grad_last, x, decay, angle, mix, offsets, lengths, starts, bin_length, reset):
-    return tuple(like.new_empty(like.shape) for like in (x, decay, angle, mix, grad_last))
+def _(grad_y, grad_last, x, decay, angle, mix, skip, offsets, lengths, starts, bin_length, reset):
+    return tuple(like.new_empty(like.shape) for like in (x, decay, angle, mix, skip, grad_last))
 
 
 _backward_op.register_autograd(refuse_second_derivative)
