@@ -73,12 +73,6 @@ def copy_line(line, start, target):
         target[c] = source[c]
 
 
-@vectorised
-def multiply_line(a, out):
-    for c in range(len(out)):
-        out[c] *= a[c]
-
-
 def run_units(loop: Callable[..., None], batch: int, length: int, dim: int, *arguments) -> None:
     """Call `loop(*arguments, block, first, stop)` so that every unit is done exactly once."""
     threads = _threads(batch * length * dim)

@@ -7,8 +7,8 @@ Gradient. Against time, l[t] = c gy[t] + conj(p) l[t+1] gives grad x = Re l + sk
 gradient is the sum of l[t] conj(s[t-1]), which would want the states again when time runs
 backwards. Where p is constant the same number comes out along time: with d[t] = p d[t-1] + s[t-1],
 the derivative of s[t] by p, it is c conj(sum of gy[t] d[t]) + m conj(d[end]), m being what the
-future says about the state at the end. So no state is stored, and both directions keep their numbers in registers for
-several steps at a time.
+future says about the state at the end. So no state is stored, and both directions keep their
+numbers in registers for several steps at a time.
 """
 
 from __future__ import annotations
@@ -296,9 +296,7 @@ def _sense_steps(count):
 
 def _retreat_steps(count):
     @compiled
-    def retreat(
-        grad_y, grad_x, low, pole_real, pole_imag, mix_real, mix_imag, past, g, h
-    ):
+    def retreat(grad_y, grad_x, low, pole_real, pole_imag, mix_real, mix_imag, past, g, h):
         """`count` steps of the state's gradient against time, each of which is a grad x."""
         low = np.uintp(low)
         for c in range(np.uintp(len(g))):

@@ -8,6 +8,8 @@ its exponent. The relative error is at most 2e-7, three units in the last place,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -21,7 +23,7 @@ _LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
 
 
 @intrinsic
-def _with_bits(typing, bits):
+def _with_bits(typing: Any, bits: Any = None) -> Any:
     """The float32 whose bits are those of an int32."""
 
     def generate(context, builder, signature, arguments):

@@ -184,7 +184,9 @@ def _blockwise(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, 
     """The rotation of every step, scanned block by block."""
     length = x.shape[1]
     if not isinstance(length, int):
-        return _of_open_length(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset)
+        return _of_open_length(
+            x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset
+        )
     if length == 0:
         return x.clone(), state.clone()
     time = torch.arange(length, device=x.device)
