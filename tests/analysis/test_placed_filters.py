@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from polewise.analysis import PlacedFilters, placed_filters
+from polewise.analysis.figures import draw_frequency_responses, draw_poles
 from polewise.mixers import FocusConfig
 from polewise.tasks import RecallTask
 from polewise.training import ModelOptions, build_model
@@ -37,6 +38,20 @@ def test_every_layer_shows_a_stable_pole_for_each_filter(mixer, hypernetwork):
         assert filters.poles.shape == (3, 4, 64 if mixer == "focus" else 6, 2)
         assert filters.poles.abs().max() < 1
         assert filters.poles.imag.min() >= 0
+        assert filters.moving == (hypernetwork != "none")
+
+
+@pytest.mark.parametrize("hypernetwork", ["recurrent", "none"])
+def test_figures_say_whether_the_filters_move(hypernetwork, tmp_path):
+    model, batch = model_and_batch(hypernetwork=hypernetwork, memory=False, filters=1)
+    placed = placed_filters(model, batch)[0]
+    for draw in (draw_poles, draw_frequency_responses):
+        path = draw(tmp_path / "figure.png", placed)
+        assert path.stat().st_size > 10_000
+        fixed = "the same for every sequence" in " ".join(
+            path.with_suffix(".txt").read_text().split()
+        )
+        assert fixed == (hypernetwork == "none")
 
 
 @pytest.mark.parametrize("turning", [True, False])

@@ -71,7 +71,7 @@ def draw_poles(path: Path, placed: PlacedFilters) -> Path:
     axes.plot(circle.real, circle.imag, color="0.6", linewidth=0.8)
     poles = placed.poles[0].flatten(1).numpy()
     bins, num = poles.shape
-    moving = bool((poles != poles[:1]).any())
+    moving = placed.moving
     filters = _evenly(num, _MOST_POINTS)
     times = _evenly(bins if moving else 1, max(_MOST_POINTS // len(filters), 1))
     shown = poles[np.ix_(times, filters)]
@@ -98,22 +98,35 @@ def draw_poles(path: Path, placed: PlacedFilters) -> Path:
 
 
 def draw_frequency_responses(path: Path, placed: PlacedFilters) -> Path:
-    """Draw the gain over frequency and bin, the median over the channels."""
+    """Draw the gain over frequency: the median over channels in every bin, or, where poles do not
+    move, how the channels differ."""
     frequency = torch.linspace(0, 0.5, 129, dtype=torch.float64)
-    gain = placed.frequency_response(frequency)[0].abs().median(dim=1).values.numpy()
-    decibels = 20 * np.log10(np.maximum(gain, 1e-12))
+    gain = placed.frequency_response(frequency)[0].abs().numpy()
+    at, decibels = frequency.numpy(), 20 * np.log10(np.maximum(gain, 1e-12))
     figure, axes = _figure()
-    drawn = axes.pcolormesh(
-        np.arange(len(gain) + 1), frequency.numpy(), decibels.T[:-1], cmap="magma", shading="flat"
-    )
-    figure.colorbar(drawn, ax=axes, label="gain (dB)")
-    axes.set_xlabel("bin")
-    axes.set_ylabel("frequency (cycles per sample)")
-    caption = (
-        f"Gain of the filters that {placed.name} places over the bins of one held-out sequence, "
-        f"the median over its channels. At one frequency it changes by up to "
-        f"{np.ptp(decibels, axis=0).max():.2g} dB from bin to bin."
-    )
+    if placed.moving:
+        median = np.median(decibels, axis=1)
+        drawn = axes.pcolormesh(
+            np.arange(len(median) + 1), at, median.T[:-1], cmap="magma", shading="flat"
+        )
+        figure.colorbar(drawn, ax=axes, label="gain (dB)")
+        axes.set_xlabel("bin")
+        axes.set_ylabel("frequency (cycles per sample)")
+        caption = (
+            f"Gain of the filters that {placed.name} places over the bins of one held-out "
+            "sequence, the median over its channels. At one frequency it changes by up to "
+            f"{np.ptp(median, axis=0).max():.2g} dB from bin to bin."
+        )
+    else:
+        low, median, high = np.quantile(decibels[0], (0.1, 0.5, 0.9), axis=0)
+        axes.fill_between(at, low, high, alpha=0.2, linewidth=0)
+        axes.plot(at, median, linewidth=1)
+        axes.set_xlabel("frequency (cycles per sample)")
+        axes.set_ylabel("gain (dB)")
+        caption = (
+            f"Gain of the filters of {placed.name}, the same for every sequence: the median over "
+            f"its {decibels.shape[1]} channels (line), and where four of five channels lie."
+        )
     return _write(figure, path, caption)
 
 

@@ -40,6 +40,11 @@ class PlacedFilters:
     """The learned weights with which the filters are summed."""
 
     @property
+    def moving(self) -> bool:
+        """Whether the filters of any two bins differ."""
+        return bool((self.coefficients != self.coefficients[:1, :1]).any())
+
+    @property
     def poles(self) -> Complex[Tensor, "batch bins dim filters"]:
         """One pole of every pair: that of non-negative angle, or the larger of two real ones."""
         if self.realisation == "normal":
