@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ from tests.parallel.launches import (
 from torch import nn
 
 from polewise.mixers import MIXERS
-from polewise.tasks import MqarTask
+from polewise.tasks import ListOpsTask, MqarTask, RecallTask
 from polewise.training import Run, RunFolder, train
 from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
 from polewise.training.launch import asks_for_shares, join_processes
@@ -221,6 +222,25 @@ def test_sequences_that_cannot_be_split_are_refused_before_a_folder_is_made(tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("mixer", "options", "unit"),
+    [
+        ("focus", {}, None),
+        ("focus", {"chunk_length": 50}, "chunk_length = 100"),
+        ("focus", {"filters": 1, "hypernetwork": "recurrent"}, "bin_length = 64"),
+        ("published_focus", {"chunk_length": 23, "hypernetwork": "none"}, None),
+        ("mega", {"chunk_length": 50}, "chunk_length = 100"),
+        ("attention", {}, None),
+    ],
+)
+def test_pieces_hold_whole_chunks_and_whole_bins_where_filters_go_by_them(mixer, options, unit):
+    model = ModelOptions(mixer=mixer, mixer_options=options, hidden_size=64)
+    run = replace(changed(split_sequence=True), model=model, task=RecallTask(length=90))
+    wrong = pytest.raises(ValueError, match=f"multiple of processes x {unit}; got 92")
+    with wrong if unit else contextlib.nullcontext():
+        require_splittable(run, 2)
+
+
 class Unsplit(nn.Module):
     """A mixer of the user's that knows nothing of other processes."""
 
@@ -240,8 +260,9 @@ class UnsplitConfig:
 def test_mixers_that_cannot_be_split_are_refused(mixer, options, message, monkeypatch):
     monkeypatch.setitem(MIXERS, "unsplit", UnsplitConfig)
     model = ModelOptions(mixer=mixer, mixer_options=options, hidden_size=64)
+    run = replace(changed(split_sequence=True), model=model, task=ListOpsTask())
     with pytest.raises(ValueError, match=f"split_sequence must be False for this mixer.*{message}"):
-        require_splittable(replace(changed(split_sequence=True), model=model), 2)
+        require_splittable(run, 2)
 
 
 @pytest.mark.parametrize(

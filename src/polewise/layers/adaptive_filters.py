@@ -107,7 +107,7 @@ class AdaptiveFilters(nn.Module):
     @property
     def in_bins(self) -> bool:
         """Whether bins differ, or start anew. Poles that do not move are one, however long."""
-        return self.to_poles is not None or self.reset
+        return self.to_poles is not None or self.reset or self.realisation == "circular"
 
     def reset_parameters(self) -> None:
         """Poles spread over all angles and over memories from 2 to 512 steps (direct form: 10), the

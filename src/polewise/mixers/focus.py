@@ -240,6 +240,16 @@ class Focus(nn.Module):
         """Rounding of an FFT reaches earlier outputs, and so does a NaN."""
         return self.features is not None and self.config.hypernetwork == "long_conv"
 
+    @property
+    def units(self) -> dict[str, int]:
+        """Options whose lengths go whole into every piece of a split sequence."""
+        units = {}
+        if self.filters is not None and self.filters.in_bins:
+            units["bin_length"] = self.config.bin_length
+        if self.config.chunk_length:
+            units["chunk_length"] = self.config.chunk_length
+        return units
+
     def reset_parameters(self) -> None:
         """Numbers of our own; matrices and short convolutions have started by themselves."""
         nn.init.ones_(self.skip)
@@ -363,11 +373,7 @@ class Focus(nn.Module):
     def _position(self, x: Tensor, state: FocusState | None, lengths: Tensor | None) -> Tensor:
         """Steps before the first of `x`, row by row."""
         if self.shards is not None:
-            config = self.config
-            in_bins = self.filters is not None and self.filters.in_bins
-            units = {"bin_length": config.bin_length} if in_bins else {}
-            units |= {"chunk_length": config.chunk_length} if config.chunk_length else {}
-            self.shards.require_whole(x, state, lengths, **units)
+            self.shards.require_whole(x, state, lengths, **self.units)
         if state is not None:
             return state.position
         position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)

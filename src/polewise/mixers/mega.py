@@ -101,6 +101,11 @@ class Mega(nn.Module):
         self.from_attention = nn.Linear(values, dim, bias=False)
         self.reset_parameters()
 
+    @property
+    def units(self) -> dict[str, int]:
+        """Options whose lengths go whole into every piece of a split sequence."""
+        return {"chunk_length": self.config.chunk_length}
+
     def reset_parameters(self) -> None:
         for linear in (self.to_value, self.from_average, self.from_attention):
             nn.init.normal_(linear.weight, std=0.02)
@@ -119,7 +124,7 @@ class Mega(nn.Module):
         if state is not None and not self.causal:
             raise ValueError("state must be None without causal: both directions need it all.")
         if self.shards is not None:
-            self.shards.require_whole(x, state, lengths, chunk_length=config.chunk_length)
+            self.shards.require_whole(x, state, lengths, **self.units)
         x = hide_padding(x, lengths)
         n = self.norm(x)
         average, ema = self.ema(n, state.ema if state else None, lengths)

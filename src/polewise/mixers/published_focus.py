@@ -227,6 +227,12 @@ class PublishedFocus(nn.Module):
             return {}
         return dict.fromkeys(("causality", "nan", "segments", "state"), _LEAK)
 
+    @property
+    def units(self) -> dict[str, int]:
+        """Options whose lengths go whole into every piece of a split sequence."""
+        in_bins = {"bin_length": self.config.bin_length} if self.filters.in_bins else {}
+        return in_bins | {"chunk_length": self.config.chunk_length}
+
     def reset_parameters(self) -> None:
         if self.config.shared_query_key:
             nn.init.ones_(self.query_scale)
@@ -264,10 +270,7 @@ class PublishedFocus(nn.Module):
             else torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         )
         if self.shards is not None:
-            self.shards.require_whole(
-                x, state, lengths,
-                bin_length=self.config.bin_length, chunk_length=self.config.chunk_length,
-            )  # fmt: skip
+            self.shards.require_whole(x, state, lengths, **self.units)
             position = position + self.shards.rank * x.shape[1]
         features_state = None
         if self.features is not None:

@@ -260,20 +260,20 @@ def require_splittable(run: Run, processes: int) -> None:
     Raises:
         ValueError: a piece would not hold whole bins and chunks, or the mixer looks ahead.
     """
-    config = mixer_config(run.model.mixer, run.model.hidden_size, run.model.mixer_options)
     with torch.device("meta"):
-        mixer = config.build()
+        model = build_model(run.task.spec, run.model)
     try:
-        sharding.require_splittable(mixer)
+        sharding.require_splittable(model)
     except ValueError as error:
         raise ValueError(f"split_sequence must be False for this mixer: {error}") from error
-    for name in ("chunk_length", "bin_length"):
-        unit = processes * getattr(config, name, 1)
-        if run.task.spec.length % unit:
-            raise ValueError(
-                f"split_sequence needs a length that is a multiple of processes x {name} = {unit}; "
-                f"got {run.task.spec.length}."
-            )
+    for part in model.modules():
+        for name, steps in getattr(part, "units", {}).items():
+            unit = processes * steps
+            if run.task.spec.length % unit:
+                raise ValueError(
+                    f"split_sequence needs a length that is a multiple of processes x {name} = "
+                    f"{unit}; got {run.task.spec.length}."
+                )
 
 
 def require_buildable(run: Run) -> int:
