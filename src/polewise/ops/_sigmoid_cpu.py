@@ -24,7 +24,8 @@ _LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
 
 @intrinsic
 def _with_bits(typing: Any, bits: Any = None) -> Any:
-    """The float32 whose bits are those of an int32."""
+    """The float32 whose bits are those of an int32. The compiler gives `typing`, a caller `bits`:
+    only for type checkers is it optional."""
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
