@@ -277,3 +277,12 @@ def test_filters_and_attention_begin_small_beside_a_memory_and_whole_without(mem
     torch.testing.assert_close(mixer.nearness, torch.full_like(mixer.nearness, share))
     together = mixer.filters.mix[0, ..., 0].square().sum(0).sqrt()
     torch.testing.assert_close(together, torch.full_like(together, share))
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+def test_a_quarter_of_the_heads_begins_with_what_is_filtered_and_nothing_else(memory, heads):
+    filters = 0 if memory else 1
+    mixer = FocusConfig(dim=32, heads=heads, memory=memory, filters=filters).build()
+    alone = int(memory) if heads == 1 else max(heads // 4, 1)
+    assert sorted(mixer.skip.tolist()) == [0] * alone + [1] * (heads - alone)

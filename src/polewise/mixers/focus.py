@@ -20,7 +20,8 @@ recalls: W_k = W_q, keys hold what came just before, and a quarter of the heads 
 skip and phi = 0, so that what followed a token shows where it comes again, however far that is.
 
 In a model one layer in six filters products. The others filter channels and nothing else,
-y = vf + d v, with learned poles: they cost little more than their matrices.
+y = vf + d v, with learned poles: they cost little more than their matrices. A quarter of their
+heads begins without the skip, too.
 
 The publication to the letter is `PublishedFocus`; `docs/research.md` says what led from it to this.
 """
@@ -70,8 +71,8 @@ class FocusConfig:
     """Heads of values, each with poles of its own; None is one for every 32 channels."""
     value_dim: int = 64
     """Channels of a head's values."""
-    key_dim: int = 32
-    """Channels of a key; a last odd one does not turn."""
+    key_dim: int = 64
+    """Channels of a key, and about as many keys are told apart; a last odd one does not turn."""
     shared_keys: bool = True
     """All heads look up the same key. False: each its own."""
     memory: bool = True
@@ -252,7 +253,12 @@ class Focus(nn.Module):
 
     def reset_parameters(self) -> None:
         """Numbers of our own; matrices and short convolutions have started by themselves."""
-        nn.init.ones_(self.skip)
+        with torch.no_grad():
+            self.skip.fill_(1)
+            # Some heads hand on what is filtered and nothing of the present: they copy, or, without
+            # a memory, show what is learned late beside the values themselves.
+            if self.config.memory or len(self.skip) > 1:
+                self.skip[self.copying] = 0
         if self.log_rate is not None:
             # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13
             # to 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short
@@ -295,7 +301,6 @@ class Focus(nn.Module):
         v = v.unflatten(0, (heads, -1)) * (self.config.dim / self.config.values) ** 0.5
         output = self.to_output.weight.unflatten(1, (heads, -1))
         output[:, self.copying] = v[self.copying].permute(2, 0, 1)
-        self.skip[self.copying] = 0
 
     def forward(
         self,

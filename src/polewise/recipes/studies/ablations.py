@@ -21,6 +21,7 @@ PARTS: Variants = {
     "chosen-filters": {"hypernetwork": "recurrent"},
     "no-memory-turning": {"memory_turning": False},
     "own-keys": {"shared_keys": False},
+    "keys-of-32": {"key_dim": 32},
     "no-convolution": {"conv_width": 1},
     "sliding-64": {"chunk_length": 64, "sliding": True},
     **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 64)},

@@ -7,9 +7,6 @@ from polewise.recipes.studies.study import Comparison, Size, Study
 from polewise.recipes.studies.systems import PEERS, RELATIVES, Mixers, equal_systems, mixers
 from polewise.tasks import MqarTask, RecallTask
 
-WIDE_KEYS: Mixers = {"focus-keys-64": ("focus", {"key_dim": 64})}
-"""Focus with room for the 64 keys that one sequence of the mixture has, or of unique keys."""
-
 
 def table1(size: Size) -> Study:
     """Does a causal Focus recall at any length, and do its peers? (paper, Table 1)
@@ -79,8 +76,6 @@ def _recall(
     chosen["focus-chunks-of-32"] = ("focus", {"chunk_length": 32})
     if chunk_length != 32:
         chosen["focus-32-chunks"] = ("focus", {"chunk_length": chunk_length})
-    if unique:
-        chosen |= WIDE_KEYS
     task = RecallTask(
         length=length,
         vocab_size=length + 2 if unique else 30,
@@ -148,7 +143,7 @@ def mqar(size: Size) -> Study:
                 seconds=700,
                 names=("focus", "attention", "mega", "mamba2"),
             ),
-            _mqar("mixture-width-64", mixture, dim=64, max_steps=600, seconds=160, more=WIDE_KEYS),
+            _mqar("mixture-width-64", mixture, dim=64, max_steps=600, seconds=160),
             _mqar(
                 "mixture-width-128",
                 mixture,
@@ -156,7 +151,6 @@ def mqar(size: Size) -> Study:
                 max_steps=500,
                 seconds=270,
                 names=("focus", "attention", "mega", "mamba2", "mamba3"),
-                more=WIDE_KEYS,
             ),
         )
     mixture = MqarTask(test_on="64:4,64:8,64:16,128:32,256:64,512:128,1024:256", num_eval=1000)
@@ -164,10 +158,7 @@ def mqar(size: Size) -> Study:
         mqar,
         size,
         *(
-            _mqar(
-                f"mixture-width-{dim}", mixture, dim=dim, max_steps=50_000, num_seeds=3,
-                more=WIDE_KEYS,
-            )
+            _mqar(f"mixture-width-{dim}", mixture, dim=dim, max_steps=50_000, num_seeds=3)
             for dim in (64, 128, 256)
         ),
     )  # fmt: skip
@@ -183,12 +174,11 @@ def _mqar(
     num_seeds: int = 1,
     num_finalists: int | None = None,
     names: tuple[str, ...] = (*PEERS, "long_conv", *RELATIVES),
-    more: Mixers | None = None,
 ) -> Comparison:
     if task.spec.length > 256:
         # A long kernel for every channel may be more than the whole of another model.
         names = tuple(name for name in names if name != "long_conv")
-    chosen = _recallers(names, task.spec.length) | (more or {})
+    chosen = _recallers(names, task.spec.length)
     return Comparison(
         name=name,
         task=task,
