@@ -29,8 +29,8 @@ $(READY): pyproject.toml constraints.txt
 demo: env ## train Focus on recall and on text, generate, draw; TEXT=book.txt for a text of yours
 	$(BIN)/polewise demo $(if $(TEXT),--text '$(TEXT)')
 
-test: env ## run all tests; ARGS="-k streaming" for some
-	$(BIN)/python -m pytest $(ARGS)
+test: env ## run all tests, a process on every core; ARGS="-k streaming" for some
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: env ## check style and format
 	$(BIN)/ruff check
