@@ -27,6 +27,10 @@ def text_task(path, **options):
     return TextTask(source=str(path), **({"length": 16, "batch_size": 2} | options))
 
 
+def gzipped(content, level=9):
+    return gzip.compress(content, level, mtime=0)  # the same bytes, and name of a test, always
+
+
 def zipped(content=TEXT, names=("text",)):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -44,10 +48,10 @@ def changed(content, position, by=b"\xff\xff\xff\xff"):
     [
         ("empty.txt", b"", "it is empty"),
         ("short.txt", b"abc", "length must be less than the training part"),
-        ("cut.gz", gzip.compress(TEXT)[:-20], "ended before the end-of-stream"),
+        ("cut.gz", gzipped(TEXT)[:-20], "ended before the end-of-stream"),
         ("header.gz", b"no archive", "Not a gzipped file"),
-        ("bits.gz", changed(gzip.compress(TEXT), 20), "source must be readable"),
-        ("nothing.gz", gzip.compress(b""), "it is empty"),
+        ("bits.gz", changed(gzipped(TEXT), 20), "source must be readable"),
+        ("nothing.gz", gzipped(b""), "it is empty"),
         ("cut.zip", zipped()[:-30], "File is not a zip file"),
         ("bits.zip", changed(zipped(), 45), "source must be readable"),
         ("two.zip", zipped(names=("a", "b")), "an archive of one file and holds 2"),
@@ -98,7 +102,7 @@ def test_what_is_no_file_is_refused_at_once(kind, tmp_path):
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("polewise.tasks.byte_source.MOST_UNPACKED_BYTES", 2**20)
-    for name, pack in (("bomb.gz", gzip.compress), ("bomb.zip", zipped)):
+    for name, pack in (("bomb.gz", gzipped), ("bomb.zip", zipped)):
         (tmp_path / name).write_bytes(pack(bytes(2**20 + 1)))
         with pytest.raises(ValueError, match="unpack it and name the file"):
             text_task(tmp_path / name).prepare()
@@ -175,24 +179,24 @@ def idx(shape, fill=0, magic=None):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (gzip.compress(idx((3, 28, 28)))[:-10], None, "complete idx file"),
-        (changed(gzip.compress(idx((3, 28, 28))), 30), None, "complete idx file"),
-        (gzip.compress(idx((3, 28, 28), magic=b"\0\0\x0d\x03")), None, "0 0 8 3; got 0 0 13 3"),
-        (gzip.compress(idx((3, 784))), None, "0 0 8 3; got 0 0 8 2"),
-        (gzip.compress(idx((3, 28, 28))[:-1]), None, "which is not what"),
-        (gzip.compress(idx((3, 28, 28)) + b"\0"), None, "which is not what"),
-        (gzip.compress(b""), None, "0 0 8 3; got"),
-        (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), None, "which is not what"),
+        (gzipped(idx((3, 28, 28)))[:-10], None, "complete idx file"),
+        (changed(gzipped(idx((3, 28, 28))), 30), None, "complete idx file"),
+        (gzipped(idx((3, 28, 28), magic=b"\0\0\x0d\x03")), None, "0 0 8 3; got 0 0 13 3"),
+        (gzipped(idx((3, 784))), None, "0 0 8 3; got 0 0 8 2"),
+        (gzipped(idx((3, 28, 28))[:-1]), None, "which is not what"),
+        (gzipped(idx((3, 28, 28)) + b"\0"), None, "which is not what"),
+        (gzipped(b""), None, "0 0 8 3; got"),
+        (gzipped(b"\0\0\x08\x03" + b"\xff" * 12), None, "which is not what"),
         (b"", None, "0 0 8 3; got"),
-        (gzip.compress(idx((3, 20, 20))), None, "images of 28 x 28"),
-        (None, gzip.compress(idx((4,))), "3 images, .* has 4 labels"),
-        (None, gzip.compress(idx((3,), fill=10)), "labels from 0 to 9; .*: 10"),
-        (None, gzip.compress(bytes(100_000_001), 1), "more than 100,000,000 bytes"),
+        (gzipped(idx((3, 20, 20))), None, "images of 28 x 28"),
+        (None, gzipped(idx((4,))), "3 images, .* has 4 labels"),
+        (None, gzipped(idx((3,), fill=10)), "labels from 0 to 9; .*: 10"),
+        (None, gzipped(bytes(100_000_001), 1), "more than 100,000,000 bytes"),
     ],
 )
 def test_an_idx_file_that_is_none_is_explained(images, labels, message, tmp_path):
     for name, content, shape in (("images", images, (3, 28, 28)), ("labels", labels, (3,))):
-        good = gzip.compress(idx(shape))
+        good = gzipped(idx(shape))
         (tmp_path / f"{name}.gz").write_bytes(good if content is None else content)
     with pytest.raises(ValueError, match=message):
         read_mnist([tmp_path / "images.gz", tmp_path / "labels.gz"], slice(None))
@@ -202,12 +206,12 @@ def test_other_images_than_a_run_began_with_are_noticed(tmp_path, monkeypatch):
     (tmp_path / "mnist").mkdir()
     for kind, num in (("train", 55_008), ("t10k", 4)):
         for name, shape in (("images-idx3", (num, 28, 28)), ("labels-idx1", (num,))):
-            packed = gzip.compress(idx(shape), 1)
+            packed = gzipped(idx(shape), 1)
             (tmp_path / f"mnist/{kind}-{name}-ubyte.gz").write_bytes(packed)
     monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
     before = ImagesTask(source="mnist").fingerprint()
     labels = idx((55_008,))[:-1] + b"\x01"
-    (tmp_path / "mnist/train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels, 1))
+    (tmp_path / "mnist/train-labels-idx1-ubyte.gz").write_bytes(gzipped(labels, 1))
     assert ImagesTask(source="mnist").fingerprint() != before
 
 

@@ -19,10 +19,12 @@ def drawn(length, heads=3, value_dim=5, batch=2, *, whole=False, dtype=torch.flo
     return [t.to(dtype).requires_grad_() for t in (x, gate, weight)]
 
 
-def with_gradients(inputs, **options):
-    y = gated_norm(*inputs, **options)
+def with_gradients(inputs, *, gated=True, **options):
+    x, gate, weight = inputs
+    y = gated_norm(x, gate if gated else None, weight, **options)
     direction = Draw(1).normal(*y.shape).to(y.dtype)
-    return y, *torch.autograd.grad((y * direction).sum(), inputs)
+    leaves = inputs if gated else [x, weight]
+    return y, *torch.autograd.grad((y * direction).sum(), leaves)
 
 
 @settings(deadline=None, max_examples=40)
@@ -31,23 +33,26 @@ def with_gradients(inputs, **options):
     heads=st.integers(1, 3),
     value_dim=st.sampled_from([1, 5, 33]),
     whole=st.booleans(),
+    gated=st.booleans(),
 )
-def test_compiled_loops_are_the_equation_gradients_included(length, heads, value_dim, whole):
+def test_compiled_loops_are_the_equation_gradients_included(length, heads, value_dim, whole, gated):
     # A mean over one number divides it by its own size: eps keeps gradients of both tame.
     inputs = drawn(length, heads, value_dim, whole=whole)
-    exact = with_gradients(
-        [t.detach().double().requires_grad_() for t in inputs], eps=0.1, backend="reference"
-    )
-    for ours, wanted in zip(with_gradients(inputs, eps=0.1, backend="cpu"), exact, strict=True):
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    exact = with_gradients(doubles, gated=gated, eps=0.1, backend="reference")
+    compiled = with_gradients(inputs, gated=gated, eps=0.1, backend="cpu")
+    for ours, wanted in zip(compiled, exact, strict=True):
         scale = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
         torch.testing.assert_close(ours, wanted.float(), rtol=1e-4, atol=1e-5 * max(scale, 1))
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
-def test_tensor_operations_are_the_equation(whole):
+def test_tensor_operations_are_the_equation(whole, gated):
     inputs = drawn(9, whole=whole, dtype=torch.float64)
-    exact = with_gradients(inputs, backend="reference")
-    for ours, wanted in zip(with_gradients(inputs, backend="torch"), exact, strict=True):
+    exact = with_gradients(inputs, gated=gated, backend="reference")
+    by_tensors = with_gradients(inputs, gated=gated, backend="torch")
+    for ours, wanted in zip(by_tensors, exact, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-10)
 
 
@@ -56,16 +61,19 @@ def test_slices_of_wider_rows_are_read_as_they_lie():
     wide = torch.cat([gate, x, gate], -1)
     ours = gated_norm(wide[..., 15:30], wide[..., :15], weight, backend="cpu")
     assert torch.equal(ours, gated_norm(x, gate, weight, backend="cpu"))
+    ours = gated_norm(wide[..., 15:30], None, weight, backend="cpu")
+    assert torch.equal(ours, gated_norm(x, None, weight, backend="cpu"))
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("threads", [2, 3])
-def test_the_number_of_threads_changes_no_bit(threads):
+def test_the_number_of_threads_changes_no_bit(threads, gated):
     inputs, before = drawn(3000, batch=1), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = with_gradients(inputs)
+        alone = with_gradients(inputs, gated=gated)
         torch.set_num_threads(threads)
-        together = with_gradients(inputs)
+        together = with_gradients(inputs, gated=gated)
     finally:
         torch.set_num_threads(before)
     for one, other in zip(alone, together, strict=True):
@@ -91,10 +99,12 @@ def test_the_norm_of_half_precision_is_taken_in_float32(dtype):
     torch.testing.assert_close(y, wanted, rtol=0.05, atol=0.05)
 
 
-def test_the_operation_is_registered_completely():
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_operation_is_registered_completely(gated):
     from polewise.ops.gated_norm import _forward_op
 
-    torch.library.opcheck(_forward_op, (*drawn(9), 1e-5))
+    x, gate, weight = drawn(9)
+    torch.library.opcheck(_forward_op, (x, gate if gated else None, weight, 1e-5))
 
 
 def test_second_derivatives_by_tensor_operations_alone():

@@ -232,7 +232,7 @@ class Focus(nn.Module):
             )
             self.nearness = nn.Parameter(torch.empty(heads))
         self.skip = nn.Parameter(torch.empty(heads))
-        self.norm = RmsNorm(values, eps=1e-5)
+        self.norm = RmsNorm(values)
         self.to_output = nn.Linear(values, config.dim, bias=False)
         self.reset_parameters()
 

@@ -115,7 +115,7 @@ class GatedLinearAttention(nn.Module):
             )
         elif config.decay == "head":
             self.to_decay = nn.Linear(config.dim, config.num_heads)
-        self.norm = RmsNorm(config.values, eps=1e-5)
+        self.norm = RmsNorm(config.values)
         self.to_output = nn.Linear(values, config.dim, bias=False)
 
     def forward(

@@ -94,7 +94,7 @@ class Mamba2(nn.Module):
         self.step = StepSize(config.num_heads)
         self.log_rate = nn.Parameter(torch.empty(config.num_heads))
         self.skip = nn.Parameter(torch.empty(config.num_heads))
-        self.norm = RmsNorm(config.inner, eps=1e-5)
+        self.norm = RmsNorm(config.inner)
         self.to_output = nn.Linear(config.inner, config.dim, bias=False)
         self.reset_parameters()
 

@@ -116,8 +116,8 @@ class Mamba3(nn.Module):
         self.parts = [config.inner] * 2 + [state_dim] * 2 + [heads] * 3 + [config.pairs]
         self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.step = StepSize(heads)
-        self.key_norm = RmsNorm(state_dim, eps=1e-5)
-        self.query_norm = RmsNorm(state_dim, eps=1e-5)
+        self.key_norm = RmsNorm(state_dim)
+        self.query_norm = RmsNorm(state_dim)
         self.key_bias = nn.Parameter(torch.empty(heads, state_dim))
         self.query_bias = nn.Parameter(torch.empty(heads, state_dim))
         self.skip = nn.Parameter(torch.empty(heads))

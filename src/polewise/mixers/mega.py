@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import DampedEma, PositionBias
+from polewise.layers import DampedEma, PositionBias, RmsNorm
 from polewise.ops import AttentionState, chunked_attention
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -89,7 +89,7 @@ class Mega(nn.Module):
         self.own_norm = True
         self.shards: Shards | None = None
         dim, keys, values = config.dim, config.keys, config.values
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RmsNorm(dim)
         self.ema = DampedEma(dim, config.memories)
         if not config.causal:
             self.reverse_ema = DampedEma(dim, config.memories)

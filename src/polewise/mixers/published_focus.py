@@ -35,6 +35,7 @@ from polewise.layers import (
     PositionBias,
     Realisation,
     RecurrentEmbedder,
+    RmsNorm,
 )
 from polewise.ops import AttentionState, chunked_attention
 from polewise.ops.padding import hide_padding
@@ -181,7 +182,7 @@ class PublishedFocus(nn.Module):
         self.causal = config.causal
         self.shards: Shards | None = None
         dim, values = config.dim, config.values
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RmsNorm(dim)
         self.features = config.build_own()
         self.filters = AdaptiveFilters(
             dim,

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from polewise.layers import RmsNorm
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(
             Block(mixer, dim, config.hidden_dim, config.dropout) for mixer in mixers
         )
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RmsNorm(dim)
         self.causal = all(mixer.causal for mixer in mixers)
         self.checkpoint_activations = False
         self.shards: Shards | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers import FeedForward
+from polewise.layers import FeedForward, RmsNorm
 
 
 class Block(nn.Module):
@@ -26,10 +26,10 @@ class Block(nn.Module):
     def __init__(self, mixer: nn.Module, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.own_norm = bool(getattr(mixer, "own_norm", False))
-        self.mixer_norm = nn.Identity() if self.own_norm else nn.RMSNorm(dim, eps=1e-5)
+        self.mixer_norm = nn.Identity() if self.own_norm else RmsNorm(dim)
         self.mixer = mixer
         if hidden_dim:
-            self.feed_forward_norm = nn.RMSNorm(dim, eps=1e-5)
+            self.feed_forward_norm = RmsNorm(dim)
             self.feed_forward: FeedForward | None = FeedForward(dim, hidden_dim)
         else:
             self.feed_forward = None

@@ -2,7 +2,7 @@
 
 Gradient. With s = sigmoid(g), u = x g s, r = 1 / sqrt(mean(u^2) + eps), a = w gy:
 grad u = r a - u r^3 mean(a u), grad x = grad u g s, grad g = grad u x (s + g s (1 - s)),
-grad w = sum of gy u r.
+grad w = sum of gy u r. Without a gate u = x, and that is all.
 """
 
 from __future__ import annotations
@@ -18,36 +18,55 @@ SEGMENT = 256
 """Steps of a unit: gradients of parameters are summed over each, then over all in one order."""
 
 
-def forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
-    y = fresh(gate)
+def forward(x: Tensor, gate: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    y = fresh(x)
+    if gate is None:
+        loop, read = _normalise_rows, rows(x)
+    else:
+        loop, read = _gate_and_normalise_rows, (*rows(x), *rows(gate))
     run_blocks(
-        _forward, 1, _steps(gate), gate.shape[2], SEGMENT, *rows(x), *rows(gate), copied(weight),
-        np.float32(eps), y.view(-1, gate.shape[2]).numpy(),
+        loop, 1, _steps(x), x.shape[2], SEGMENT, *read, copied(weight), np.float32(eps),
+        y.view(-1, x.shape[2]).numpy(),
     )  # fmt: skip
     return y
 
 
 def backward(
-    grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float
+    grad_y: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gate and weight."""
-    channels = gate.shape[2]
-    grad_x, grad_gate = fresh(x), fresh(gate)
-    by_weight = torch.zeros(-(-_steps(gate) // SEGMENT), len(weight), dtype=weight.dtype)
+    """Gradients of x, gate (empty without one) and weight."""
+    steps, channels = _steps(x), x.shape[2]
+    grad_x = fresh(x)
+    grad_gate = x.new_empty(0) if gate is None else fresh(gate)
+    by_weight = torch.zeros(-(-steps // SEGMENT), len(weight), dtype=weight.dtype)
+    if gate is None:
+        loop, read, written = _back_rows, (*rows(grad_y), *rows(x)), [grad_x]
+    else:
+        loop, read = _gated_back_rows, (*rows(grad_y), *rows(x), *rows(gate))
+        written = [grad_x, grad_gate]
     run_blocks(
-        _backward, 1, _steps(gate), channels, SEGMENT, *rows(grad_y), *rows(x), *rows(gate),
-        copied(weight), np.float32(eps),
-        *(each.view(-1, channels).numpy() for each in (grad_x, grad_gate)), by_weight.numpy(),
+        loop, 1, steps, channels, SEGMENT, *read, copied(weight), np.float32(eps),
+        *(each.view(-1, channels).numpy() for each in written), by_weight.numpy(),
     )  # fmt: skip
     return grad_x, grad_gate, by_weight.sum(0)
 
 
-def _steps(gate: Tensor) -> int:
-    return gate.shape[0] * gate.shape[1]
+def _steps(x: Tensor) -> int:
+    return x.shape[0] * x.shape[1]
 
 
 @compiled
-def _forward(x, x_stride, gate, gate_stride, weight, eps, y, first, stop):
+def _normalise_rows(x, stride, weight, eps, y, first, stop):
+    steps, channels = y.shape
+    size = len(weight)
+    for t in range(first * SEGMENT, min(stop * SEGMENT, steps)):
+        for low in range(0, channels, size):
+            start = t * stride + low
+            _normalise(x[start : start + size], weight, eps, y[t, low : low + size])
+
+
+@compiled
+def _gate_and_normalise_rows(x, x_stride, gate, gate_stride, weight, eps, y, first, stop):
     steps, channels = y.shape
     size = len(weight)
     for t in range(first * SEGMENT, min(stop * SEGMENT, steps)):
@@ -60,7 +79,21 @@ def _forward(x, x_stride, gate, gate_stride, weight, eps, y, first, stop):
 
 
 @compiled
-def _backward(
+def _back_rows(grad_y, grad_stride, x, stride, weight, eps, grad_x, grad_weight, first, stop):
+    steps, channels = grad_x.shape
+    size = len(weight)
+    for unit in range(first, stop):
+        for t in range(unit * SEGMENT, min((unit + 1) * SEGMENT, steps)):
+            for low in range(0, channels, size):
+                from_grad, from_x = t * grad_stride + low, t * stride + low
+                _back(
+                    grad_y[from_grad : from_grad + size], x[from_x : from_x + size], weight, eps,
+                    grad_x[t, low : low + size], grad_weight[unit],
+                )  # fmt: skip
+
+
+@compiled
+def _gated_back_rows(
     grad_y, grad_stride, x, x_stride, gate, gate_stride, weight, eps, grad_x, grad_gate,
     grad_weight, first, stop,
 ):  # fmt: skip
@@ -72,11 +105,34 @@ def _backward(
             for low in range(0, channels, size):
                 from_grad, from_x = t * grad_stride + low, t * x_stride + low
                 from_gate = t * gate_stride + low
-                _back(
+                _gated_back(
                     grad_y[from_grad : from_grad + size], x[from_x : from_x + size],
                     gate[from_gate : from_gate + size], weight, eps, grad_x[t, low : low + size],
                     grad_gate[t, low : low + size], grad_weight[unit], share,
                 )  # fmt: skip
+
+
+@vectorised
+def _normalise(x, weight, eps, y):
+    size, square = len(weight), np.float32(0)
+    for c in range(size):
+        square += x[c] * x[c]
+    r = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
+    for c in range(size):
+        y[c] = x[c] * (r * weight[c])
+
+
+@vectorised
+def _back(grad_y, x, weight, eps, grad_x, grad_weight):
+    size, square, along = len(weight), np.float32(0), np.float32(0)
+    for c in range(size):
+        square += x[c] * x[c]
+        along += x[c] * (grad_y[c] * weight[c])
+    r = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
+    back = r * r * r * along / np.float32(size)
+    for c in range(size):
+        grad_x[c] = r * (grad_y[c] * weight[c]) - back * x[c]
+        grad_weight[c] += grad_y[c] * (x[c] * r)
 
 
 @vectorised
@@ -93,7 +149,7 @@ def _gate_and_normalise(x, gate, weight, eps, y):
 
 
 @vectorised
-def _back(grad_y, x, gate, weight, eps, grad_x, grad_gate, grad_weight, share):
+def _gated_back(grad_y, x, gate, weight, eps, grad_x, grad_gate, grad_weight, share):
     """`share` is room for what the gate lets through."""
     size, square, along = len(weight), np.float32(0), np.float32(0)
     for c in range(size):

@@ -1,6 +1,6 @@
-"""What a memory lets out: a gate, then root-mean-square normalisation.
+"""What a memory lets out: a gate, then root-mean-square normalisation, which also stands alone.
 
-u = x SiLU(gate),    y = weight u / sqrt(mean(u^2) + eps)
+u = x SiLU(gate) or x,    y = weight u / sqrt(mean(u^2) + eps)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polewise.ops._checks import (
 
 def gated_norm(
     x: Float[Tensor, "batch length channels"],
-    gate: Float[Tensor, "batch length channels"],
+    gate: Float[Tensor, "batch length channels"] | None,
     weight: Float[Tensor, " group"],
     *,
     eps: float = 1e-5,
@@ -39,7 +39,7 @@ def gated_norm(
 
     Args:
         x: what was read, the channels of all heads side by side.
-        gate: $g$.
+        gate: $g$; None leaves it out, $u = x$.
         weight: $w$; its length divides the channels.
         eps: $\epsilon$.
         backend: "reference" is the equation in float64; "torch" tensor operations; "cpu" compiled
@@ -58,7 +58,8 @@ def gated_norm(
     """
     axes = "(batch, length, channels)"
     require_sequence("x", x, axes)
-    require_like("gate", gate, tuple(x.shape), x, axes)
+    if gate is not None:
+        require_like("gate", gate, tuple(x.shape), x, axes)
     if weight.ndim != 1 or not len(weight) or x.shape[2] % len(weight):
         raise ValueError(
             f"weight must have shape (group,), of a size that divides {x.shape[2]} channels; got "
@@ -68,11 +69,12 @@ def gated_norm(
     return run(x, gate, weight, eps)
 
 
-def _backend(backend: str | None, *tensors: Tensor) -> str:
+def _backend(backend: str | None, x: Tensor, gate: Tensor | None, weight: Tensor) -> str:
+    tensors = (x, weight) if gate is None else (x, gate, weight)
     all_float32 = all(each.dtype == torch.float32 for each in tensors)
-    if backend is None and (not all_float32 or tensors[0].shape[1] <= 1):
+    if backend is None and (not all_float32 or x.shape[1] <= 1):
         return "torch"
-    name = usable_backend(backend, tuple(_BACKENDS), tensors[0], triton=False)
+    name = usable_backend(backend, tuple(_BACKENDS), x, triton=False)
     if name == "cpu" and not all_float32:
         raise ValueError("backend 'cpu' must have float32 tensors throughout. Use None.")
     return name
@@ -80,18 +82,22 @@ def _backend(backend: str | None, *tensors: Tensor) -> str:
 
 def _definition(x, gate, weight, eps):
     """The equation, in float64."""
-    g = gate.double()
-    u = (x.double() * g / (1 + (-g).exp())).unflatten(-1, (-1, len(weight)))
+    u = x.double()
+    if gate is not None:
+        g = gate.double()
+        u = u * g / (1 + (-g).exp())
+    u = u.unflatten(-1, (-1, len(weight)))
     y = weight.double() * u / (u.square().mean(-1, keepdim=True) + eps).sqrt()
     return y.flatten(2).to(torch.promote_types(x.dtype, weight.dtype))
 
 
 def _by_tensors(x, gate, weight, eps):
-    u = x * functional.silu(gate)
+    u = x if gate is None else x * functional.silu(gate)
     u = u.to(torch.promote_types(accumulator_dtype(u), weight.dtype))
-    grouped = u.unflatten(-1, (-1, len(weight)))
-    y = functional.rms_norm(grouped, weight.shape, weight.to(u.dtype), eps).flatten(2)
-    return y.to(torch.promote_types(x.dtype, weight.dtype))
+    if len(weight) < u.shape[2]:
+        u = u.unflatten(-1, (-1, len(weight)))
+    y = functional.rms_norm(u, weight.shape, weight.to(u.dtype), eps)
+    return y.flatten(2).to(torch.promote_types(x.dtype, weight.dtype))
 
 
 def _compiled(x, gate, weight, eps):
@@ -105,9 +111,9 @@ _BACKENDS = {"reference": _definition, "torch": _by_tensors, "cpu": _compiled}
     "polewise::gated_norm_forward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor x, Tensor gate, Tensor weight, float eps) -> Tensor",
+    schema="(Tensor x, Tensor? gate, Tensor weight, float eps) -> Tensor",
 )
-def _forward_op(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _forward_op(x: Tensor, gate: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     from polewise.ops._gated_norm_cpu import forward  # numba takes half a second to import
 
     return forward(x, gate, weight, eps)
@@ -115,19 +121,20 @@ def _forward_op(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @_forward_op.register_fake
 def _(x, gate, weight, eps):
-    return x.new_empty(gate.shape)
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op(
     "polewise::gated_norm_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor grad_y, Tensor x, Tensor gate, Tensor weight, float eps) "
+    schema="(Tensor grad_y, Tensor x, Tensor? gate, Tensor weight, float eps) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def _backward_op(
-    grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float
+    grad_y: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gate (empty without one) and weight."""
     from polewise.ops._gated_norm_cpu import backward
 
     return backward(grad_y, x, gate, weight, eps)
@@ -135,7 +142,8 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(grad_y, x, gate, weight, eps):
-    return tuple(like.new_empty(like.shape) for like in (x, gate, weight))
+    by_gate = x.new_empty(0) if gate is None else gate.new_empty(gate.shape)
+    return x.new_empty(x.shape), by_gate, weight.new_empty(weight.shape)
 
 
 _backward_op.register_autograd(refuse_second_derivative)
@@ -147,7 +155,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y):
-    return *_backward_op(grad_y, *ctx.saved_tensors, ctx.eps), None
+    x, gate, weight = ctx.saved_tensors
+    by_x, by_gate, by_weight = _backward_op(grad_y, x, gate, weight, ctx.eps)
+    return by_x, None if gate is None else by_gate, by_weight, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
