@@ -20,10 +20,10 @@ SEGMENT = 256
 
 def forward(x: Tensor, gate: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     y = fresh(x)
-    if gate is None:
-        loop, read = _normalise_rows, rows(x)
-    else:
-        loop, read = _gate_and_normalise_rows, (*rows(x), *rows(gate))
+    loop, read = _normalise_rows, [*rows(x)]
+    if gate is not None:
+        loop = _gate_and_normalise_rows
+        read += rows(gate)
     run_blocks(
         loop, 1, _steps(x), x.shape[2], SEGMENT, *read, copied(weight), np.float32(eps),
         y.view(-1, x.shape[2]).numpy(),
@@ -37,13 +37,13 @@ def backward(
     """Gradients of x, gate (empty without one) and weight."""
     steps, channels = _steps(x), x.shape[2]
     grad_x = fresh(x)
-    grad_gate = x.new_empty(0) if gate is None else fresh(gate)
+    grad_gate = x.new_empty(0)
     by_weight = torch.zeros(-(-steps // SEGMENT), len(weight), dtype=weight.dtype)
-    if gate is None:
-        loop, read, written = _back_rows, (*rows(grad_y), *rows(x)), [grad_x]
-    else:
-        loop, read = _gated_back_rows, (*rows(grad_y), *rows(x), *rows(gate))
-        written = [grad_x, grad_gate]
+    loop, read, written = _back_rows, [*rows(grad_y), *rows(x)], [grad_x]
+    if gate is not None:
+        loop, grad_gate = _gated_back_rows, fresh(gate)
+        read += rows(gate)
+        written.append(grad_gate)
     run_blocks(
         loop, 1, steps, channels, SEGMENT, *read, copied(weight), np.float32(eps),
         *(each.view(-1, channels).numpy() for each in written), by_weight.numpy(),
