@@ -184,7 +184,8 @@ def test_heads_that_copy_do_not_turn():
 
 def _by_loops(mixer, x):
     """Focus with chunks and bins of 8, two heads of 4 values, keys of 3: a step at a time."""
-    query, key, value, gate, pole = mixer.projection(x).split(mixer.parts, -1)
+    query, key, pole = mixer.to_lookup(x).split(mixer.lookup_parts, -1)
+    value, gate = mixer.to_values(x), mixer.to_gate(x)
     key = _short_conv(key, mixer.key_conv.kernel) + mixer.key_conv.bias
     value = functional.silu(_short_conv(value, mixer.value_conv.kernel) + mixer.value_conv.bias)
     coefficients = _coefficients_by_loops(mixer, value)

@@ -32,7 +32,7 @@ def test_the_three_auto_classes_find_the_model(byte_model, model_folder):
 def test_a_half_precision_model_keeps_its_poles_in_float32(byte_model, model_folder, dtype):
     half = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval()
     mixer = half.model.backbone.blocks[0].mixer
-    assert mixer.projection.weight.dtype == dtype
+    assert mixer.to_values.weight.dtype == dtype
     ids = torch.tensor([list(b"It was the best of times")])
     logits, state = half.step(ids[:, :10])
     more, _ = half.step(ids[:, 10:], state)
@@ -133,7 +133,7 @@ def test_lora_on_every_projection_learns_is_saved_and_merges(byte_model, tmp_pat
     torch.testing.assert_close(merged(ids).logits, logits, rtol=1e-3, atol=1e-4)
     places = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
     names = {place.rsplit(".")[-1] for place in places}
-    assert {"projection", "to_output", "up", "down"} <= names
+    assert {"to_lookup", "to_values", "to_gate", "to_output", "up", "down"} <= names
 
 
 def test_device_map_auto_places_the_model(byte_model, model_folder):

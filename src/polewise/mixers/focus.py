@@ -192,9 +192,14 @@ class Focus(nn.Module):
         self.copying = range(heads // 2, heads // 2 + max(heads // 4, 1))  # of middle memory
         looks_up = config.memory or config.chunk_length > 0
         keys = self.key_heads * config.key_dim if looks_up else 0
-        # Queries, keys, values, gate and steps side by side: one product reads x.
-        self.parts = [keys, keys, values, values, heads if config.memory else 0]
-        self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
+        # What is small is one product. Values and gate are not: their gradients, each as large as
+        # the layer, would be copied into one.
+        self.lookup_parts = [keys, keys, heads if config.memory else 0]
+        self.to_lookup = (
+            nn.Linear(config.dim, sum(self.lookup_parts), bias=False) if looks_up else None
+        )
+        self.to_values = nn.Linear(config.dim, values, bias=False)
+        self.to_gate = nn.Linear(config.dim, values, bias=False)
         self.key_conv = ShortConv(keys, config.conv_width, bias=True) if looks_up else None
         self.value_conv = ShortConv(values, config.conv_width, bias=True, silu=True)
         self.features: BinFeatures | None = None
@@ -274,8 +279,8 @@ class Focus(nn.Module):
             period = 4 * 256 ** (pair / max(len(pair) - 1, 1))
             with torch.no_grad():
                 self.log_frequency.copy_((2 * torch.pi / period).log())
-        if self.key_conv is not None:
-            self._start_with_recall(self.key_conv)
+        if self.to_lookup is not None and self.key_conv is not None:
+            self._start_with_recall(self.to_lookup, self.key_conv)
         share = SMALL if self.config.memory else 1.0
         if self.filters is not None:
             with torch.no_grad():
@@ -284,7 +289,7 @@ class Focus(nn.Module):
             nn.init.constant_(self.nearness, share)
 
     @torch.no_grad()
-    def _start_with_recall(self, key_conv: ShortConv) -> None:
+    def _start_with_recall(self, to_lookup: nn.Linear, key_conv: ShortConv) -> None:
         """Begin as a layer that finds what followed when the same token was there before.
 
         Queries and keys start alike, and a key holds what came up to its convolution's width
@@ -296,9 +301,10 @@ class Focus(nn.Module):
         heads, tap = self.config.num_heads, self.config.conv_width**-0.5
         nn.init.constant_(key_conv.kernel, tap)
         nn.init.constant_(self.value_conv.kernel[0], tap)
-        q, k, v, *_ = self.projection.weight.split(self.parts)
+        q, k, _ = to_lookup.weight.split(self.lookup_parts)
         k.copy_(q)
-        v = v.unflatten(0, (heads, -1)) * (self.config.dim / self.config.values) ** 0.5
+        v = self.to_values.weight.unflatten(0, (heads, -1))
+        v = v * (self.config.dim / self.config.values) ** 0.5
         output = self.to_output.weight.unflatten(1, (heads, -1))
         output[:, self.copying] = v[self.copying].permute(2, 0, 1)
 
@@ -324,19 +330,19 @@ class Focus(nn.Module):
         self._require_usable(x, state)
         position = self._position(x, state, lengths)
         x = hide_padding(x, lengths)
-        q, k, v, gate, pole = self.projection(x).split(self.parts, -1)
+        q = k = pole = x[..., :0]  # where nothing is looked up
         keys = None
-        if self.key_conv is not None:
+        if self.to_lookup is not None and self.key_conv is not None:
+            q, k, pole = self.to_lookup(x).split(self.lookup_parts, -1)
             k, keys = self.key_conv(k, state.keys if state else None, lengths)
             q, k = (each.unflatten(-1, (self.key_heads, -1)) for each in (q, k))
             q, k = self._turn(q, k, position, state)
-        v, values = self.value_conv(v, state.values if state else None, lengths)
+        v, values = self.value_conv(self.to_values(x), state.values if state else None, lengths)
         y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
-        q, k = q[:, :, : self.key_heads], k[:, :, : self.key_heads]
         near, attention = self._attend(q, k, v, position, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
         y = reduce(torch.add, (part for part in (y, near, filtered) if part is not None))
-        y = self.to_output(gated_norm(y.flatten(2), gate.to(y.dtype), self.norm.weight))
+        y = self.to_output(gated_norm(y.flatten(2), self.to_gate(x).to(y.dtype), self.norm.weight))
         y = hide_padding(y, lengths)
         if not self.causal:
             return y, None
@@ -358,13 +364,13 @@ class Focus(nn.Module):
         Raises:
             ValueError: there is neither.
         """
-        _, _, v, _, pole = self.projection(x).split(self.parts, -1)
         if self.filters is not None:
-            v, _ = self.value_conv(v)
+            v, _ = self.value_conv(self.to_values(x))
             features = None if self.features is None else self.features(v)[0]
             return self.filters.coefficients(v, features)
-        if self.log_rate is None:
+        if self.to_lookup is None or self.log_rate is None:
             raise ValueError("filters must be at least 1, or memory True, to have coefficients.")
+        *_, pole = self.to_lookup(x).split(self.lookup_parts, -1)
         _, decay = self._step_and_decay(pole, self.log_rate)
         angle = decay.new_zeros(self.config.num_heads, -(-self.config.key_dim // 2))
         if self.log_frequency is not None:
@@ -449,6 +455,7 @@ class Focus(nn.Module):
         if self.nearness is None:
             return None, None
         before = state.attention if state else None
+        q, k = q[:, :, : self.key_heads], k[:, :, : self.key_heads]
         v = v.unflatten(-1, (self.key_heads, -1))
         if self.shards is not None and config.sliding:
             keys, values = (self.shards.window_before(p, config.chunk_length) for p in (k, v))

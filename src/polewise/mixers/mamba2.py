@@ -88,8 +88,11 @@ class Mamba2(nn.Module):
         super().__init__()
         self.config = config
         mixed = config.inner + 2 * config.state_dim
-        self.parts = [config.inner, mixed, config.num_heads]
-        self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
+        # Published as one product; its gradients would be copied into one tensor.
+        self.to_gate, self.to_mixed, self.to_step = (
+            nn.Linear(config.dim, width, bias=False)
+            for width in (config.inner, mixed, config.num_heads)
+        )
         self.short_conv = ShortConv(mixed, config.conv_width, bias=True, silu=True)
         self.step = StepSize(config.num_heads)
         self.log_rate = nn.Parameter(torch.empty(config.num_heads))
@@ -112,13 +115,13 @@ class Mamba2(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba2State]:
         config = self.config
         x = hide_padding(x, lengths)
-        gate, mixed, step = self.projection(x).split(self.parts, -1)
-        mixed, neighbours = self.short_conv(mixed, state.neighbours if state else None, lengths)
+        gate, step = self.to_gate(x), self.step(self.to_step(x))
+        mixed, neighbours = self.short_conv(
+            self.to_mixed(x), state.neighbours if state else None, lengths
+        )
         v, *maps = mixed.split([config.inner, config.state_dim, config.state_dim], -1)
         v = v.unflatten(-1, (config.num_heads, -1))
         k, q = (part[:, :, None] for part in maps)
-
-        step = self.step(step)
         decay = (-step * self.log_rate.to(step.dtype).exp()).exp()
         y, products = associative_filter(
             q, k, v, decay, step=step, skip=self.skip, lengths=lengths,
