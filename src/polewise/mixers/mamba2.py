@@ -89,7 +89,7 @@ class Mamba2(nn.Module):
         self.config = config
         mixed = config.inner + 2 * config.state_dim
         # Published as one product; its gradients would be copied into one tensor.
-        self.to_gate, self.to_mixed, self.to_step = (
+        self.to_gate, self.to_mixed, self.to_pole = (
             nn.Linear(config.dim, width, bias=False)
             for width in (config.inner, mixed, config.num_heads)
         )
@@ -115,7 +115,7 @@ class Mamba2(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba2State]:
         config = self.config
         x = hide_padding(x, lengths)
-        gate, step = self.to_gate(x), self.step(self.to_step(x))
+        gate, step = self.to_gate(x), self.step(self.to_pole(x))
         mixed, neighbours = self.short_conv(
             self.to_mixed(x), state.neighbours if state else None, lengths
         )
