@@ -58,7 +58,7 @@ def test_figures_say_whether_the_filters_move(hypernetwork, tmp_path):
 def test_without_filters_the_poles_are_those_of_the_memory(turning):
     model, batch = model_and_batch(memory_every=1, heads=3, memory_turning=turning)
     for placed in placed_filters(model, batch):
-        assert placed.poles.shape == (3, batch["inputs"].shape[1], 3, 16)  # keys of 32
+        assert placed.poles.shape == (3, batch["inputs"].shape[1], 3, 32)  # keys of 64
         assert 0 < placed.poles.abs().min() <= placed.poles.abs().max() < 1
         assert placed.poles.imag.min() >= 0
         assert (placed.poles.imag.max() > 0) == turning
