@@ -45,11 +45,19 @@ def deepest(spec: TaskSpec, options: ModelOptions, parameters: int) -> ModelOpti
         ValueError: a single layer has more.
     """
     most = 1.04 * parameters
-    bare = replace(options, intermediate_size=0)
-    one, two = (count_parameters(spec, replace(bare, num_layers=n)) for n in (1, 2))
+
+    def of(num_layers: int) -> ModelOptions:
+        return replace(options, intermediate_size=0, num_layers=num_layers)
+
+    one, two = (count_parameters(spec, of(n)) for n in (1, 2))
     if one > most:
         raise ValueError(
             f"parameters must be at least {one:,}, those of one layer of {options.mixer} at width "
             f"{options.hidden_size}; got {parameters:,}."
         )
-    return replace(bare, num_layers=1 + int((most - one) / (two - one)))
+    num_layers = 1 + int((most - one) / (two - one))  # where all layers are alike
+    while count_parameters(spec, of(num_layers)) > most:
+        num_layers -= 1
+    while count_parameters(spec, of(num_layers + 1)) <= most:
+        num_layers += 1
+    return of(num_layers)
