@@ -6,7 +6,8 @@ parts), batch 1, float32: parameters are near each other, and printed. Measured 
 a training step (forward and backward) and for a forward pass without gradients, as the sequence
 grows: the time, in rounds that alternate between the systems in one process, and the peak memory
 of a training step: the largest resident size less that before the step, in a process of its own,
-as many of them as rounds, since it varies by a fifth with what memory the C library finds free. The
+as many of them as rounds, since it varies by a fifth with what memory the C library finds free; of
+one block, and of six, as in a model, where one in six of Focus has a memory. The
 Transformer's attention is `scaled_dot_product_attention(is_causal=True)`, once more with
 the matrix of weights written out ("materialised", memory only, as in the paper's Table 5).
 A million steps are read in segments, with the state in between: the same outputs in little memory.
@@ -29,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,10 @@ FOCUS: dict[str, dict[str, Any]] = {
 """The layer with a memory; those between two memories; the first with the paper's two parts added,
 adaptive filters of the values and attention in chunks of 64."""
 MATERIALISED = "Transformer, materialised"
+STACK = 6
+"""Blocks of a stack."""
+STACKED = ("Focus", "Transformer", "MEGA")
+"""Systems of which a stack is measured too."""
 PARTS = ("time", "memory", "stream")
 SLOW_SECONDS = 4.0
 """A system slower than this takes part in two rounds only."""
@@ -79,11 +85,31 @@ class PlainAttention(nn.Module):
         return self.to_output(y.transpose(1, 2).flatten(2)), None
 
 
-def build(name: str, dim: int) -> nn.Module:
+class Stack(nn.Module):
+    """Blocks one after another, and no state."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        for block in self.blocks:
+            x, _ = block(x)
+        return x, None
+
+
+def build(name: str, dim: int, layers: int = 1) -> nn.Module:
     torch.manual_seed(0)
+    if layers > 1:
+        return Stack([build_block(name, dim, layer, layers) for layer in range(layers)])
+    return build_block(name, dim, 0, 1)
+
+
+def build_block(name: str, dim: int, layer: int, layers: int) -> nn.Module:
     heads = max(dim // 64, 1)
     if name in FOCUS:
-        return Block(FocusConfig(dim=dim, **FOCUS[name]).build(), dim, 0)
+        config = FocusConfig(dim=dim, **FOCUS[name]).in_layer(layer, layers)
+        return Block(config.build(), dim, 0)
     mixer = {
         "Transformer": lambda: PlainAttention(dim, heads),
         MATERIALISED: lambda: PlainAttention(dim, heads, materialised=True),
@@ -144,32 +170,34 @@ def seconds(block: nn.Module, x: Tensor, training: bool) -> float:
 
 
 def measure_peaks(
-    names: list[str], length: int, rounds: int, options: argparse.Namespace
+    names: Sequence[str], length: int, rounds: int, layers: int, options: argparse.Namespace
 ) -> dict[str, list[int]]:
     """Peak bytes of a training step, in a process for every round; none where it did not fit."""
     peaks: dict[str, list[int]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
-            peak = peak_in_a_process(name, length, options)
+            peak = peak_in_a_process(name, length, layers, options)
             if peak is not None:
                 peaks[name].append(peak)
-        progress(f"length {length}: memory, round {number + 1} of {rounds}")
+        progress(f"length {length}: memory of {layers}, round {number + 1} of {rounds}")
     progress("")
     return peaks
 
 
-def peak_in_a_process(name: str, length: int, options: argparse.Namespace) -> int | None:
+def peak_in_a_process(
+    name: str, length: int, layers: int, options: argparse.Namespace
+) -> int | None:
     command = [
-        sys.executable, __file__, "--peak-of", name, "--dim", str(options.dim), "--lengths",
-        str(length), "--threads", str(options.threads),
+        sys.executable, __file__, "--peak-of", name, "--layers", str(layers), "--dim",
+        str(options.dim), "--lengths", str(length), "--threads", str(options.threads),
         "--keep-memory" if options.keep_memory else "--no-keep-memory",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
 
 
-def peak_here(name: str, dim: int, length: int) -> int:
-    block, x = build(name, dim), torch.randn(1, length, dim)
+def peak_here(name: str, dim: int, length: int, layers: int) -> int:
+    block, x = build(name, dim, layers), torch.randn(1, length, dim)
     step(block, x[:, :256], training=True)  # compiles and fills the pools
     before = start_watching_memory()
     step(block, x, training=True)
@@ -220,6 +248,8 @@ def show(report: dict[str, Any]) -> None:
     if "peak_bytes" in report["rows"][0]:
         print("peak memory of a training step, MiB; in brackets times Focus\n")
         show_table(report["rows"], "peak_bytes", [*names, MATERIALISED], 2**20)
+        print(f"the same of {STACK} blocks, MiB; in brackets times Focus\n")
+        show_table(report["rows"], "stack_peak_bytes", STACKED, 2**20)
     if "exponent" in report:
         print(
             f"Focus, training step, from {report['exponent_from']:,}: time grows as length to the "
@@ -234,9 +264,11 @@ def show(report: dict[str, Any]) -> None:
         )
 
 
-def show_table(rows: list[dict[str, Any]], kind: str, names: list[str], unit: float) -> None:
+def show_table(rows: list[dict[str, Any]], kind: str, names: Sequence[str], unit: float) -> None:
     print(f"| length | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for row in rows:
+        if kind not in row:
+            continue
         medians = {name: statistics.median(t) for name, t in row[kind].items() if t}
         cells = [
             f"{medians[name] / unit:.1f} ({medians[name] / medians['Focus']:.2f})"
@@ -276,12 +308,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="JSON (default results/layers-DATE.json)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--layers", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.keep_memory and not keep_freed_memory():
         raise SystemExit("--keep-memory needs glibc; measure with --no-keep-memory.")
     if options.peak_of:
-        print(peak_here(options.peak_of, options.dim, options.lengths[0]))
+        print(peak_here(options.peak_of, options.dim, options.lengths[0], options.layers))
         return 0
 
     names = [*FOCUS, "Transformer", "MEGA"]
@@ -317,7 +350,9 @@ def main(arguments: list[str] | None = None) -> int:
             release_freed_memory()  # what follows is other processes'
             written_out = [MATERIALISED] if length <= 4096 and not alone else []
             of_memory = [*taking_part, *written_out]
-            row["peak_bytes"] = measure_peaks(of_memory, length, rounds, options)
+            row["peak_bytes"] = measure_peaks(of_memory, length, rounds, 1, options)
+            if not alone:
+                row["stack_peak_bytes"] = measure_peaks(STACKED, length, rounds, STACK, options)
         rows.append(row)
         report = facts | {"rows": rows} | growth(rows)
         # After every length: the longest may not fit into memory.

@@ -6,9 +6,10 @@ import cmath
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from polewise import Focus, FocusConfig, states
+from polewise import Focus, FocusConfig, Mamba2Config, states
 from polewise.filters import is_stable
 
 SMALL = {
@@ -287,3 +288,16 @@ def test_a_quarter_of_the_heads_begins_with_what_is_filtered_and_nothing_else(me
     mixer = FocusConfig(dim=32, heads=heads, memory=memory, filters=filters).build()
     alone = int(memory) if heads == 1 else max(heads // 4, 1)
     assert sorted(mixer.skip.tolist()) == [0] * alone + [1] * (heads - alone)
+
+
+@pytest.mark.parametrize("config", [FocusConfig(dim=32), Mamba2Config(dim=32)])
+def test_an_output_map_that_is_watched_or_replaced_is_called(config):
+    mixer, x, seen = config.build(), torch.randn(2, 9, 32), []
+    plain, _ = mixer(x)
+    hook = mixer.to_output.register_forward_hook(lambda module, given, y: seen.append(y))
+    watched, _ = mixer(x)
+    hook.remove()
+    assert len(seen) == 1
+    torch.testing.assert_close(watched, plain)
+    mixer.to_output = nn.Sequential(mixer.to_output, nn.Tanh())
+    torch.testing.assert_close(mixer(x)[0], plain.tanh())

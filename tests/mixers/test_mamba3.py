@@ -39,7 +39,8 @@ def by_definition(mixer, x):
     y[t] = Re(conj(C[t])^T h[t]) + D u[t]
     """
     heads, pairs = mixer.config.num_heads, mixer.config.pairs
-    z, u, b, c, d, a, lam, w = mixer.projection(x).split(mixer.parts, -1)
+    z, u = mixer.to_gate(x), mixer.to_values(x)
+    b, c, d, a, lam, w = mixer.to_parts(x).split(mixer.parts, -1)
     b = mixer.key_norm(b)[:, :, None] + mixer.key_bias
     c = mixer.query_norm(c)[:, :, None] + mixer.query_bias
     b, c = complex_numbers(b, pairs), complex_numbers(c, pairs)
@@ -92,7 +93,7 @@ def test_angles_that_add_up_to_many_turns_stay_exact_in_float32():
 
 
 def by_angle(mixer, x):
-    *_, d, _, _, w = mixer.projection(x).split(mixer.parts, -1)
+    *_, d, _, _, w = mixer.to_parts(x).split(mixer.parts, -1)
     return torch.pi * mixer.step(d)[..., None] * w.tanh()[:, :, None]
 
 
@@ -102,7 +103,8 @@ def test_a_pole_that_turns_half_way_round_tells_odd_from_even():
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.zero_()
-        z, u, _, _, _, a, lam, w = mixer.projection.weight.split(mixer.parts)
+        z, u = mixer.to_gate.weight, mixer.to_values.weight
+        _, _, _, a, lam, w = mixer.to_parts.weight.split(mixer.parts)
         z[0, 1] = u[0, 1] = 1  # x = (bit, 1 at the first token): one thing is stored there
         z[0, 0] = 1
         a[0, 0] = a[0, 1] = -50  # nothing is forgotten

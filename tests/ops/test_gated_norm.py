@@ -10,6 +10,7 @@ from tests.ops.drawing import Draw
 
 from polewise.ops import gated_norm
 from polewise.ops._gated_norm_cpu import SEGMENT
+from polewise.ops._projected_norm_cpu import BLOCK
 
 
 def drawn(length, heads=3, value_dim=5, batch=2, *, whole=False, dtype=torch.float32):
@@ -19,39 +20,46 @@ def drawn(length, heads=3, value_dim=5, batch=2, *, whole=False, dtype=torch.flo
     return [t.to(dtype).requires_grad_() for t in (x, gate, weight)]
 
 
-def with_gradients(inputs, *, gated=True, **options):
+def projection_for(x, dim=7):
+    return Draw(2).normal(dim, x.shape[2]).to(x.dtype).requires_grad_()
+
+
+def with_gradients(inputs, *, gated=True, projected=False, **options):
     x, gate, weight = inputs
-    y = gated_norm(x, gate if gated else None, weight, **options)
+    projection = projection_for(x) if projected else None
+    y = gated_norm(x, gate if gated else None, weight, projection=projection, **options)
     direction = Draw(1).normal(*y.shape).to(y.dtype)
-    leaves = inputs if gated else [x, weight]
+    leaves = [x, weight, *([gate] if gated else []), *([projection] if projected else [])]
     return y, *torch.autograd.grad((y * direction).sum(), leaves)
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    length=st.sampled_from([0, 1, 3, 5, SEGMENT // 2 + 1, SEGMENT + 3]),
+    length=st.sampled_from([0, 1, 3, 5, SEGMENT // 2 + 1, SEGMENT + 3, BLOCK + 1]),
     heads=st.integers(1, 3),
     value_dim=st.sampled_from([1, 5, 33]),
     whole=st.booleans(),
-    gated=st.booleans(),
+    form=st.fixed_dictionaries({"gated": st.booleans(), "projected": st.booleans()}),
 )
-def test_compiled_loops_are_the_equation_gradients_included(length, heads, value_dim, whole, gated):
+def test_compiled_loops_are_the_equation_gradients_included(length, heads, value_dim, whole, form):
     # A mean over one number divides it by its own size: eps keeps gradients of both tame.
     inputs = drawn(length, heads, value_dim, whole=whole)
     doubles = [t.detach().double().requires_grad_() for t in inputs]
-    exact = with_gradients(doubles, gated=gated, eps=0.1, backend="reference")
-    compiled = with_gradients(inputs, gated=gated, eps=0.1, backend="cpu")
+    exact = with_gradients(doubles, **form, eps=0.1, backend="reference")
+    compiled = with_gradients(inputs, **form, eps=0.1, backend="cpu")
     for ours, wanted in zip(compiled, exact, strict=True):
         scale = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
         torch.testing.assert_close(ours, wanted.float(), rtol=1e-4, atol=1e-5 * max(scale, 1))
 
 
+@pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
-def test_tensor_operations_are_the_equation(whole, gated):
+def test_tensor_operations_are_the_equation(whole, gated, projected):
     inputs = drawn(9, whole=whole, dtype=torch.float64)
-    exact = with_gradients(inputs, gated=gated, backend="reference")
-    by_tensors = with_gradients(inputs, gated=gated, backend="torch")
+    form = {"gated": gated, "projected": projected}
+    exact = with_gradients(inputs, **form, backend="reference")
+    by_tensors = with_gradients(inputs, **form, backend="torch")
     for ours, wanted in zip(by_tensors, exact, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-10)
 
@@ -61,6 +69,9 @@ def test_slices_of_wider_rows_are_read_as_they_lie():
     wide = torch.cat([gate, x, gate], -1)
     ours = gated_norm(wide[..., 15:30], wide[..., :15], weight, backend="cpu")
     assert torch.equal(ours, gated_norm(x, gate, weight, backend="cpu"))
+    projection = projection_for(x)
+    ours = gated_norm(wide[..., 15:30], wide[..., :15], weight, projection=projection)
+    assert torch.equal(ours, gated_norm(x, gate, weight, projection=projection))
     ours = gated_norm(wide[..., 15:30], None, weight, backend="cpu")
     assert torch.equal(ours, gated_norm(x, None, weight, backend="cpu"))
 
@@ -78,6 +89,41 @@ def test_the_number_of_threads_changes_no_bit(threads, gated):
         torch.set_num_threads(before)
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one, other)
+
+
+def test_threads_share_a_projection():
+    inputs, before = drawn(3000, batch=1), torch.get_num_threads()
+    exact = with_gradients([t.detach().double().requires_grad_() for t in inputs], projected=True)
+    try:
+        torch.set_num_threads(3)
+        ours = with_gradients(inputs, projected=True, backend="cpu")
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(ours, exact, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_what_lies_before_a_projection_is_not_kept():
+    inputs = drawn(9)
+    x, gate, weight = inputs
+    projection, kept = projection_for(x), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.data_ptr()) or t, lambda t: t
+    ):
+        gated_norm(x, gate, weight, projection=projection)
+    assert sorted(kept) == sorted(t.data_ptr() for t in (x, gate, weight, projection))
+
+
+def test_autocast_narrows_a_projection_and_nothing_before_it():
+    inputs = [t.detach() for t in drawn(9)]
+    projection = projection_for(inputs[0]).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = gated_norm(*inputs, projection=projection)
+        assert gated_norm(*inputs).dtype == torch.float32
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        y.float(), gated_norm(*inputs, projection=projection), rtol=0.05, atol=0.1
+    )
 
 
 def test_nan_stays_in_its_step():
@@ -107,6 +153,13 @@ def test_the_operation_is_registered_completely(gated):
     torch.library.opcheck(_forward_op, (x, gate if gated else None, weight, 1e-5))
 
 
+def test_the_operation_with_a_projection_is_registered_completely():
+    from polewise.ops.gated_norm import _projected_op
+
+    x, gate, weight = drawn(9)
+    torch.library.opcheck(_projected_op, (x, gate, weight, projection_for(x), 1e-5))
+
+
 def test_second_derivatives_by_tensor_operations_alone():
     inputs = drawn(3, dtype=torch.float64)
     assert torch.autograd.gradgradcheck(lambda *t: gated_norm(*t, backend="torch"), inputs)
@@ -128,6 +181,8 @@ def test_second_derivatives_by_tensor_operations_alone():
         ),
         ({"weight": torch.ones(0)}, "weight must have shape"),
         ({"weight": torch.ones(3, 5)}, "weight must have shape"),
+        ({"projection": torch.ones(7, 14)}, r"projection must have shape \(dim, channels\)"),
+        ({"projection": torch.ones(15)}, "projection must have shape"),
         ({"backend": "gpu"}, "backend must be one of"),
         ({"gate": torch.ones(2, 9, 15).double()}, "gate must be float32"),
     ],
@@ -142,3 +197,6 @@ def test_wrong_arguments_are_explained(change, message):
 def test_compiled_loops_want_float32():
     with pytest.raises(ValueError, match="backend 'cpu' must have float32 tensors"):
         gated_norm(*drawn(9, dtype=torch.float64), backend="cpu")
+    inputs = drawn(9)
+    with pytest.raises((ValueError, TypeError), match="projection must be float32"):
+        gated_norm(*inputs, projection=projection_for(inputs[0]).double())

@@ -5,6 +5,7 @@ from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
 from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
 from polewise.layers.feed_forward import FeedForward
+from polewise.layers.gated_output import gated_output
 from polewise.layers.position_bias import PositionBias
 from polewise.layers.rms_norm import RmsNorm
 from polewise.layers.short_conv import ShortConv
@@ -24,4 +25,5 @@ __all__ = [
     "RmsNorm",
     "ShortConv",
     "StepSize",
+    "gated_output",
 ]

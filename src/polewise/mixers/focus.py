@@ -47,8 +47,9 @@ from polewise.layers import (
     RmsNorm,
     ShortConv,
     StepSize,
+    gated_output,
 )
-from polewise.ops import AttentionState, associative_filter, chunked_attention, gated_norm, turn
+from polewise.ops import AttentionState, associative_filter, chunked_attention, turn
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards, associative_state_before
 from polewise.options import require_at_least, require_choice, require_multiple
@@ -342,7 +343,7 @@ class Focus(nn.Module):
         near, attention = self._attend(q, k, v, position, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
         y = reduce(torch.add, (part for part in (y, near, filtered) if part is not None))
-        y = self.to_output(gated_norm(y.flatten(2), self.to_gate(x).to(y.dtype), self.norm.weight))
+        y = gated_output(y.flatten(2), self.to_gate(x), self.norm, self.to_output)
         y = hide_padding(y, lengths)
         if not self.causal:
             return y, None

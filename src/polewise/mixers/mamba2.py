@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers import RmsNorm, ShortConv, StepSize
-from polewise.ops import associative_filter, gated_norm
+from polewise.layers import RmsNorm, ShortConv, StepSize, gated_output
+from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding
 from polewise.options import heads_for, require_at_least, require_multiple
 
@@ -115,7 +115,7 @@ class Mamba2(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba2State]:
         config = self.config
         x = hide_padding(x, lengths)
-        gate, step = self.to_gate(x), self.step(self.to_pole(x))
+        step = self.step(self.to_pole(x))
         mixed, neighbours = self.short_conv(
             self.to_mixed(x), state.neighbours if state else None, lengths
         )
@@ -127,5 +127,5 @@ class Mamba2(nn.Module):
             q, k, v, decay, step=step, skip=self.skip, lengths=lengths,
             state=state.products if state else None,
         )  # fmt: skip
-        y = self.to_output(gated_norm(y.flatten(2), gate.to(y.dtype), self.norm.weight))
+        y = gated_output(y.flatten(2), self.to_gate(x), self.norm, self.to_output)
         return hide_padding(y, lengths), Mamba2State(neighbours, products)

@@ -113,8 +113,11 @@ class Mamba3(nn.Module):
         super().__init__()
         self.config = config
         heads, state_dim = config.num_heads, config.state_dim
-        self.parts = [config.inner] * 2 + [state_dim] * 2 + [heads] * 3 + [config.pairs]
-        self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
+        # Published as one product; gradients of gate and values would be copied into one tensor.
+        self.to_gate = nn.Linear(config.dim, config.inner, bias=False)
+        self.to_values = nn.Linear(config.dim, config.inner, bias=False)
+        self.parts = [state_dim] * 2 + [heads] * 3 + [config.pairs]
+        self.to_parts = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.step = StepSize(heads)
         self.key_norm = RmsNorm(state_dim)
         self.query_norm = RmsNorm(state_dim)
@@ -136,13 +139,13 @@ class Mamba3(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba3State]:
         heads = self.config.num_heads
         x = hide_padding(x, lengths)
-        gate, v, k, q, step, rate, balance, angle = self.projection(x).split(self.parts, -1)
+        k, q, step, rate, balance, angle = self.to_parts(x).split(self.parts, -1)
         k = self.key_norm(k)[:, :, None] + self.key_bias
         q = self.query_norm(q)[:, :, None] + self.query_bias
         step = self.step(step)
         # Float32 or wider from here: sums of angles, and products that stay for long.
         v, k, q, rate, balance, angle = (
-            part.to(step.dtype) for part in (v, k, q, rate, balance, angle)
+            part.to(step.dtype) for part in (self.to_values(x), k, q, rate, balance, angle)
         )
         v = v.unflatten(-1, (heads, -1))
         decay = (-step * functional.softplus(rate).clamp(min=SLOWEST)).exp()
@@ -151,7 +154,7 @@ class Mamba3(nn.Module):
         now = balance.sigmoid() * step
         y, state = _filter(q, k, v, decay, angle, now, step - now, lengths, state)
         y = (y + self.skip.to(y.dtype)[:, None] * v).flatten(2).to(x.dtype)
-        return hide_padding(self.to_output(y * functional.silu(gate)), lengths), state
+        return hide_padding(self.to_output(y * functional.silu(self.to_gate(x))), lengths), state
 
 
 def _filter(

@@ -7,6 +7,8 @@ grad w = sum of gy u r. Without a gate u = x, and that is all.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,39 +22,72 @@ SEGMENT = 256
 
 def forward(x: Tensor, gate: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     y = fresh(x)
-    loop, read = _normalise_rows, [*rows(x)]
     if gate is not None:
-        loop = _gate_and_normalise_rows
-        read += rows(gate)
+        write_gated(x, gate, weight, eps, y)
+        return y
     run_blocks(
-        loop, 1, _steps(x), x.shape[2], SEGMENT, *read, copied(weight), np.float32(eps),
-        y.view(-1, x.shape[2]).numpy(),
+        _normalise_rows, 1, _steps(x), x.shape[2], SEGMENT, *rows(x), copied(weight),
+        np.float32(eps), _lines(y),
     )  # fmt: skip
     return y
+
+
+def write_gated(x: Tensor, gate: Tensor, weight: Tensor, eps: float, y: Tensor) -> None:
+    """`forward` with a gate, into memory that is there."""
+    run_blocks(
+        _gate_and_normalise_rows, 1, _steps(x), x.shape[-1], SEGMENT, *rows(x), *rows(gate),
+        copied(weight), np.float32(eps), _lines(y),
+    )  # fmt: skip
 
 
 def backward(
     grad_y: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, gate (empty without one) and weight."""
-    steps, channels = _steps(x), x.shape[2]
     grad_x = fresh(x)
-    grad_gate = x.new_empty(0)
-    by_weight = torch.zeros(-(-steps // SEGMENT), len(weight), dtype=weight.dtype)
-    loop, read, written = _back_rows, [*rows(grad_y), *rows(x)], [grad_x]
     if gate is not None:
-        loop, grad_gate = _gated_back_rows, fresh(gate)
-        read += rows(gate)
-        written.append(grad_gate)
+        grad_gate, nowhere = fresh(gate), x.new_empty(0, x.shape[2])
+        into = grad_x, grad_gate, nowhere
+        return grad_x, grad_gate, write_gated_gradients(grad_y, x, gate, weight, eps, *into)
+    grad_weight = _zeros_by_segment(x, weight)
     run_blocks(
-        loop, 1, steps, channels, SEGMENT, *read, copied(weight), np.float32(eps),
-        *(each.view(-1, channels).numpy() for each in written), by_weight.numpy(),
+        _back_rows, 1, _steps(x), x.shape[2], SEGMENT, *rows(grad_y), *rows(x), copied(weight),
+        np.float32(eps), _lines(grad_x), grad_weight.numpy(),
     )  # fmt: skip
-    return grad_x, grad_gate, by_weight.sum(0)
+    return grad_x, x.new_empty(0), grad_weight.sum(0)
+
+
+def write_gated_gradients(
+    grad_y: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    eps: float,
+    grad_x: Tensor,
+    grad_gate: Tensor,
+    y: Tensor,
+) -> Tensor:
+    """`backward` with a gate, into memory that is there, and y once more where there is room for
+    it; returns the gradient of weight."""
+    grad_weight = _zeros_by_segment(x, weight)
+    run_blocks(
+        _gated_back_rows, 1, _steps(x), x.shape[-1], SEGMENT, *rows(grad_y), *rows(x), *rows(gate),
+        copied(weight), np.float32(eps), _lines(grad_x), _lines(grad_gate), _lines(y),
+        grad_weight.numpy(),
+    )  # fmt: skip
+    return grad_weight.sum(0)
+
+
+def _zeros_by_segment(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.zeros(-(-_steps(x) // SEGMENT), len(weight), dtype=weight.dtype)
+
+
+def _lines(x: Tensor) -> np.ndarray:
+    return x.view(-1, x.shape[-1]).numpy()
 
 
 def _steps(x: Tensor) -> int:
-    return x.shape[0] * x.shape[1]
+    return math.prod(x.shape[:-1])
 
 
 @compiled
@@ -94,12 +129,12 @@ def _back_rows(grad_y, grad_stride, x, stride, weight, eps, grad_x, grad_weight,
 
 @compiled
 def _gated_back_rows(
-    grad_y, grad_stride, x, x_stride, gate, gate_stride, weight, eps, grad_x, grad_gate,
+    grad_y, grad_stride, x, x_stride, gate, gate_stride, weight, eps, grad_x, grad_gate, y,
     grad_weight, first, stop,
 ):  # fmt: skip
     steps, channels = grad_x.shape
     size = len(weight)
-    share = np.empty(size, np.float32)
+    room = np.empty(size, np.float32)
     for unit in range(first, stop):
         for t in range(unit * SEGMENT, min((unit + 1) * SEGMENT, steps)):
             for low in range(0, channels, size):
@@ -108,8 +143,10 @@ def _gated_back_rows(
                 _gated_back(
                     grad_y[from_grad : from_grad + size], x[from_x : from_x + size],
                     gate[from_gate : from_gate + size], weight, eps, grad_x[t, low : low + size],
-                    grad_gate[t, low : low + size], grad_weight[unit], share,
+                    grad_gate[t, low : low + size], grad_weight[unit], room,
                 )  # fmt: skip
+                if len(y):
+                    y[t, low : low + size] = room
 
 
 @vectorised
@@ -149,21 +186,22 @@ def _gate_and_normalise(x, gate, weight, eps, y):
 
 
 @vectorised
-def _gated_back(grad_y, x, gate, weight, eps, grad_x, grad_gate, grad_weight, share):
-    """`share` is room for what the gate lets through."""
+def _gated_back(grad_y, x, gate, weight, eps, grad_x, grad_gate, grad_weight, y):
+    """`y` is what the gate lets through first."""
     size, square, along = len(weight), np.float32(0), np.float32(0)
     for c in range(size):
         s = sigmoid(gate[c])
         u = x[c] * (gate[c] * s)
         square += u * u
         along += u * (grad_y[c] * weight[c])
-        share[c] = s
+        y[c] = s
     r = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
     back = r * r * r * along / np.float32(size)
     for c in range(size):
-        s, z = share[c], gate[c]
+        s, z = y[c], gate[c]
         u = x[c] * (z * s)
         grad_u = r * (grad_y[c] * weight[c]) - back * u
         grad_weight[c] += grad_y[c] * (u * r)
         grad_x[c] = grad_u * (z * s)
         grad_gate[c] = grad_u * x[c] * (s + z * s * (np.float32(1) - s))
+        y[c] = u * (r * weight[c])

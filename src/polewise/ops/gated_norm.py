@@ -1,6 +1,6 @@
 """What a memory lets out: a gate, then root-mean-square normalisation, which also stands alone.
 
-u = x SiLU(gate) or x,    y = weight u / sqrt(mean(u^2) + eps)
+u = x SiLU(gate) or x,    n = weight u / sqrt(mean(u^2) + eps),    y = n or P n
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ def gated_norm(
     gate: Float[Tensor, "batch length channels"] | None,
     weight: Float[Tensor, " group"],
     *,
+    projection: Float[Tensor, "dim channels"] | None = None,
     eps: float = 1e-5,
     backend: Literal["reference", "torch", "cpu"] | None = None,
-) -> Float[Tensor, "batch length channels"]:
-    r"""Gate what a memory returned, and give it norm $\sqrt{n}$.
+) -> Float[Tensor, "batch length out"]:
+    r"""Gate what a memory returned, give it norm $\sqrt{n}$, and map it.
 
     $$ u = x \odot \operatorname{SiLU}(g), \qquad
-       y = w \odot \frac{u}{\sqrt{\operatorname{mean}(u^2) + \epsilon}} $$
+       n = w \odot \frac{u}{\sqrt{\operatorname{mean}(u^2) + \epsilon}}, \qquad
+       y = n \ \text{ or } \ P n $$
 
     The mean is over groups of as many channels as `weight` has numbers: one head's values, or those
     of all heads.
@@ -41,13 +43,15 @@ def gated_norm(
         x: what was read, the channels of all heads side by side.
         gate: $g$; None leaves it out, $u = x$.
         weight: $w$; its length divides the channels.
+        projection: $P$, as `torch.nn.Linear` has it; None leaves $n$ as it is. As an operation of
+            its own it would keep $n$ for its gradient, and hand back a gradient as large.
         eps: $\epsilon$.
-        backend: "reference" is the equation in float64; "torch" tensor operations; "cpu" compiled
-            loops, in float32 alone, which keep nothing but the inputs. None takes the fastest
-            that can.
+        backend: "reference" is the equation in float64; "torch" tensor operations, of which
+            `torch.autocast` narrows the map alone; "cpu" compiled loops, in float32 alone, which
+            keep nothing but the inputs. None takes the fastest that can.
 
     Returns:
-        y: in the dtype of `x` or of `weight`, the wider.
+        y: in the dtype of `x` or of `weight`, the wider, but for what autocast narrows.
 
     Raises:
         ValueError: a shape or device is not as written above, or the backend cannot run here.
@@ -65,14 +69,18 @@ def gated_norm(
             f"weight must have shape (group,), of a size that divides {x.shape[2]} channels; got "
             f"{tuple(weight.shape)}."
         )
-    run = _BACKENDS[_backend(backend, x, gate, weight)]
-    return run(x, gate, weight, eps)
+    if projection is not None:
+        shape = (len(projection), x.shape[2])
+        require_like("projection", projection, shape, x, "(dim, channels)")
+    run = _BACKENDS[_backend(backend, x, gate, weight, projection)]
+    return run(x, gate, weight, projection, eps)
 
 
-def _backend(backend: str | None, x: Tensor, gate: Tensor | None, weight: Tensor) -> str:
-    tensors = (x, weight) if gate is None else (x, gate, weight)
-    all_float32 = all(each.dtype == torch.float32 for each in tensors)
-    if backend is None and (not all_float32 or x.shape[1] <= 1):
+def _backend(backend: str | None, x: Tensor, *others: Tensor | None) -> str:
+    given = [x, *(each for each in others if each is not None)]
+    all_float32 = all(each.dtype == torch.float32 for each in given)
+    narrowed = others[-1] is not None and torch.is_autocast_enabled(x.device.type)
+    if backend is None and (not all_float32 or narrowed or x.shape[1] <= 1):
         return "torch"
     name = usable_backend(backend, tuple(_BACKENDS), x, triton=False)
     if name == "cpu" and not all_float32:
@@ -80,7 +88,7 @@ def _backend(backend: str | None, x: Tensor, gate: Tensor | None, weight: Tensor
     return name
 
 
-def _definition(x, gate, weight, eps):
+def _definition(x, gate, weight, projection, eps):
     """The equation, in float64."""
     u = x.double()
     if gate is not None:
@@ -88,20 +96,27 @@ def _definition(x, gate, weight, eps):
         u = u * g / (1 + (-g).exp())
     u = u.unflatten(-1, (-1, len(weight)))
     y = weight.double() * u / (u.square().mean(-1, keepdim=True) + eps).sqrt()
-    return y.flatten(2).to(torch.promote_types(x.dtype, weight.dtype))
+    y = y.flatten(2)
+    if projection is not None:
+        y = y @ projection.double().T
+    return y.to(torch.promote_types(x.dtype, weight.dtype))
 
 
-def _by_tensors(x, gate, weight, eps):
+def _by_tensors(x, gate, weight, projection, eps):
     u = x if gate is None else x * functional.silu(gate)
     u = u.to(torch.promote_types(accumulator_dtype(u), weight.dtype))
     if len(weight) < u.shape[2]:
         u = u.unflatten(-1, (-1, len(weight)))
     y = functional.rms_norm(u, weight.shape, weight.to(u.dtype), eps)
-    return y.flatten(2).to(torch.promote_types(x.dtype, weight.dtype))
+    y = y.flatten(2).to(torch.promote_types(x.dtype, weight.dtype))
+    return y if projection is None else functional.linear(y, projection.to(y.dtype))
 
 
-def _compiled(x, gate, weight, eps):
-    return _forward_op(x, gate, weight, eps)
+def _compiled(x, gate, weight, projection, eps):
+    if gate is not None and projection is not None:
+        return _projected_op(x, gate, weight, projection, eps)
+    y = _forward_op(x, gate, weight, eps)
+    return y if projection is None else functional.linear(y, projection)
 
 
 _BACKENDS = {"reference": _definition, "torch": _by_tensors, "cpu": _compiled}
@@ -161,3 +176,41 @@ def _backward(ctx, grad_y):
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("polewise::projected_norm_forward", mutates_args=(), device_types="cpu")
+def _projected_op(
+    x: Tensor, gate: Tensor, weight: Tensor, projection: Tensor, eps: float
+) -> Tensor:
+    from polewise.ops._projected_norm_cpu import forward
+
+    return forward(x, gate, weight, projection, eps)
+
+
+@_projected_op.register_fake
+def _(x, gate, weight, projection, eps):
+    return x.new_empty(*x.shape[:2], projection.shape[0])
+
+
+@torch.library.custom_op("polewise::projected_norm_backward", mutates_args=(), device_types="cpu")
+def _projected_backward_op(
+    grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, projection: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from polewise.ops._projected_norm_cpu import backward
+
+    return backward(grad_y, x, gate, weight, projection, eps)
+
+
+@_projected_backward_op.register_fake
+def _(grad_y, x, gate, weight, projection, eps):
+    return tuple(like.new_empty(like.shape) for like in (x, gate, weight, projection))
+
+
+_projected_backward_op.register_autograd(refuse_second_derivative)
+
+
+def _projected_backward(ctx, grad_y):
+    return *_projected_backward_op(grad_y, *ctx.saved_tensors, ctx.eps), None
+
+
+_projected_op.register_autograd(_projected_backward, setup_context=_setup_context)
