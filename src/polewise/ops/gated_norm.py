@@ -178,7 +178,12 @@ def _backward(ctx, grad_y):
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op("polewise::projected_norm_forward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::projected_norm_forward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor gate, Tensor weight, Tensor projection, float eps) -> Tensor",
+)
 def _projected_op(
     x: Tensor, gate: Tensor, weight: Tensor, projection: Tensor, eps: float
 ) -> Tensor:
@@ -192,7 +197,13 @@ def _(x, gate, weight, projection, eps):
     return x.new_empty(*x.shape[:2], projection.shape[0])
 
 
-@torch.library.custom_op("polewise::projected_norm_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "polewise::projected_norm_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_y, Tensor x, Tensor gate, Tensor weight, Tensor projection, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _projected_backward_op(
     grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, projection: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
