@@ -126,6 +126,11 @@ def test_autocast_narrows_a_projection_and_nothing_before_it():
     )
 
 
+def test_shapes_are_told_without_numbers():
+    inputs = [t.detach().to("meta") for t in drawn(9)]
+    assert gated_norm(*inputs, projection=projection_for(drawn(9)[0]).to("meta")).shape == (2, 9, 7)
+
+
 def test_nan_stays_in_its_step():
     inputs = [t.detach() for t in drawn(20)]
     clean = gated_norm(*inputs, backend="cpu")

@@ -79,7 +79,8 @@ def gated_norm(
 def _backend(backend: str | None, x: Tensor, *others: Tensor | None) -> str:
     given = [x, *(each for each in others if each is not None)]
     all_float32 = all(each.dtype == torch.float32 for each in given)
-    narrowed = others[-1] is not None and torch.is_autocast_enabled(x.device.type)
+    on_cpu = x.device.type == "cpu"  # autocast knows nothing of some others, such as "meta"
+    narrowed = others[-1] is not None and on_cpu and torch.is_autocast_enabled("cpu")
     if backend is None and (not all_float32 or narrowed or x.shape[1] <= 1):
         return "torch"
     name = usable_backend(backend, tuple(_BACKENDS), x, triton=False)
