@@ -29,7 +29,6 @@ import datetime
 import gc
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +42,7 @@ from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from filters import machine
+from interleaved import progress
 from polewise import PolewiseConfig, PolewiseForCausalLM, states
 from polewise.models.cache import PolewiseCache
 from polewise.training.run_folder import describe_environment
@@ -330,11 +330,6 @@ def ratios(left: list[float], right: list[float]) -> list[float]:
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:60}", end="" if text else "\r", file=sys.stderr, flush=True)
 
 
 def show(report: dict[str, Any]) -> None:

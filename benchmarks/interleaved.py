@@ -52,7 +52,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def progress(text: str) -> None:
     if sys.stderr.isatty():
-        print(f"\r{text:30}", end="" if text else "\r", file=sys.stderr, flush=True)
+        print(f"\r{text:60}", end="" if text else "\r", file=sys.stderr, flush=True)
 
 
 def ratio(times: dict[str, list[float | None]], name: str, other: str) -> dict[str, float]:

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from filters import machine, versions
+from interleaved import progress
 from polewise import FocusConfig, MegaConfig
 from polewise.models import Block
 from polewise.training import keep_freed_memory, release_freed_memory
@@ -225,11 +226,6 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
     times = [math.log(statistics.median(row["training"]["Focus"])) for row in timed]
     slope = statistics.linear_regression(lengths, times).slope
     return {"exponent_from": timed[0]["length"], "exponent": slope}
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:50}", end="" if text else "\r", file=sys.stderr, flush=True)
 
 
 def show(report: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from filters import machine, versions
+from interleaved import progress
 from polewise.recipes.studies import STUDIES, Comparison, build_study
 from polewise.training import build_model, compute_logits, keep_freed_memory
 from polewise.training.optimizer import build_optimizer
@@ -98,11 +98,6 @@ def measure_comparison(comparison: Comparison, rounds: int) -> list[dict[str, An
         }
         for name, seconds in times.items()
     ]
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:50}", end="" if text else "\r", file=sys.stderr, flush=True)
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
