@@ -268,12 +268,16 @@ class Focus(nn.Module):
         if self.log_rate is not None:
             # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13
             # to 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short
-            # steps, or the sum of many products would drown the rest.
-            heads, rate = len(self.log_rate), 4
+            # steps, or the sum of many products would drown the rest. Copies take in ten times as
+            # much: beside the skip of other heads what they find would not be seen.
+            heads = len(self.log_rate)
             order = torch.arange(heads, device=self.log_rate.device) - (heads - 1) / 2
             memory = 32 * 256 ** (order / max(heads - 1, 3))
+            rate = torch.full_like(memory, 4)
+            rate[self.copying] /= 10
             self.step.start_at(1 / (rate * memory))
-            nn.init.constant_(self.log_rate, math.log(rate))
+            with torch.no_grad():
+                self.log_rate.copy_(rate.log())
         if self.log_frequency is not None:
             # Periods of 4 to 1024 steps.
             pair = torch.arange(len(self.log_frequency), device=self.log_frequency.device)
@@ -298,16 +302,19 @@ class Focus(nn.Module):
         there and nothing of the present: their output map starts as that of values, transposed.
         From a start at random both are found late or never: each is worth learning only once the
         other is there. Keys of these heads do not turn, or a distance would look like another key.
+        Both maps keep angles, so that tokens look no more alike than they are.
         """
         heads, tap = self.config.num_heads, self.config.conv_width**-0.5
         nn.init.constant_(key_conv.kernel, tap)
         nn.init.constant_(self.value_conv.kernel[0], tap)
         q, k, _ = to_lookup.weight.split(self.lookup_parts)
+        _keep_angles(q)
         k.copy_(q)
-        v = self.to_values.weight.unflatten(0, (heads, -1))
-        v = v * (self.config.dim / self.config.values) ** 0.5
+        copying = slice(self.copying.start, self.copying.stop)
+        v = self.to_values.weight.unflatten(0, (heads, -1))[copying]
+        _keep_angles(v.flatten(0, 1))
         output = self.to_output.weight.unflatten(1, (heads, -1))
-        output[:, self.copying] = v[self.copying].permute(2, 0, 1)
+        output[:, copying] = (self.config.dim / self.config.values) ** 0.5 * v.permute(2, 0, 1)
 
     def forward(
         self,
@@ -499,6 +506,13 @@ class Focus(nn.Module):
             raise ValueError(
                 f"state must come from a mixer with {config.filters} filters; got one of {found}."
             )
+
+
+def _keep_angles(weight: Tensor) -> None:
+    """Make the rows, or where there are more the columns, orthogonal and as large as before."""
+    wide = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    nn.init.orthogonal_(wide)
+    weight.copy_(wide * (weight.to(wide.dtype).norm() / wide.norm()))
 
 
 def _between_0_and_pi(frequency: Tensor) -> Tensor:
