@@ -28,7 +28,6 @@ The publication to the letter is `PublishedFocus`; `docs/research.md` says what 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import ClassVar, Literal, NamedTuple, get_args
