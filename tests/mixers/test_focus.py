@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from polewise import Focus, FocusConfig, Mamba2Config, states
 from polewise.filters import is_stable
+from polewise.ops import associative_filter
 
 SMALL = {
     "dim": 8, "chunk_length": 8, "bin_length": 8, "windows": 2, "filters": 1,
@@ -82,6 +83,36 @@ def test_a_new_mixer_hands_on_what_followed_its_like():
         effects.append((moved * (changed - x)[row, place]).sum(-1))
     more = effects[0] - effects[1]
     assert more.mean() > 3 * more.std() / rows**0.5
+
+
+def test_what_a_new_copy_hands_on_is_as_loud_as_what_passes_other_heads(monkeypatch):
+    loud = []
+
+    def listening(*args, **options):
+        y, state = associative_filter(*args, **options)
+        loud.append(y[:, -1].square().mean((0, 2)).sqrt())
+        return y, state
+
+    monkeypatch.setattr("polewise.mixers.focus.associative_filter", listening)
+    torch.manual_seed(0)
+    mixer = FocusConfig(dim=64).build()
+    mixer(torch.randn(64, 128, 64))
+    others, copy = loud[0]
+    assert 0.5 < copy / others < 2
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96])
+def test_maps_of_copies_keep_angles(dim):
+    """Of the keys, and of the values of heads that copy; in channels where these are fewer."""
+    mixer = FocusConfig(dim=dim, heads=2).build()
+    values = mixer.to_values.weight.unflatten(0, (2, -1))[mixer.copying.start]
+    for rows in (mixer.to_lookup.weight[: mixer.config.key_dim], values):
+        between = rows @ rows.T if len(rows) <= dim else rows.T @ rows
+        size = between.diagonal().mean()
+        torch.testing.assert_close(between / size, torch.eye(len(between)), atol=1e-5, rtol=0)
+        assert rows.std().item() * (3 * dim) ** 0.5 == pytest.approx(
+            1, abs=0.1
+        )  # as any linear map
 
 
 def test_the_state_does_not_grow():
