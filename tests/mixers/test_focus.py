@@ -85,7 +85,7 @@ def test_a_new_mixer_hands_on_what_followed_its_like():
     assert more.mean() > 3 * more.std() / rows**0.5
 
 
-def test_what_a_new_copy_hands_on_is_as_loud_as_what_passes_other_heads(monkeypatch):
+def test_what_a_new_copy_hands_on_is_heard_beside_the_skip_of_other_heads(monkeypatch):
     loud = []
 
     def listening(*args, **options):
@@ -98,7 +98,7 @@ def test_what_a_new_copy_hands_on_is_as_loud_as_what_passes_other_heads(monkeypa
     mixer = FocusConfig(dim=64).build()
     mixer(torch.randn(64, 128, 64))
     others, copy = loud[0]
-    assert 0.5 < copy / others < 2
+    assert copy > others / 6  # a tenth with the step of other heads
 
 
 @pytest.mark.parametrize("dim", [32, 64, 96])
