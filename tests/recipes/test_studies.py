@@ -197,6 +197,12 @@ def test_a_finished_study_is_not_run_again_and_its_rows_tell_everything(
     # The results file alone says what is done, on another machine too.
     assert run_study(study, **places | {"out": tmp_path / "elsewhere"}).num_left == 0
     assert places["results"].read_bytes() == written
+    # So do the run folders alone, from which a lost file comes back.
+    places["results"].unlink()
+    said = Console(record=True, width=200)
+    assert run_study(study, **places, console=said).num_left == 0
+    assert places["results"].read_bytes() == written
+    assert f"3 runs of {places['out']} were done already" in said.export_text().replace("\n", "")
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_been(

@@ -124,9 +124,14 @@ class _Ledger:
                 f"has now and will be dropped, such as {outdated[0]}"
             )
         # Runs that another call has finished, or this one before its results were written.
+        known = set(self.results.rows)
         for trial in self.study.trials():
             if has_outcome(trial, self.path(trial)):
                 self.results.add(read_row(self.study, trial, self.path(trial)))
+        if found := sorted(set(self.results.rows) - known):
+            self.say(f"{len(found)} runs of {self.out} were done already, such as {found[0]}")
+            if processes().is_main_process:
+                self.results.write()
 
     def path(self, trial: Trial) -> Path:
         return self.out / trial.name
