@@ -268,7 +268,7 @@ class Focus(nn.Module):
             # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13
             # to 81 for two. A memory is 1 / (step rate): what is kept long is taken in by short
             # steps, or the sum of many products would drown the rest. Copies take in three times
-            # as much: beside the skip of other heads what they find would not be seen.
+            # as much, or the skip of other heads would drown what they find.
             heads = len(self.log_rate)
             order = torch.arange(heads, device=self.log_rate.device) - (heads - 1) / 2
             memory = 32 * 256 ** (order / max(heads - 1, 3))
