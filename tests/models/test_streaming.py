@@ -237,6 +237,16 @@ def test_a_compiled_step_writes_the_same_and_is_not_saved_twice():
     assert torch.equal(written(model, ids), wanted)
 
 
+def test_a_cache_may_be_given_by_its_former_name(model):
+    first = model(tokens(1, 4), use_cache=True)
+    before = first.past_key_values.copy()
+    now = model(tokens(1, 1), cache=first.cache)
+    with pytest.warns(FutureWarning, match="Use `cache` instead"):
+        former = model(tokens(1, 1), past_key_values=before)
+    assert former.cache is before
+    torch.testing.assert_close(former.logits, now.logits, rtol=0, atol=0)
+
+
 def test_a_snapshot_is_a_way_back(model):
     ids = tokens(2, 30)
     cache = model(ids[:, :10], use_cache=True).cache

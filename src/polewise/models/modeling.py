@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from polewise.models.arguments import only_one, real_tokens, refuse_unknown, require_mask
@@ -20,6 +21,9 @@ from polewise.states import num_bytes, require_like
 
 _COMPILED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
 """How a single step is compiled unless told otherwise."""
+
+# Outputs have the cache under its former name too, and loops written for it hand it back so.
+_former_name_of_the_cache = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
 
 
 class PolewisePreTrainedModel(PreTrainedModel):
@@ -86,6 +90,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @_former_name_of_the_cache
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -260,6 +265,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         self.post_init()
 
     @can_return_tuple
+    @_former_name_of_the_cache
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -105,9 +105,9 @@ def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bo
 
 def _sum_of_shifts(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:
     past, width, length = torch.cat([state, x], 1), len(kernel), x.shape[1]
-    z = bias + kernel[0] * past[:, width - 1 :]
-    for tap in range(1, width):
-        z = z + kernel[tap] * past[:, width - 1 - tap : width - 1 - tap + length]
+    z = bias
+    for tap in range(width):
+        z = torch.addcmul(z, kernel[tap], past[:, width - 1 - tap : width - 1 - tap + length])
     return functional.silu(z) if silu else z
 
 
