@@ -26,6 +26,7 @@ PARTS: Variants = {
     "sliding-64": {"chunk_length": 64, "sliding": True},
     **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 64)},
     "filters-beside-memory": {"filters": 1},
+    "convolution-alone": {"memory": False},
     "attention-alone": {"chunk_length": 64, "memory": False},
     "fixed-filters-alone": {"filters": 1, "memory": False},
     "filters-alone": {"filters": 1, "memory": False, "hypernetwork": "recurrent"},
@@ -33,7 +34,8 @@ PARTS: Variants = {
         "filters": 1, "memory": False, "hypernetwork": "recurrent", "chunk_length": 64
     },
 }  # fmt: skip
-"""The default, and what it is with a part more or less."""
+"""The default, and what it is with a part more or less; the short convolution is in all but one, and
+alone in one, which says what a task can be learned by without anything else."""
 
 ORDERS: Variants = {
     "second-order-adaptive": {},
