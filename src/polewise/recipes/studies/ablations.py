@@ -8,7 +8,7 @@ from typing import Any
 from polewise.recipes.parameter_matching import count_parameters, match_parameters
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study, System
-from polewise.recipes.studies.systems import FILTERS_ALONE
+from polewise.recipes.studies.systems import WITHOUT_MEMORY
 from polewise.tasks import ImagesTask, RecallTask, TaskSpec, TextTask
 from polewise.training import ModelOptions, TrainingOptions
 
@@ -34,8 +34,8 @@ PARTS: Variants = {
         "filters": 1, "memory": False, "hypernetwork": "recurrent", "chunk_length": 64
     },
 }  # fmt: skip
-"""The default, and what it is with a part more or less; the short convolution is in all but one, and
-alone in one, which says what a task can be learned by without anything else."""
+"""The default, and what it is with a part more or less. The convolution alone, with its gate, is
+the control: a task that it learns as well does not tell the other parts apart."""
 
 ORDERS: Variants = {
     "second-order-adaptive": {},
@@ -74,7 +74,7 @@ def ablations(size: Size) -> Study:
     pixels = ImagesTask(
         source="mnist", num_eval=1000 if cpu else None, batch_size=10 if cpu else 50
     )
-    _, alone = FILTERS_ALONE["focus-filters"]
+    _, alone = WITHOUT_MEMORY["focus-filters"]
 
     def comparison(
         name: str,

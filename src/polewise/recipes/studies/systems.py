@@ -21,12 +21,14 @@ PEERS = (
 """Who takes part in the tables, where nothing else is said."""
 RELATIVES = ("mamba3", "gated_linear_attention")
 """Today's closest relatives of Focus."""
-FILTERS_ALONE: Mixers = {
+WITHOUT_MEMORY: Mixers = {
     "focus-filters": ("focus", {"memory": False, "filters": 1, "hypernetwork": "recurrent"}),
     "focus-fixed-filters": ("focus", {"memory": False, "filters": 1}),
+    "focus-convolution": ("focus", {"memory": False}),
 }
-"""Focus as filters of channels and nothing else, chosen for every bin or learned once for all."""
-DEEP = ("focus", "mamba2-deep", *FILTERS_ALONE)
+"""Focus as filters of channels and nothing else, chosen for every bin or learned once for all; and
+as its short convolution and its gate, the control: what is learned without looking far."""
+DEEP = ("focus", "mamba2-deep", *WITHOUT_MEMORY)
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one."""
 
 _LOCAL = ("mega", "chunk_attention", "sliding_attention")
@@ -34,7 +36,7 @@ _LONG = ("hyena", "long_conv")
 
 
 def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
-    """Return mixers with their default options, or those of `FILTERS_ALONE`.
+    """Return mixers with their default options, or those of `WITHOUT_MEMORY`.
 
     Those that look nearby see `chunk_length`; convolutions have kernels of `length`.
     """
@@ -43,7 +45,7 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
         **{key: {"taps": length} for key in _LONG},
     }
     return {
-        name: FILTERS_ALONE.get(name, (name.removesuffix("-deep"), options.get(name, {})))
+        name: WITHOUT_MEMORY.get(name, (name.removesuffix("-deep"), options.get(name, {})))
         for name in names
     }
 

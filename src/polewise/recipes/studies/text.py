@@ -16,6 +16,7 @@ from polewise.recipes.studies.systems import (
 from polewise.tasks import TextTask
 
 _DICKENS = TextTask(source="dickens", length=512, batch_size=8, eval_bytes=50_000)
+_PARTS = ("focus-fixed-filters", "focus-convolution")
 
 
 def table2(size: Size) -> Study:
@@ -31,9 +32,7 @@ def table2(size: Size) -> Study:
             Comparison(
                 name="equal-time",
                 task=_DICKENS,
-                systems=_text_systems(
-                    _DICKENS, (*PEERS, "mamba3", "mamba2-deep", "focus-fixed-filters")
-                ),
+                systems=_text_systems(_DICKENS, (*PEERS, "mamba3", "mamba2-deep", *_PARTS)),
                 training=in_seconds(1200),
                 learning_rates=(2e-3, 6e-3),
                 grid_share=0.06,
@@ -69,7 +68,7 @@ def text(size: Size) -> Study:
         Comparison(
             name="equal-steps",
             task=_DICKENS,
-            systems=_text_systems(_DICKENS, (*PEERS, *RELATIVES, "mamba2-deep")),
+            systems=_text_systems(_DICKENS, (*PEERS, *RELATIVES, "mamba2-deep", *_PARTS)),
             training=in_steps(600 if cpu else 10_000),
             learning_rates=(2e-3, 6e-3),
             grid_share=0.2,
