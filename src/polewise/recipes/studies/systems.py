@@ -28,6 +28,8 @@ WITHOUT_MEMORY: Mixers = {
 }
 """Focus as filters of channels and nothing else, chosen for every bin or learned once for all; and
 as its short convolution and its gate, the control: what is learned without looking far."""
+WITH_CONVOLUTION: Mixers = {"attention-conv": ("attention", {"conv_width": 4})}
+"""A Transformer with the short convolution of Focus, which may be all that it lacks."""
 DEEP = ("focus", "mamba2-deep", *WITHOUT_MEMORY)
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one."""
 
@@ -36,7 +38,7 @@ _LONG = ("hyena", "long_conv")
 
 
 def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
-    """Return mixers with their default options, or those of `WITHOUT_MEMORY`.
+    """Return mixers with their default options, or those of a variant named above.
 
     Those that look nearby see `chunk_length`; convolutions have kernels of `length`.
     """
@@ -44,8 +46,9 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
         **{key: {"chunk_length": chunk_length} for key in _LOCAL},
         **{key: {"taps": length} for key in _LONG},
     }
+    variants = WITHOUT_MEMORY | WITH_CONVOLUTION
     return {
-        name: WITHOUT_MEMORY.get(name, (name.removesuffix("-deep"), options.get(name, {})))
+        name: variants.get(name, (name.removesuffix("-deep"), options.get(name, {})))
         for name in names
     }
 

@@ -59,7 +59,7 @@ def table2(size: Size) -> Study:
 def text(size: Size) -> Study:
     """Whose bits per byte are fewest in equal steps, and how far apart are seeds?
 
-    The models and the text of `table2` at its cpu size.
+    The models and the text of `table2` at its cpu size, and a Transformer with a short convolution.
     """
     cpu = size == "cpu"
     return study_of(
@@ -68,7 +68,9 @@ def text(size: Size) -> Study:
         Comparison(
             name="equal-steps",
             task=_DICKENS,
-            systems=_text_systems(_DICKENS, (*PEERS, *RELATIVES, "mamba2-deep", *_PARTS)),
+            systems=_text_systems(
+                _DICKENS, (*PEERS, *RELATIVES, "mamba2-deep", "attention-conv", *_PARTS)
+            ),
             training=in_steps(600 if cpu else 10_000),
             learning_rates=(2e-3, 6e-3),
             grid_share=0.2,
