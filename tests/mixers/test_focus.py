@@ -318,6 +318,7 @@ def test_a_quarter_of_the_heads_begins_with_what_is_filtered_and_nothing_else(me
     mixer = FocusConfig(dim=32, heads=heads, memory=memory, filters=filters).build()
     alone = int(memory) if heads == 1 else max(heads // 4, 1)
     assert sorted(mixer.skip.tolist()) == [0] * alone + [1] * (heads - alone)
+    assert FocusConfig(dim=32, heads=heads, memory=False).build().skip.all()  # nothing is filtered
 
 
 @pytest.mark.parametrize("config", [FocusConfig(dim=32), Mamba2Config(dim=32)])

@@ -262,7 +262,8 @@ class Focus(nn.Module):
             self.skip.fill_(1)
             # Some heads hand on what is filtered and nothing of the present: they copy, or, without
             # a memory, show what is learned late beside the values themselves.
-            if self.config.memory or len(self.skip) > 1:
+            filtered = self.config.filters or self.config.chunk_length
+            if self.config.memory or (filtered and len(self.skip) > 1):
                 self.skip[self.copying] = 0
         if self.log_rate is not None:
             # Memories around 32 steps, one a head: from 2 to 512 for four heads and more, from 13
