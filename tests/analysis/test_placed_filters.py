@@ -106,7 +106,16 @@ def test_looking_changes_nothing():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_model_without_filters_shows_none():
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [
+        ("attention", {}),
+        ("focus", {"memory": False}),
+        ("focus", {"memory": False, "chunk_length": 4}),
+    ],
+)
+def test_a_model_without_filters_shows_none(mixer, options):
     task = RecallTask(length=6)
-    model = build_model(task.spec, ModelOptions(mixer="attention", hidden_size=8, num_layers=1))
+    chosen = ModelOptions(mixer=mixer, mixer_options=options, hidden_size=8, num_layers=1)
+    model = build_model(task.spec, chosen)
     assert placed_filters(model, next(task.train_batches(0))) == []

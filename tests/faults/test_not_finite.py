@@ -100,6 +100,14 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_diagnosis(tmp_path):
     assert checkpoints_in(tmp_path / "run") == ["step-2"]
 
 
+def test_a_model_without_poles_has_a_diagnosis_without_them(tmp_path):
+    run = small_run(task_of(Poisoned, LONG, first=2, last=99), mixer="focus", max_steps=9)
+    run = replace(run, model=replace(run.model, mixer_options={"memory": False}))
+    with pytest.raises(NonFiniteError, match="the loss is NaN") as caught:
+        train(run, tmp_path / "run", console=quiet())
+    assert "pole radius" not in str(caught.value)
+
+
 def test_a_roll_back_goes_on_with_new_data_and_half_the_rate(tmp_path):
     task = task_of(Poisoned, first=4, last=6)
     run = small_run(task, on_skip_limit="roll_back", max_steps=10, warmup=0, final_learning_rate=1)

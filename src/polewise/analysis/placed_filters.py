@@ -75,13 +75,13 @@ def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
     """Return the filters that every Focus of the model places for a batch, first layer first.
 
     Where Focus has no filters of channels they are those of its memory: a bin for every step, a
-    channel for every head. A model without Focus gives an empty list.
+    channel for every head. A model that filters nothing gives an empty list.
     """
     seen: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     modules: dict[str, Any] = {
         name: part
         for name, part in model.named_modules()
-        if isinstance(part, Focus | PublishedFocus)
+        if isinstance(part, Focus | PublishedFocus) and part.realisation is not None
     }
 
     def remember(name: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:

@@ -358,9 +358,11 @@ class Focus(nn.Module):
         return y, FocusState(position, keys, values, features, ends, attention, products)
 
     @property
-    def realisation(self) -> str:
-        """What `coefficients` are: of the normal form, or of the direct one."""
-        return "normal" if self.filters is None else self.config.realisation
+    def realisation(self) -> str | None:
+        """What `coefficients` are: of the normal form, or of the direct one; None without any."""
+        if self.filters is not None:
+            return self.config.realisation
+        return "normal" if self.config.memory else None
 
     def coefficients(
         self, x: Float[Tensor, "batch length dim"]

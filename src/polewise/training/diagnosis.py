@@ -61,7 +61,7 @@ def _look(model: nn.Module, task: Task, batch: Batch) -> tuple[str | None, str]:
         for name, module in model.named_modules():
             handle = module.register_forward_hook(partial(_note_output, found, name))
             hooks.callback(handle.remove)
-            if isinstance(module, Focus | PublishedFocus):
+            if isinstance(module, Focus | PublishedFocus) and module.realisation is not None:
                 handle = module.register_forward_pre_hook(
                     partial(_note_input, seen, name), with_kwargs=True
                 )
