@@ -15,6 +15,11 @@ from polewise.training import ModelOptions, TrainingOptions
 Variants = dict[str, dict[str, Any]]
 """Name of a system to what it changes."""
 
+ALONE: Variants = {
+    name.removeprefix("focus-"): options for name, (_, options) in WITHOUT_MEMORY.items()
+}
+"""Filters chosen for every bin, fixed ones, and the convolution with its gate."""
+
 PARTS: Variants = {
     "focus": {},
     "memory-everywhere": {"memory_every": 1},
@@ -26,14 +31,10 @@ PARTS: Variants = {
     "sliding-64": {"chunk_length": 64, "sliding": True},
     **{f"chunks-of-{n}": {"chunk_length": n} for n in (16, 64)},
     "filters-beside-memory": {"filters": 1},
-    "convolution-alone": {"memory": False},
+    **{f"{part}-alone": options for part, options in ALONE.items()},
     "attention-alone": {"chunk_length": 64, "memory": False},
-    "fixed-filters-alone": {"filters": 1, "memory": False},
-    "filters-alone": {"filters": 1, "memory": False, "hypernetwork": "recurrent"},
-    "filters-and-attention": {
-        "filters": 1, "memory": False, "hypernetwork": "recurrent", "chunk_length": 64
-    },
-}  # fmt: skip
+    "filters-and-attention": ALONE["filters"] | {"chunk_length": 64},
+}
 """The default, and what it is with a part more or less. The convolution alone, with its gate, is
 the control: a task that it learns as well does not tell the other parts apart."""
 
@@ -74,7 +75,6 @@ def ablations(size: Size) -> Study:
     pixels = ImagesTask(
         source="mnist", num_eval=1000 if cpu else None, batch_size=10 if cpu else 50
     )
-    _, alone = WITHOUT_MEMORY["focus-filters"]
 
     def comparison(
         name: str,
@@ -105,8 +105,8 @@ def ablations(size: Size) -> Study:
             expected_seconds=seconds if cpu else None,
         )
 
-    orders = {name: alone | options for name, options in ORDERS.items()}
-    choices = {name: alone | options for name, options in CHOICES.items()}
+    orders = {name: ALONE["filters"] | options for name, options in ORDERS.items()}
+    choices = {name: ALONE["filters"] | options for name, options in CHOICES.items()}
     steps = in_steps(500 if cpu else 10_000)
     return study_of(
         ablations,
