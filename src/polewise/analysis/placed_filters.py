@@ -6,7 +6,6 @@ angle $\varphi$ in radians per sample (frequency $\varphi / 2\pi$, in cycles per
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from polewise.filters import (
     normal_form_to_poles,
 )
 from polewise.layers import Realisation
-from polewise.mixers import Focus, PublishedFocus
+from polewise.mixers.watching import watch_poles
 from polewise.tasks import Batch
 from polewise.training import compute_logits
 
@@ -77,40 +76,21 @@ def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
     Where Focus has no filters of channels they are those of its memory: a bin for every step, a
     channel for every head. A model that filters nothing gives an empty list.
     """
-    seen: dict[str, tuple[Tensor, dict[str, Any]]] = {}
-    modules: dict[str, Any] = {
-        name: part
-        for name, part in model.named_modules()
-        if isinstance(part, Focus | PublishedFocus) and part.realisation is not None
-    }
-
-    def remember(name: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
-        def hook(_: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
-            x = positional[0] if positional else named["x"]
-            seen[name] = x.detach(), {k: v for k, v in named.items() if k == "shared"}
-
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(remember(name), with_kwargs=True)
-        for name, module in modules.items()
-    ]
     was_training = model.training
     model.eval()
     try:
-        compute_logits(model, batch)
+        with watch_poles(model) as seen:
+            compute_logits(model, batch)
     finally:
         model.train(was_training)
-        for hook in hooks:
-            hook.remove()
     return [
         PlacedFilters(
             name=name,
-            realisation=modules[name].realisation,
-            coefficients=modules[name].coefficients(x, **shared).double().cpu(),
-            mix=_mix(modules[name]).detach().double().cpu(),
+            realisation=placing.realisation,
+            coefficients=placing.coefficients(),
+            mix=_mix(placing.mixer).detach().double().cpu(),
         )
-        for name, (x, shared) in seen.items()
+        for name, placing in seen.items()
     ]
 
 

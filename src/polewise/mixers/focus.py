@@ -42,6 +42,7 @@ from polewise.layers import (
     BinFeaturesState,
     LongConvEmbedder,
     PositionBias,
+    Realisation,
     RecurrentEmbedder,
     RmsNorm,
     ShortConv,
@@ -91,7 +92,7 @@ class FocusConfig:
     """Filters per channel of the values, summed; 0 leaves them out beside a memory."""
     bin_length: int = 32
     """Steps that share their filters."""
-    realisation: Literal["normal", "direct"] = "normal"
+    realisation: Realisation = "normal"
     """normal: a contraction for any poles. direct: the paper's coefficients, over the whole
     stability triangle."""
     turning: bool = True
@@ -358,7 +359,7 @@ class Focus(nn.Module):
         return y, FocusState(position, keys, values, features, ends, attention, products)
 
     @property
-    def realisation(self) -> str | None:
+    def realisation(self) -> Realisation | None:
         """What `coefficients` are: of the normal form, or of the direct one; None without any."""
         if self.filters is not None:
             return self.config.realisation

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from polewise.filters import coefficients_to_poles
-from polewise.mixers import Focus, PublishedFocus
+from polewise.mixers.watching import Placing, watch_poles
 from polewise.tasks import Batch, Task
 from polewise.training.evaluation import compute_logits
 from polewise.training.fully_sharded import own_share
@@ -56,16 +56,11 @@ def _look(model: nn.Module, task: Task, batch: Batch) -> tuple[str | None, str]:
     if not _is_finite(batch["inputs"]):
         return "the inputs of the batch are not finite: look at the data", ""
     found: list[str] = []
-    seen: dict[str, tuple[Any, Tensor, dict[str, Any]]] = {}
     with ExitStack() as hooks:
+        seen = hooks.enter_context(watch_poles(model))
         for name, module in model.named_modules():
             handle = module.register_forward_hook(partial(_note_output, found, name))
             hooks.callback(handle.remove)
-            if isinstance(module, Focus | PublishedFocus) and module.realisation is not None:
-                handle = module.register_forward_pre_hook(
-                    partial(_note_input, seen, name), with_kwargs=True
-                )
-                hooks.callback(handle.remove)
         logits = compute_logits(model, batch)
         loss = task.loss(logits, batch)
     poles = _largest_pole(seen)
@@ -92,24 +87,12 @@ def _note_output(found: list[str], name: str, module: nn.Module, _: Any, output:
             return
 
 
-def _note_input(
-    seen: dict[str, tuple[Any, Tensor, dict[str, Any]]],
-    name: str,
-    module: Any,
-    positional: Any,
-    named: Any,
-) -> None:
-    x = positional[0] if positional else named["x"]
-    seen[name] = (module, x.detach(), {k: v for k, v in named.items() if k == "shared"})
-
-
-@torch.no_grad()
-def _largest_pole(seen: dict[str, tuple[Any, Tensor, dict[str, Any]]]) -> str:
+def _largest_pole(seen: dict[str, Placing]) -> str:
     """Return the largest pole radius, with its layer, filter and channel; "" without filters."""
     best = (-1.0, "")
-    for name, (module, x, shared) in seen.items():
-        coefficients = module.coefficients(x, **shared).double()
-        if module.realisation == "normal":
+    for name, placing in seen.items():
+        coefficients = placing.coefficients()
+        if placing.realisation == "normal":
             radius = coefficients[..., 0]
         else:
             radius = coefficients_to_poles(coefficients).abs().amax(-1)
