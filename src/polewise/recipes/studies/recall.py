@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import PEERS, RELATIVES, Mixers, equal_systems, mixers
+from polewise.recipes.studies.systems import (
+    PEERS,
+    RELATIVES,
+    WITH_CONVOLUTION,
+    Mixers,
+    equal_systems,
+    mixers,
+)
 from polewise.tasks import MqarTask, RecallTask
 
 
@@ -104,16 +111,13 @@ def _recallers(names: tuple[str, ...], length: int) -> Mixers:
     """These mixers, attention with the one head of the published benchmark, and some of them again
     with what they may only lack by the terms of this house: sight of the whole sequence, or the
     short convolution that Focus and Mamba-2 begin with."""
-    chosen = mixers(*names, chunk_length=32, length=length)
-    variants: Mixers = {
-        "attention": ("attention", {"heads": 1}),
-        "attention-conv": ("attention", {"heads": 1, "conv_width": 4}),
-        "gated_linear_attention-conv": ("gated_linear_attention", {"conv_width": 4}),
-        "mega-whole": ("mega", {"chunk_length": length}),
-    }
-    for name, (mixer, options) in variants.items():
-        if mixer in names and not (name == "mega-whole" and not 32 < length <= 1024):
-            chosen[name] = (mixer, options)
+    with_convolution = (name for name, (mixer, _) in WITH_CONVOLUTION.items() if mixer in names)
+    chosen = mixers(*names, *with_convolution, chunk_length=32, length=length)
+    for name, (mixer, options) in chosen.items():
+        if mixer == "attention":
+            chosen[name] = (mixer, {"heads": 1, **options})
+    if "mega" in names and 32 < length <= 1024:
+        chosen["mega-whole"] = ("mega", {"chunk_length": length})
     return chosen
 
 

@@ -28,8 +28,10 @@ WITHOUT_MEMORY: Mixers = {
 }
 """Focus as filters of channels and nothing else, chosen for every bin or learned once for all; and
 as its short convolution and its gate, the control: what is learned without looking far."""
-WITH_CONVOLUTION: Mixers = {"attention-conv": ("attention", {"conv_width": 4})}
-"""A Transformer with the short convolution of Focus, which may be all that it lacks."""
+WITH_CONVOLUTION: Mixers = {
+    f"{mixer}-conv": (mixer, {"conv_width": 4}) for mixer in ("attention", "gated_linear_attention")
+}
+"""Peers with the short convolution of Focus and Mamba-2, which may be all that they lack."""
 DEEP = ("focus", "mamba2-deep", *WITHOUT_MEMORY)
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one."""
 
