@@ -128,6 +128,16 @@ def test_seeds_of_a_former_finalist_stand_in_for_nothing():
     assert study_section(values).facts[0] == "All 8 runs are done."
 
 
+def test_a_seed_that_diverged_is_told_and_comes_after_those_that_did_not():
+    rows = [row("focus", rate, 0, 0.9) for rate in (0.001, 0.01)]
+    rows += [row("focus", 0.001, 1, 0, status="diverged", metrics=None)]
+    rows += [row("mega", rate, seed, 0.5) for rate in (0.001, 0.01) for seed in (0, 1)]
+    cells = table_of(study(*rows))
+    assert cells["focus"]["accuracy"] == "90.0 %; 1 of 2 seeds diverged"
+    assert cells["focus"]["missing"] == ""
+    assert list(cells) == ["mega", "focus", "attention"]
+
+
 def test_a_system_that_diverged_at_every_rate_says_so():
     rows = [row("focus", rate, 0, 0, status="diverged", metrics=None) for rate in (0.001, 0.01)]
     cells = table_of(study(*rows))["focus"]

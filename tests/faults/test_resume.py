@@ -35,7 +35,7 @@ class Stopping(RecallWith):
         return batch
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
 def test_stopped_after_any_step_a_run_ends_with_the_same_bits_and_the_same_log(
     step, tmp_path, finished_run
 ):

@@ -157,6 +157,8 @@ def _work(rank: int, processes: int, port: int, jobs: list[Job], answers: Path |
     os.environ.update(environment(rank, processes, port))
     for number, job in enumerate(jobs):
         _note_what_is_shared_out(job[1], rank)
+        if isinstance(job[0], Run) and rank:  # as where each names its folder by its own clock
+            job = job[0], job[1].with_name(f"{job[1].name}-of-{rank}")
         if answers is None:
             alone(job)
         else:

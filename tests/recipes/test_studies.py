@@ -233,6 +233,33 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_been(
     assert row["cpu_seconds"] is None  # only its second part is known
 
 
+def test_a_request_that_comes_while_a_run_ends_stops_the_study(tiny_study, tmp_path, monkeypatch):
+    study = tiny_study(names=("attention",))
+    task, asked = type(study.comparisons[0].task), []
+    evaluate = task.eval_batches
+
+    def interrupt_at_the_last_evaluation(self):
+        asked.append(None)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self)
+
+    monkeypatch.setattr(task, "eval_batches", interrupt_at_the_last_evaluation)
+    stopped = run_study(study, out=tmp_path / "runs", results=tmp_path / "tiny.json")
+    assert (stopped.status, stopped.signal) == ("interrupted", signal.SIGTERM)
+    assert (stopped.num_done, stopped.num_left) == (1, 1)
+
+
+def test_processes_that_share_a_results_file_keep_each_other_s_rows(tiny_study, tmp_path):
+    study = tiny_study(rates=(1e-3,))
+    run_study(study, out=tmp_path / "runs", results=tmp_path / "whole.json")
+    one, two = (Results(study, tmp_path / "shared.json") for _ in range(2))
+    for results, row in zip((one, two), read_results(tmp_path / "whole.json")["rows"], strict=True):
+        results.add(row)
+        results.write()
+    assert read_results(one.path) == read_results(tmp_path / "whole.json")
+
+
 def test_a_run_that_was_killed_before_it_was_written_down_is_not_trained_again(
     tiny_study, tmp_path
 ):
@@ -353,6 +380,20 @@ def test_seconds_are_not_shared_out_among_more_jobs_than_cores(tiny_study, tmp_p
     jobs = (os.cpu_count() or 1) + 1
     with pytest.raises(ValueError, match=r"jobs must be at most .* short has a budget in seconds"):
         run_study(timed, out=tmp_path, results=tmp_path / "tiny.json", jobs=jobs)
+
+
+def test_runs_with_a_budget_in_seconds_all_have_as_many_threads(tiny_study, tmp_path):
+    study = tiny_study(names=("attention",))
+    comparison = study.comparisons[0]
+    training = replace(comparison.training, max_steps=None, max_seconds=0.1)
+    timed = replace(study, comparisons=(replace(comparison, training=training),))
+    places = {"out": tmp_path / "runs", "results": tmp_path / "tiny.json"}
+    run_study(timed, **places, only="*/rate-0.001-*")
+    values = json.loads(places["results"].read_text())
+    values["environments"][0]["num_threads"] += 1
+    places["results"].write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"jobs must give every run .* thread\(s\), as those of "):
+        run_study(timed, **places | {"out": tmp_path / "again"})
 
 
 def test_a_damaged_results_file_is_refused_and_kept(tiny_study, tmp_path):

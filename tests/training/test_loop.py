@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from polewise.tasks import ImagesTask, RecallTask, TextTask
 from polewise.training import NonFiniteError, Run, RunFolder, evaluate, resume, train
 from polewise.training.display import Display, format_seconds
+from polewise.training.stopping import stop_requests
 
 
 def quiet():
@@ -46,6 +47,14 @@ class PoisonedTask(RecallTask):
     def train_batches(self, seed, first_step=0):
         for step, batch in enumerate(super().train_batches(seed, first_step), first_step):
             yield batch | {"poison": torch.tensor(float("nan") if step >= 3 else 1.0)}
+
+
+def test_who_asks_inside_asks_around_it_too():
+    with stop_requests() as around, stop_requests() as inside:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (inside.signal, around.signal) == (signal.SIGTERM, signal.SIGTERM)
+        with stop_requests() as later:
+            assert later.signal is None
 
 
 def test_a_run_leaves_a_complete_folder(tmp_path, small_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from polewise.training import RunFolder
 
 _WIDTH, _HEIGHT = 6.4, 4.4
 _MOST_POINTS = 4000
+_MOST_COLUMNS = 400
 
 
 def write_figures(folder: RunFolder) -> list[Path]:
@@ -101,13 +103,16 @@ def draw_frequency_responses(path: Path, placed: PlacedFilters) -> Path:
     """Draw the gain over frequency: the median over channels in every bin, or, where poles do not
     move, how the channels differ."""
     frequency = torch.linspace(0, 0.5, 129, dtype=torch.float64)
-    gain = placed.frequency_response(frequency)[0].abs().numpy()
+    bins = placed.coefficients.shape[1]
+    times = _evenly(bins if placed.moving else 1, _MOST_COLUMNS)
+    drawn_bins = replace(placed, coefficients=placed.coefficients[:1, times])
+    gain = drawn_bins.frequency_response(frequency)[0].abs().numpy()
     at, decibels = frequency.numpy(), 20 * np.log10(np.maximum(gain, 1e-12))
     figure, axes = _figure()
     if placed.moving:
         median = np.median(decibels, axis=1)
         drawn = axes.pcolormesh(
-            np.arange(len(median) + 1), at, median.T[:-1], cmap="magma", shading="flat"
+            np.append(times, bins), at, median.T[:-1], cmap="magma", shading="flat"
         )
         figure.colorbar(drawn, ax=axes, label="gain (dB)")
         axes.set_xlabel("bin")

@@ -101,7 +101,11 @@ def _draw_curve(
 ) -> Line2D:
     where = "step" if comparison["max_seconds"] is None else "seconds"
     curves = [
-        [(point[where], point[comparison["headline"]]) for point in row["curve"]]
+        [
+            (point[where], point[comparison["headline"]])
+            for point in row["curve"]
+            if comparison["headline"] in point  # it is left out where it was not finite
+        ]
         for row in summary.runs
     ]
     # Runs may stop early, at a target: the mean is over those that have come that far.

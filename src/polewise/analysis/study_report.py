@@ -123,14 +123,15 @@ def render_markdown(studies: Sequence[Study], figures: Mapping[str, Sequence[str
 
 
 _LEGEND = (
-    "Every system of a comparison has the same parameters (to 2 %), data, budget and grid of "
-    "learning rates. Metrics are the mean over seeds at its best rate by validation (among equals"
-    " that of the fewest steps), with the lowest and the highest, never the best run; what it took "
-    "is the median over seeds. The state "
-    "is what streaming keeps of one sequence as long as the task's. Core seconds are what the "
-    "processors worked for a run, evaluations included, which other work on the machine hardly "
-    "changes; positions a second are those of training steps, which it does change. The memory is "
-    "the process's peak."
+    "Every system of a comparison has the same data, budget and grid of learning rates, and the "
+    "same parameters: to 2 %, to 4 % where it is as many whole layers as fit; the parts of Focus "
+    "in `ablations` have as many layers as the default instead. Metrics are the mean over seeds at "
+    "a system's best rate by validation (among equals that of the fewest steps), with the lowest "
+    "and the highest, never the best run; what it took is the median over seeds. The state is what "
+    "streaming keeps of one sequence as long as the task's. Core seconds are what the processors "
+    "worked for a run, evaluations included, which other work on the machine hardly changes; "
+    "positions a second are those of training steps, which it does change. The memory is the "
+    "process's peak."
 )
 
 
@@ -154,7 +155,7 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
             summary.system,
             _number(summary.median("parameters")),
             "" if summary.learning_rate is None else f"{summary.learning_rate:g}",
-            _spread(summary, headline) or _diverged(summary),
+            _reached(summary, headline),
             *([_spread(summary, headline, "test")] if tested else []),
             *(_spread(summary, name) for name in also),
             _number(summary.median("steps")),
@@ -248,7 +249,8 @@ def _machines(study: Study) -> list[str]:
             f"{where['num_threads']} thread(s) a run, torch {where['versions']['torch']}"
         )
         seen = commits.setdefault(machine, [])
-        if (commit := (where["git_commit"] or "no checkout")[:10]) not in seen:
+        commit, changed, _ = (where["git_commit"] or "no checkout").partition("+changes")
+        if (commit := commit[:10] + changed) not in seen:
             seen.append(commit)
     return [f"Machine: {each}; commit {', '.join(made)}." for each, made in commits.items()]
 
@@ -273,8 +275,15 @@ def _spread(summary: SystemSummary, measure: str, part: str = "metrics") -> str:
     return "" if spread is None else spread.describe(measure)
 
 
-def _diverged(summary: SystemSummary) -> str:
-    return "diverged" if summary.grid and summary.learning_rate is None else ""
+def _reached(summary: SystemSummary, headline: str) -> str:
+    """The headline metric over the seeds that came to an end, and how many did not."""
+    if summary.grid and summary.learning_rate is None:
+        return "diverged"
+    if not summary.num_diverged:
+        return _spread(summary, headline)
+    seeds = len(summary.runs) + summary.num_diverged
+    diverged = f"{summary.num_diverged} of {seeds} seeds diverged"
+    return "; ".join(part for part in (_spread(summary, headline), diverged) if part)
 
 
 def _number(value: float | None) -> str:

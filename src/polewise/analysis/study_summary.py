@@ -44,7 +44,9 @@ class SystemSummary:
     learning_rate: float | None
     """The best of them; None if there is none."""
     runs: tuple[Row, ...]
-    """The runs of the whole budget at that rate, one per seed."""
+    """The runs of the whole budget at that rate that came to its end, one per seed."""
+    num_diverged: int = 0
+    """How many others there were: their loss or last figure is NaN or infinite."""
     missing: str = ""
     """What has not been run yet; empty if nothing."""
 
@@ -61,7 +63,8 @@ class SystemSummary:
 
 
 def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSummary]:
-    """Return what every system of a comparison has reached, best first, those without runs last."""
+    """Return what every system of a comparison has reached: the best first, those of which a seed
+    diverged after the others, those without runs last."""
     mine = [row for row in rows if row["comparison"] == comparison["name"]]
     summaries = [
         _summarize_system(comparison, name, [row for row in mine if row["system"] == name])
@@ -80,9 +83,10 @@ def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSumm
         for number, summary in enumerate(sorted(summaries, key=first))
     ]
 
-    def place(summary: SystemSummary) -> tuple[bool, float]:
+    def place(summary: SystemSummary) -> tuple[bool, bool, float]:
         spread = summary.spread(headline)
-        return spread is None, 0.0 if spread is None else sign * spread.mean
+        value = 0.0 if spread is None else sign * spread.mean
+        return spread is None, summary.num_diverged > 0, value
 
     return sorted(summaries, key=place)
 
@@ -107,12 +111,15 @@ def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row])
     finite = {rate: value for rate, value in grid.items() if value is not None}
     sign = -1 if comparison["higher_is_better"] else 1
     best = min(finite, key=lambda rate: (sign * finite[rate], tried[rate]["steps"]), default=None)
-    runs = tuple(
-        row
-        for row in rows
-        if row["learning_rate"] == best and row["share"] == 1 and row["status"] == "done"
+    whole = [row for row in rows if row["learning_rate"] == best and row["share"] == 1]
+    runs = tuple(row for row in whole if row["status"] == "done")
+    return SystemSummary(
+        system=name,
+        grid=grid,
+        learning_rate=best,
+        runs=runs,
+        num_diverged=len(whole) - len(runs),
     )
-    return SystemSummary(system=name, grid=grid, learning_rate=best, runs=runs)
 
 
 def _missing(comparison: Mapping[str, Any], summary: SystemSummary, *, is_finalist: bool) -> str:
@@ -120,6 +127,7 @@ def _missing(comparison: Mapping[str, Any], summary: SystemSummary, *, is_finali
     if len(summary.grid) < rates:
         missing.append(f"{rates - len(summary.grid)} of {rates} rates")
     seeds = comparison["num_seeds"] if is_finalist else 1
-    if summary.learning_rate is not None and len(summary.runs) < seeds:
-        missing.append(f"{seeds - len(summary.runs)} of {seeds} seeds")
+    seen = len(summary.runs) + summary.num_diverged
+    if summary.learning_rate is not None and seen < seeds:
+        missing.append(f"{seeds - seen} of {seeds} seeds")
     return ", ".join(missing)

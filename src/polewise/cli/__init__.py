@@ -20,6 +20,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from torch import OutOfMemoryError
+
 from polewise.cli import listings, runs, streams, studies, train
 from polewise.cli.output import EXIT_FAILED, EXIT_MISTAKE, exit_code
 from polewise.cli.parsing import Command, choose_command, parse
@@ -42,6 +44,12 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+_LESS_MEMORY = (
+    "Take less of it: a smaller --batch-size (with --accumulate as many times larger), a shorter "
+    "--length, --checkpoint-activations, or a smaller model."
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -58,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _fail(f"a file or folder must be readable, or writable: {error}", EXIT_FAILED)
+    except (MemoryError, OutOfMemoryError) as error:
+        return _fail(f"{error or 'out of memory'} {_LESS_MEMORY}", EXIT_FAILED)
 
 
 def _run(words: list[str]) -> int:

@@ -39,6 +39,8 @@ def eval(  # noqa: A001
         task = replace(task, eval_bytes=0)
     if isinstance(task, ForecastTask):
         task = replace(task, eval_stride=1)
+    described.task.prepare()
+    folder.require_same_data(described)
     task.prepare()
     metrics = evaluate(folder.load_model(), task)
     if isinstance(task, TextTask):
@@ -67,7 +69,9 @@ def info(run: RunPath) -> int:
     print(f"training    {pairs(config['training'])}")
     print(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
     if described.task.spec.kind == "language":
-        print(f"state       {model.state_num_bytes(batch=1):,} bytes per sequence when streaming")
+        length = described.task.spec.length
+        size = model.state_num_bytes(batch=1, length=length)
+        print(f"state       {size:,} bytes a sequence when streaming, after {length:,} steps")
     evaluations = [record for record in records if record["kind"] == "eval"]
     if evaluations:
         print(f"evaluated   {pairs(evaluations[-1], 'kind')}")

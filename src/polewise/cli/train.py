@@ -197,8 +197,8 @@ def _finish(outcome: Outcome) -> int:
         return outcome.exit_code
     from polewise.analysis import write_figures
 
-    write_figures(folder)
     print(f"finished after {outcome.step} steps: {pairs(outcome.metrics)}")
+    write_figures(folder)
     print(f"everything is in {folder.path}")
     return 0
 

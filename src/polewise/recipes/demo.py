@@ -17,6 +17,7 @@ from polewise.recipes.recall import focus_recall
 from polewise.recipes.text import demo_text
 from polewise.tasks import RecallTask, TextTask
 from polewise.training import Outcome, Run, RunFolder, train
+from polewise.training.display import print_line
 
 PROMPT_BYTES = 64
 SAMPLE_BYTES = 400
@@ -56,7 +57,7 @@ def run_demo(
     began = time.monotonic()
 
     def say(line: str = "") -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
     pairs = recall_task.num_pairs
     say(f"1. Recall: {pairs} keys with their values, then a key again. Which was its value?")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import http.client
 import io
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -50,7 +50,7 @@ def _fetch(file: DataFile, say: Callable[[str], object]) -> Path:
         with urllib.request.urlopen(str(file.url), timeout=_TIMEOUT_SECONDS) as response:
             # A page of another size is no original; what is packed is hardly larger.
             packed = response.read(file.num_bytes + 2**20)
-    except (urllib.error.URLError, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
         raise ValueError(
             f"fetch needs a network: {file.url} could not be reached ({error}). "
             f"Place the file at {target} by other means."

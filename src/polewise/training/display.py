@@ -44,17 +44,19 @@ class Display:
             self._bar.update(self._row, completed=share, status=status)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._print(f"{self.title} {share:4.0%}  {status}")
+            print_line(self.console, f"{self.title} {share:4.0%}  {status}")
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._print(f"{self.title}  {text}")
+        print_line(self.console, f"{self.title}  {text}")
 
-    def _print(self, text: str) -> None:
-        try:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        except (OSError, SystemExit):  # rich would exit where nobody reads any more (`| head`)
-            self.console = Console(quiet=True)
+
+def print_line(console: Console, text: str = "") -> None:
+    """Print a line as it stands; nothing more where nobody reads any more (`| head`)."""
+    try:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    except (OSError, SystemExit):  # rich would exit
+        console.quiet = True
 
 
 def format_seconds(seconds: float) -> str:

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Literal
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from polewise.training.checkpoint import find_checkpoint, limit_for, read_progress
@@ -49,7 +50,7 @@ class Outcome:
 def train(
     run: Run, out: str | Path, *, title: str = "train", console: Console | None = None
 ) -> Outcome:
-    """Train a new run in the new folder `out`.
+    """Train a new run in the new folder `out`; of several processes that of the main one counts.
 
     What the process frees from now on it keeps for its next step (`keep_freed_memory`).
 
@@ -65,6 +66,8 @@ def train(
     accelerator = join_processes(run.training)
     if run.training.split_sequence:
         require_splittable(run, accelerator.num_processes)
+    if accelerator.num_processes > 1:  # each may have named its folder by its own clock
+        (out,) = broadcast_object_list([str(out)])
     if accelerator.is_main_process:
         RunFolder.create(out, run)
     accelerator.wait_for_everyone()
@@ -110,7 +113,7 @@ def resume(
         checkpoint = find_checkpoint(folder.checkpoints_path, max_bytes=limit, note=display.note)
         if checkpoint is not None:
             done = read_progress(checkpoint)
-            if spent_share(done, run.training) >= 1:
+            if spent_share(done, run.training) >= 1 and not done.owes_evaluation:
                 raise ValueError(
                     f"max_steps or max_seconds must be more than what {folder.path} has spent "
                     f"({done.step} steps, {done.seconds:.0f} s) to go on."
@@ -173,7 +176,7 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
             continue
         if is_due:
             session.log_window(rate)
-        progress.owes_evaluation = evaluates and stops
+        progress.owes_evaluation = stops and (evaluates or spent >= 1)
         if evaluates and not stops:
             session.measure()
         # The last checkpoint comes at the very end, and in the middle of trouble none does:
@@ -187,7 +190,7 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
         session.measure()
     # The last checkpoint comes last: where it stands, all that a run leaves does.
     session.save_model(best=False)
-    if session.saved_at != session.progress.step:
+    if session.agreed(float(session.saved_at != session.progress.step)) > 0:
         session.save()
     session.accelerator.wait_for_everyone()
     reached = session.has_reached_target()

@@ -101,7 +101,7 @@ class Progress:
     rollbacks: int = 0
     """Times the run went back to a checkpoint; each halves the learning rate."""
     owes_evaluation: bool = False
-    """Whether the run was asked to stop where an evaluation was due."""
+    """Whether the run was asked to stop where an evaluation was due, or at its very end."""
     window: StepWindow = field(default_factory=StepWindow)
     """What the next line of the log will average."""
     usual: UsualLoss = field(default_factory=UsualLoss)

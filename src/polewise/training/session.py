@@ -221,6 +221,7 @@ class Session:
         self.progress = self._load(last)
         self.progress.data_step = before.data_step
         self.progress.skipped, self.progress.best = before.skipped, before.best
+        self.progress.skipped_in_a_row = 0
         self.progress.rollbacks = before.rollbacks + 1
         self.begin_where_it_stands()
         self.write("roll_back", {"from_step": before.step, "rollbacks": self.progress.rollbacks})
@@ -250,8 +251,12 @@ class Session:
         self.display.note(f"step {progress.step}: " + _in_words(self.metrics))
         value = self.metrics[task.headline]
         if isfinite(value) and (progress.best is None or _better(task, value, progress.best)):
+            saved = 0.0
             with self.tolerance():
                 self.save_model(best=True)
+                saved = 1.0
+            # Only the main process writes; whether there is a better one yet is for all to know.
+            if self.agreed(saved) == 1:
                 progress.best = value
 
     def log_window(self, rate: float) -> None:

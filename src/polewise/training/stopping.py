@@ -17,26 +17,35 @@ class StopRequest:
     """The signal that asked, SIGINT or SIGTERM; None while nobody has."""
 
 
+_open: list[StopRequest] = []
+"""Those that are listening, the innermost last."""
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Turn Ctrl-C and SIGTERM into a request to stop after the step.
 
     A second Ctrl-C raises KeyboardInterrupt at once; a second SIGTERM changes nothing, for
-    schedulers send several. Outside the main thread, where Python handles no signals, nobody asks.
+    schedulers send several. One inside another asks both: what would come after the inner one, such
+    as the next run of a study, is to stop too. Outside the main thread, where Python handles no
+    signals, nobody asks.
     """
     request = StopRequest()
 
     def ask(number: int, _: object) -> None:
         if request.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal = number
+        for each in _open:
+            each.signal = number
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    _open.append(request)
     try:
         yield request
     finally:
+        _open.remove(request)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,7 +22,7 @@ from typing import Any
 from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies.study import Comparison, Measured, Study, Trial
 from polewise.recipes.studies.trial_run import is_of
-from polewise.training.durable import replace_file
+from polewise.training.durable import alone_in, replace_file
 
 FORMAT = 1
 
@@ -35,14 +35,22 @@ class Results:
         self.rows: dict[str, dict[str, Any]] = {}
         self.outdated: list[str] = []
         """Rows of the file that are not of the study as it is now; the next writing drops them."""
-        if path.exists():
-            trials = {trial.name: trial for trial in study.trials()}
-            for row in read_results(path)["rows"]:
-                trial = trials.get(row["run"])
-                if trial is not None and _is_of(row, trial):
-                    self.rows[row["run"]] = row
-                else:
-                    self.outdated.append(row["run"])
+        self.read()
+
+    def read(self) -> None:
+        """Take in the rows of the file that are not known yet: its own, or another process's."""
+        if not self.path.exists():
+            return
+        trials = {trial.name: trial for trial in self.study.trials()}
+        for row in read_results(self.path)["rows"]:
+            name = row["run"]
+            if name in self.rows or name in self.outdated:
+                continue
+            trial = trials.get(name)
+            if trial is not None and _is_of(row, trial):
+                self.rows[name] = row
+            else:
+                self.outdated.append(name)
 
     def measured(self) -> dict[str, Measured]:
         """Return what every run that is done has reached, by name."""
@@ -59,7 +67,13 @@ class Results:
         self.rows[row["run"]] = row
 
     def write(self) -> None:
-        """Replace the file, whole or not at all."""
+        """Replace the file, whole or not at all, with the rows that others have added meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.path.parent):
+            self.read()
+            replace_file(self.path, json.dumps(self._describe(), indent=1) + "\n")
+
+    def _describe(self) -> dict[str, Any]:
         order = [trial.name for trial in self.study.trials() if trial.name in self.rows]
         environments: list[Any] = []
         rows = []
@@ -69,7 +83,7 @@ class Results:
             if environment not in environments:
                 environments.append(environment)
             rows.append({**row, "environment": environments.index(environment)})
-        description = {
+        return {
             "format": FORMAT,
             "study": self.study.name,
             "size": self.study.size,
@@ -79,8 +93,6 @@ class Results:
             "environments": environments,
             "rows": rows,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, json.dumps(description, indent=1) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from polewise.options import require_at_least
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import has_outcome, processes, read_row, run_trial
-from polewise.training.display import format_seconds
+from polewise.training.display import format_seconds, print_line
 from polewise.training.stopping import StopRequest, stop_requests
 
 
@@ -78,6 +78,7 @@ def run_study(
     """
     _require_fair(study, jobs)
     ledger = _Ledger(study, out, Results(study, results), only, console or Console())
+    _require_as_many_threads(ledger.results, jobs)
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with stop_requests() as stop:
         if jobs == 1:
@@ -179,7 +180,7 @@ class _Ledger:
 
     def say(self, line: str) -> None:
         if processes().is_main_process:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(self.console, line)
 
 
 def _run_one_after_another(ledger: _Ledger, stop: StopRequest) -> int | None:
@@ -296,3 +297,20 @@ def _require_fair(study: Study, jobs: int) -> None:
             f"jobs must be at most {cores}, the cores of this machine: {timed[0]} has a budget in "
             f"seconds, which runs that share a core would not have equally; got {jobs}."
         )
+
+
+def _require_as_many_threads(results: Results, jobs: int) -> None:
+    """Raise ValueError where a budget in seconds would buy more, or less, than it did before."""
+    threads = 1 if jobs > 1 else torch.get_num_threads()
+    timed = {
+        each.name for each in results.study.comparisons if each.training.max_seconds is not None
+    }
+    for row in results.rows.values():
+        before = row["environment"]["num_threads"]
+        if row["comparison"] in timed and before != threads:
+            how = "--jobs 2" if before == 1 else f"OMP_NUM_THREADS={before} and --jobs 1"
+            raise ValueError(
+                f"jobs must give every run {before} thread(s), as those of {row['comparison']} in "
+                f"{results.path} had, for their budget is in seconds; got {threads}. Choose "
+                f"{how}, or another --out."
+            )

@@ -81,6 +81,7 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
         headline = run.task.headline
         if diverged is None and headline not in _evaluations(RunFolder.open(path))[-1]:
             diverged = f"{headline} is not a finite number at the end"
+        peak = _peak_memory()
         values = {
             "status": "done" if diverged is None else "diverged",
             **({} if diverged is None else {"diagnosis": diverged}),
@@ -88,7 +89,7 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
             # Of a run that was interrupted only the last part is known.
             "wall_seconds": round(time.monotonic() - began, 3) if fresh else None,
             "cpu_seconds": round(time.process_time() - began_cpu, 3) if fresh else None,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak if fresh else None,
             # Each process draws batches of its own: the batch is so many times as large.
             "num_processes": processes().num_processes,
             "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
@@ -161,7 +162,7 @@ def _is_over(folder: RunFolder, run: Run) -> bool:
         return False
     progress = read_progress(checkpoint)
     if spent_share(progress, run.training) >= 1:
-        return True
+        return not progress.owes_evaluation
     last = _evaluations(folder)[-1:]
     if run.training.stop_at is None or not last or last[0]["step"] != progress.step:
         return False
@@ -185,7 +186,7 @@ def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any
     if diverged:
         return measured
     last = evaluations[-1]
-    model: Any = folder.load_model()
+    model: Any = folder.load_model().to(processes().device)
     measured |= {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "state_bytes": None,
