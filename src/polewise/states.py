@@ -76,8 +76,8 @@ def require_like(name: str, state: Any, like: Any) -> None:
             time and may have any size.
 
     Raises:
-        ValueError: another tree, shape or device; the message names the place.
-        TypeError: another dtype, or no state at all.
+        ValueError: another tree or none, another shape or device; the message names the place.
+        TypeError: integers where floating numbers belong, or the reverse.
     """
     if isinstance(like, Tensor) and isinstance(state, Tensor):
         same = state.ndim == like.ndim and all(
@@ -115,7 +115,8 @@ def save(state: Any, path: str | Path) -> None:
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        torch.save([leaf.detach().cpu() for leaf in tensors(state)], beside)
+        # Cloned: of a view the whole of what it looks into would be written.
+        torch.save([leaf.detach().cpu().clone() for leaf in tensors(state)], beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

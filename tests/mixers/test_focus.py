@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from polewise import Focus, FocusConfig, Mamba2Config, states
 from polewise.filters import is_stable
+from polewise.layers import AdaptiveFilters, RecurrentEmbedder
 from polewise.ops import associative_filter
 
 SMALL = {
@@ -330,5 +331,30 @@ def test_an_output_map_that_is_watched_or_replaced_is_called(config):
     hook.remove()
     assert len(seen) == 1
     torch.testing.assert_close(watched, plain)
-    mixer.to_output = nn.Sequential(mixer.to_output, nn.Tanh())
+    output = mixer.to_output
+    mixer.to_output = nn.Sequential(output, nn.Tanh())
     torch.testing.assert_close(mixer(x)[0], plain.tanh())
+    mixer.to_output = output
+    mixer.norm.register_forward_hook(lambda module, given, y: 2 * y)
+    torch.testing.assert_close(mixer(x)[0], 2 * plain)
+    output.forward = torch.ones_like  # as tools do that fetch weights for the call
+    assert (mixer(x)[0] == 1).all()
+
+
+def test_filters_that_look_both_ways_do_not_see_padding():
+    torch.manual_seed(0)
+    filters = AdaptiveFilters(3, 1, 4, causal=False)
+    x, start = torch.randn(1, 9, 3), torch.zeros(1, dtype=torch.int64)
+    x[0, 5:] = torch.nan
+    y, _ = filters(x, None, start, torch.tensor([5]))
+    alone, _ = filters(x[:, :5], None, start)
+    torch.testing.assert_close(y[:, :5], alone)
+
+
+def test_a_memory_of_the_hypernetwork_that_rounds_to_endless_has_a_gradient():
+    embedder = RecurrentEmbedder(2)
+    with torch.no_grad():
+        embedder.logit.fill_(18)
+    y, _ = embedder(torch.ones(1, 5, 2))
+    y.sum().backward()
+    assert torch.isfinite(embedder.logit.grad).all()

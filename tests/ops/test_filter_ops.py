@@ -295,6 +295,18 @@ def test_the_number_of_threads_changes_no_bit(form):
         assert torch.equal(one, many)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_nan_in_padding_reaches_no_gradient_of_what_is_let_past(backend):
+    x, skip = torch.ones(1, 6, 2), torch.ones(2, requires_grad=True)
+    x[0, 2:] = torch.nan
+    poles = torch.full((1, 2, 2), 0.5)
+    y, _ = normal_form_filter(
+        x, poles, poles, 4, skip=skip, lengths=torch.tensor([2]), backend=backend
+    )
+    y.sum().backward()
+    assert skip.grad.tolist() == [2, 2]
+
+
 def test_switching_stable_direct_forms_diverges_and_the_normal_form_does_not():
     # Bins of 16, theta1 = 0.999, theta0 alternating: every frozen filter is stable.
     theta0 = torch.tensor([0.15369, 0.97338], dtype=torch.float64).repeat(128)

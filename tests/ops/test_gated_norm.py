@@ -126,6 +126,36 @@ def test_autocast_narrows_a_projection_and_nothing_before_it():
     )
 
 
+def test_neither_the_default_dtype_nor_autocast_on_the_way_back_changes_a_bit():
+    inputs = drawn(9)
+    wanted = with_gradients(inputs, projected=True, backend="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        ours = with_gradients(inputs, projected=True, backend="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(ours, wanted, strict=True):
+        assert torch.equal(one, other)
+
+    y = gated_norm(*inputs, projection=projection_for(inputs[0]), backend="cpu")
+    plain = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrowed = torch.autograd.grad(y.sum(), inputs)
+    for one, other in zip(narrowed, plain, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_product_beyond_the_range_of_half_precision_is_no_infinity():
+    large = torch.full((1, 2, 4), 300.0, dtype=torch.float16)
+    torch.testing.assert_close(gated_norm(large, large, torch.ones(4)), torch.ones(1, 2, 4))
+
+
+@pytest.mark.parametrize("weight", [[1.0], torch.ones(5, dtype=torch.int64)])
+def test_a_weight_that_is_no_floating_tensor_is_named(weight):
+    with pytest.raises(TypeError, match="weight must be a floating tensor"):
+        gated_norm(torch.ones(1, 2, 5), None, weight)
+
+
 def test_shapes_are_told_without_numbers():
     inputs = [t.detach().to("meta") for t in drawn(9)]
     assert gated_norm(*inputs, projection=projection_for(drawn(9)[0]).to("meta")).shape == (2, 9, 7)

@@ -263,6 +263,24 @@ def test_nan_in_padding_reaches_no_gradient(op):
         torch.testing.assert_close(poisoned, clean)
 
 
+def test_shapes_are_told_without_numbers():
+    q = torch.ones(1, 40, 2, 4, device="meta")
+    y, state = associative_filter(q, q, q, q[..., 0])
+    assert (y.shape, state.shape) == (q.shape, (1, 2, 1, 4, 4))
+    y, state = gated_filter(q, q, q, q)
+    assert (y.shape, state.shape) == (q.shape, (1, 2, 4, 4))
+    x, a = q.flatten(2), torch.ones(1, 5, 8, 2, device="meta")
+    assert circular_filter(x, a, 8).shape == x.shape
+    assert long_conv(x, x[0, :7])[0].shape == x.shape
+
+
+@pytest.mark.parametrize("op", [associative_filter, gated_filter])
+def test_what_is_read_has_the_precision_of_what_was_stored(op):
+    q = torch.ones(1, 3, 1, 4, dtype=torch.bfloat16)
+    y, _ = op(q, q, q.float(), q[..., 0] if op is associative_filter else q)
+    assert y.dtype == torch.float32
+
+
 def test_coefficients_of_another_shape_are_named():
     x = torch.zeros(2, 8, 3)
     for a in (torch.zeros(2), torch.zeros(2, 1, 3), torch.zeros(2, 1, 3, 1)):

@@ -95,3 +95,20 @@ def test_wrong_arguments_are_explained():
         turn(x, angle, backend="gpu")
     with pytest.raises(ValueError, match="backend 'cpu' must have float32 x"):
         turn(x.double(), angle, backend="cpu")
+
+
+def test_the_default_dtype_changes_no_bit():
+    inputs = drawn(9)
+    wanted = with_gradients(inputs, backend="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        ours = with_gradients(inputs, backend="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(ours, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="x must be a floating tensor"):
+        turn(torch.ones(1, 2, 1, 2, dtype=torch.int64), torch.ones(1, 2, 1, 1))

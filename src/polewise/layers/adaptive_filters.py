@@ -13,6 +13,7 @@ from torch.nn import functional
 from polewise.filters import coefficients_to_unconstrained, unconstrained_to_coefficients
 from polewise.layers.bin_features import Features
 from polewise.ops import circular_filter, direct_form_filter, normal_form_filter
+from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards, direct_form_state_before, normal_form_state_before
 
 Realisation = Literal["normal", "direct", "circular"]
@@ -174,8 +175,7 @@ class AdaptiveFilters(nn.Module):
             late = self.bin_length - 1 if streaming else 0
             bins = -(-(late + x.shape[1]) // self.bin_length) if x.shape[1] else 0
             return self._squash(base).expand(x.shape[0], bins, *base.shape[:2], 2)
-        pooled = features.pooled.to(self.to_poles.up.weight.dtype)
-        moved = self.to_poles(pooled).to(dtype)
+        moved = self.to_poles(features.pooled.to(x.dtype)).to(dtype)
         known = features.known[..., None, None, None]
         return self._squash(base + torch.where(known, moved, 0))
 
@@ -205,6 +205,7 @@ class AdaptiveFilters(nn.Module):
     ) -> Tensor:
         forwards, _ = self._one_way(x, coefficients, self.mix[0], offset, lengths, None, skip)
         # Backwards the padding comes first; it is silence, so the state stays at rest.
+        x = hide_padding(x, lengths)
         padding = -x.shape[1] % self.bin_length
         reverse = functional.pad(x, (0, 0, 0, padding)).flip(1)
         backwards, _ = self._one_way(

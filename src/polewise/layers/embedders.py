@@ -52,6 +52,7 @@ class LongConvEmbedder(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch history dim"]]:
         if self.shards is not None:
             state = self.shards.window_before(x, self.kernel.shape[0] - 1)
+        state = None if state is None else state.to(x.dtype)  # one begun outside of autocast
         kernel = self.kernel.sign() * (self.kernel.abs() - self.squash).clamp(min=0)
         y, state = long_conv(
             x, kernel.to(x.dtype), lengths=lengths, state=state, spectrum=self.spectrum
@@ -95,8 +96,10 @@ class RecurrentEmbedder(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim 2"]]:
         batch, length, _ = x.shape
-        decay = self.logit.to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
-        gain = self.weight * (1 - decay**2).sqrt()
+        logit = self.logit.to(torch.promote_types(x.dtype, torch.float32))
+        decay = logit.sigmoid()
+        # sqrt(1 - decay^2), whose gradient stays finite where decay rounds to 1.
+        gain = self.weight * ((-logit).sigmoid() * (1 + decay)).sqrt()
         mix = torch.stack([gain, torch.zeros_like(gain)], -1)
         decay = decay[:, None, None].expand(-1, batch, min(length, 1), -1)
         angle = torch.zeros_like(decay[0])

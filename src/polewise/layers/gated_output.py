@@ -15,23 +15,24 @@ def gated_output(
     norm: RmsNorm,
     projection: nn.Linear,
 ) -> Float[Tensor, "batch length dim"]:
-    """`gated_norm` and `projection`, as one op where that is the plain linear map it was made as.
+    """`norm` and `projection`, as one op where both are the plain modules they were made as.
 
-    One that was replaced or is watched (an adapter's, a quantised one, one with hooks) is called as
-    a module.
+    Those that were replaced or are watched (an adapter's, a quantised one, one with hooks, or whose
+    numbers are fetched when it is called) are called as modules.
     """
     gate = gate.to(x.dtype)
-    if _is_plain(projection):
-        return gated_norm(x, gate, norm.weight, projection=projection.weight)
-    return projection(gated_norm(x, gate, norm.weight))
+    if _is_plain(norm, RmsNorm) and _is_plain(projection, nn.Linear):
+        return gated_norm(x, gate, norm.weight, projection=projection.weight, eps=norm.eps)
+    return projection(norm(x, gate))
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     watched = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter
-    return plain and module.bias is None and not any(watched)
+    plain = type(module) is kind and type(module.weight) is nn.Parameter
+    own = getattr(module, "bias", None) is None and "forward" not in vars(module)
+    return plain and own and not any(watched)

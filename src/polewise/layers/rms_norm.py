@@ -12,10 +12,16 @@ class RmsNorm(nn.RMSNorm):
     r"""$y = w \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ in the wider of both dtypes:
     under autocast the input may be narrower than the weight."""
 
+    eps: float
+
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-5)
 
     def forward(
-        self, x: Float[Tensor, "batch length *heads dim"]
+        self,
+        x: Float[Tensor, "batch length *heads dim"],
+        gate: Float[Tensor, "batch length *heads dim"] | None = None,
     ) -> Float[Tensor, "batch length *heads dim"]:
-        return gated_norm(x.flatten(2), None, self.weight, eps=1e-5).view(x.shape)
+        """Of `x`, or of x SiLU(gate)."""
+        gate = None if gate is None else gate.flatten(2)
+        return gated_norm(x.flatten(2), gate, self.weight, eps=self.eps).view(x.shape)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from polewise.layers import ShortConv
 from polewise.ops import KernelSpectrum, long_conv
+from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
 from polewise.options import require_at_least
 
@@ -91,7 +92,7 @@ class ImplicitKernel(nn.Module):
         config, device = self.config, self.sharpness.device
         # float32 or wider whatever the model's precision: bfloat16 counts to 256.
         dtype = torch.promote_types(self.sharpness.dtype, torch.float32)
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             taps = torch.arange(config.taps, device=device, dtype=dtype)[:, None]
             time = taps / max(config.taps - 1, 1)
             bands = torch.linspace(1e-4, config.bands - 1, config.bands, device=device, dtype=dtype)
@@ -108,7 +109,9 @@ class ImplicitKernel(nn.Module):
 
 
 def _linear(layer: Any, x: Tensor) -> Tensor:
-    """The layer, in the precision of `x`."""
+    """The layer, in the precision of `x`; an adapter's or a quantised one as it is."""
+    if type(layer) is not nn.Linear:
+        return layer(x)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return functional.linear(x, layer.weight.to(x.dtype), bias)
 

@@ -138,12 +138,19 @@ backward.register_autograd(refuse_second_derivative)
 def _setup_context(ctx, inputs, output):
     starts = output[2]
     ctx.mark_non_differentiable(starts)
+    ctx.set_materialize_grads(False)  # or zeros are made for the kept states at every call
     ctx.save_for_backward(*inputs[:5], starts)
 
 
 def _backward(ctx, grad_y, grad_last, _):
-    *gradients, grad_angle, grad_state = backward(grad_y, grad_last, *ctx.saved_tensors)
-    turning = ctx.saved_tensors[4] is not None
+    saved = ctx.saved_tensors
+    v, angle, starts = saved[2], saved[4], saved[5]
+    if grad_y is None:
+        grad_y = torch.zeros_like(v)
+    if grad_last is None:
+        grad_last = starts.new_zeros(*starts.shape[:2], *starts.shape[3:])
+    *gradients, grad_angle, grad_state = backward(grad_y, grad_last, *saved)
+    turning = angle is not None
     return *gradients, grad_angle if turning else None, grad_state
 
 

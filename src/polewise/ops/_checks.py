@@ -62,14 +62,14 @@ def rows_of_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
     """How many steps of each row are real: (batch,) int64."""
     if lengths is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
-    _require_rows("lengths", lengths, x)
+    require_rows("lengths", lengths, x)
     return lengths.to(torch.int64).clamp(0, x.shape[1])
 
 
 def require_offset(offset: int | Tensor, bin_length: int, x: Tensor) -> None:
     """`offset` can say where `x[:, 0]` stands in its bin: one number, or one a row."""
     if isinstance(offset, Tensor):
-        _require_rows("offset", offset, x)
+        require_rows("offset", offset, x)
         return
     if isinstance(offset, bool) or not isinstance(offset, int):
         raise TypeError(
@@ -85,7 +85,7 @@ def require_offset(offset: int | Tensor, bin_length: int, x: Tensor) -> None:
 def rows_of_offsets(offset: int | Tensor, x: Tensor) -> Tensor:
     """Where `x[:, 0]` stands in its bin, for each row: (batch,) int64."""
     if isinstance(offset, Tensor):
-        return offset.to(torch.int64)
+        return offset.to(torch.int64).contiguous()
     return torch.full((x.shape[0],), offset, dtype=torch.int64, device=x.device)
 
 
@@ -189,7 +189,10 @@ def require_triton(backend: str, x: Tensor) -> None:
         )
 
 
-def _require_rows(name: str, value: Tensor, x: Tensor) -> None:
+def require_rows(name: str, value: Tensor, x: Tensor) -> None:
+    """`value` has an integer for every row of `x`, and lives where `x` lives."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int64 tensor (batch,); got {type(value).__name__}.")
     if tuple(value.shape) != (x.shape[0],):
         raise ValueError(
             f"{name} must have one entry a row, shape ({x.shape[0]},); got {tuple(value.shape)}."

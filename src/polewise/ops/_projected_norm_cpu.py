@@ -21,7 +21,7 @@ BLOCK = 512
 def forward(x: Tensor, gate: Tensor, weight: Tensor, projection: Tensor, eps: float) -> Tensor:
     y = fresh(x[..., :1].expand(-1, -1, len(projection)))
     for x_now, gate_now, y_now in _blocks(x, gate, y):
-        n = torch.empty(x_now.shape)
+        n = x_now.new_empty(x_now.shape)
         write_gated(x_now, gate_now, weight, eps, n)
         torch.mm(n, projection.T, out=y_now)
     return y
@@ -35,7 +35,8 @@ def backward(
     grad_weight, grad_projection = torch.zeros_like(weight), torch.zeros_like(projection)
     blocks = _blocks(grad_y, x, gate, grad_x, grad_gate)
     for grad_y_now, x_now, gate_now, grad_x_now, grad_gate_now in blocks:
-        n, grad_n = torch.empty(x_now.shape), grad_y_now @ projection
+        n, grad_n = x_now.new_empty(x_now.shape), x_now.new_empty(x_now.shape)
+        torch.mm(grad_y_now, projection, out=grad_n)  # autocast would narrow one without a place
         grad_weight += write_gated_gradients(
             grad_n, x_now, gate_now, weight, eps, grad_x_now, grad_gate_now, n
         )

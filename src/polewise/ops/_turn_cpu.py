@@ -6,7 +6,6 @@ further moves y at a right angle to itself. So nothing is kept but y, which what
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from polewise.ops._compiled import array, compiled, copy_line, fresh, rows, run_blocks, vectorised
@@ -27,7 +26,7 @@ def forward(x: Tensor, angle: Tensor) -> Tensor:
 def backward(grad_y: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and angle."""
     grad_x = fresh(y)
-    grad_angle = torch.zeros(len(y), *angle.shape[1:])
+    grad_angle = angle.new_zeros(len(y), *angle.shape[1:])
     run_blocks(
         _backward, *_size(y), SEGMENT, *rows(grad_y.flatten(2)), array(y), array(angle.cos()),
         array(-angle.sin()), grad_x.numpy(), grad_angle.numpy(),

@@ -25,6 +25,7 @@ from polewise.ops._checks import (
     usable_backend,
 )
 from polewise.ops._products import filtered_products
+from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
 from polewise.ops.taint import clean_and_mark, put_back
 
@@ -116,7 +117,7 @@ def associative_filter(
         require_like("skip", skip, (heads,), q, "(heads,)")
     parts = 1 if angle is None else 2
     shape = (batch, heads, parts, key_dim, value_dim)
-    given, dtype = q.dtype, accumulator_dtype(q)
+    given, dtype = v.dtype, accumulator_dtype(q)
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
@@ -137,13 +138,14 @@ def associative_filter(
     q, k, v = (hide_padding(part, lengths) for part in (q, k, v))
     if run is not _triton:
         q, k, v = (part.to(dtype) for part in (q, k, v))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         decay, state = decay.to(dtype), state.to(dtype)
         if run is _compiled:
             y, last = _compiled(q, k, v, decay, angle, step, skip, state, key_head)
         else:
             if q.shape[2] > 1 and key_head != list(range(heads)):
-                q, k = q[:, :, key_head], k[:, :, key_head]
+                # Not by index: a list of them is sent to a GPU, which is waited for, at every call.
+                q, k = (torch.stack([x[:, :, head] for head in key_head], 2) for x in (q, k))
             taken = v if step is None else v * step[..., None].to(v.dtype)
             y, last = run(q, k, taken, decay, angle, state)
             y = y if skip is None else y + skip.to(y.dtype)[:, None] * v.to(y.dtype)
@@ -341,4 +343,4 @@ def _states_of_chunks(added: Tensor, chunk_pole: Tensor, state: Tensor) -> tuple
         cosine, sine = left * turned.cos(), left * turned.sin()
         turn = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
         states = torch.einsum("bhnmrp,bhmpkv->bhnrkv", turn, added)
-    return states[:, :, :-1], states[:, :, -1]
+    return states[:, :, :-1], states[:, :, -1].clone()  # a view would keep them all

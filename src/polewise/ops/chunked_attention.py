@@ -20,6 +20,7 @@ from polewise.ops._checks import (
     require_backend,
     require_like,
     require_positive,
+    require_rows,
     require_sequence,
     rows_of_lengths,
 )
@@ -87,7 +88,8 @@ def chunked_attention(
     batch, length, heads, head_dim = q.shape
     require_like("k", k, (batch, length, heads, head_dim), q, axes)
     require_sequence("v", v, "(batch, length, heads, value_dim)")
-    require_like("v", v, (batch, length, heads, v.shape[-1]), q, axes)
+    shape = (batch, length, heads, v.shape[-1])
+    require_like("v", v, shape, q, "(batch, length, heads, value_dim)")
     require_positive("chunk_length", chunk_length, "tokens")
     if bias is not None:
         distances = chunk_length if causal else 2 * chunk_length - 1
@@ -107,10 +109,16 @@ def chunked_attention(
         y = run(q, k, v, chunk_length, bias, steps, None, sliding, False)
         return hide_padding(y, lengths), None
 
-    before = _empty_state(k, v, chunk_length) if state is None else state
-    shape = (batch, chunk_length, heads)
-    require_like("state.keys", before.keys, (*shape, head_dim), q, axes)
-    require_like("state.values", before.values, (*shape, v.shape[-1]), q, axes)
+    before = _empty_state(k, v, chunk_length)
+    if state is not None:
+        kept = (batch, chunk_length, heads)
+        axes = "(batch, chunk_length, heads, {})"
+        require_like("state.keys", state.keys, (*kept, head_dim), q, axes.format("head_dim"))
+        require_like(
+            "state.values", state.values, (*kept, v.shape[-1]), q, axes.format("value_dim")
+        )
+        require_rows("state.position", state.position, q)
+        before = state
     after = AttentionState(
         newest(before.keys, k, lengths), newest(before.values, v, lengths), before.position + steps
     )
@@ -217,8 +225,8 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
         index = (distance if causal else distance + chunk_length - 1).clamp(0, bias.shape[1] - 1)
         mask = bias.to(q.dtype)[:, index].masked_fill(~mask, -math.inf)
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    marks_seen = visible[:, :, None].to(marks.dtype) @ marks[..., None]
-    y = put_back(y, marks_seen)
+    marks_seen = (visible.to(marks.dtype) @ marks.transpose(2, 3)).transpose(2, 3)
+    y = put_back(y, marks_seen[..., None])
     return y.transpose(2, 3).flatten(1, 2)[:, :length]
 
 

@@ -20,6 +20,7 @@ from polewise.ops._checks import (
     require_positive,
     require_sequence,
 )
+from polewise.ops.autocast import without_autocast
 
 
 def circular_filter(
@@ -69,7 +70,7 @@ def circular_filter(
         return x.clone()
     dtype = accumulator_dtype(x)
     bins = functional.pad(x, (0, 0, 0, -length % bin_length)).unflatten(1, (-1, bin_length))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         turn = torch.arange(points // 2 + 1, device=x.device, dtype=dtype)
         delay = torch.polar(torch.ones_like(turn), turn * (-2 * torch.pi / points))
         a1, a2 = a.to(dtype)[:, :, None].unbind(-1)

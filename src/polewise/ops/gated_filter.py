@@ -20,6 +20,7 @@ from polewise.ops._checks import (
     usable_backend,
 )
 from polewise.ops._products import filtered_products
+from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
 from polewise.ops.taint import clean_and_mark, put_back
 
@@ -94,9 +95,9 @@ def gated_filter(
         lengths = rows_of_lengths(lengths, q)
         real = torch.arange(length, device=q.device) < lengths[:, None]
         decay = torch.where(real[..., None, None], decay, 1)
-    given = q.dtype
+    given = v.dtype
     q, k, v = (hide_padding(part, lengths).to(dtype) for part in (q, k, v))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         y, last = run(q, k, v, decay.to(dtype), state.to(dtype))
     return hide_padding(y, lengths).to(given), last
 

@@ -64,6 +64,11 @@ def gated_norm(
     require_sequence("x", x, axes)
     if gate is not None:
         require_like("gate", gate, tuple(x.shape), x, axes)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        what = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a floating tensor (group,); got {what}.")
+    if weight.device != x.device:
+        raise ValueError(f"weight must be on {x.device} like the sequence; got {weight.device}.")
     if weight.ndim != 1 or not len(weight) or x.shape[2] % len(weight):
         raise ValueError(
             f"weight must have shape (group,), of a size that divides {x.shape[2]} channels; got "
@@ -104,8 +109,10 @@ def _definition(x, gate, weight, projection, eps):
 
 
 def _by_tensors(x, gate, weight, projection, eps):
-    u = x if gate is None else x * functional.silu(gate)
-    u = u.to(torch.promote_types(accumulator_dtype(u), weight.dtype))
+    wide = torch.promote_types(accumulator_dtype(x), weight.dtype)
+    u = x.to(wide)
+    if gate is not None:
+        u = u * functional.silu(gate.to(wide))
     if len(weight) < u.shape[2]:
         u = u.unflatten(-1, (-1, len(weight)))
     y = functional.rms_norm(u, weight.shape, weight.to(u.dtype), eps)

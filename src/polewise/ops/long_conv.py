@@ -18,6 +18,7 @@ from polewise.ops._checks import (
     require_sequence,
     rows_of_lengths,
 )
+from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding, newest
 from polewise.ops.taint import may_look
 
@@ -85,7 +86,7 @@ def long_conv(
     past = torch.cat([state.to(x.dtype), x_real], 1)
     if length == 1 and backend is None:
         run = _one_step  # as in decoding: a transform would cost more
-    y = run(past, kernel, length, spectrum) if x.numel() else torch.empty_like(x)
+    y = run(past, kernel, length, spectrum) if x.numel() else x_real.clone()
     return hide_padding(y, lengths), newest(state, x_real, lengths)
 
 
@@ -163,7 +164,7 @@ def _by_fft(past: Tensor, kernel: Tensor, length: int, spectrum: KernelSpectrum 
     first taps - 1 outputs, which belong to the segment before."""
     dtype = accumulator_dtype(past)
     size = good_fft_length(past.shape[1])
-    with torch.autocast(past.device.type, enabled=False):
+    with without_autocast(past.device):
         response = _spectrum(kernel, size) if spectrum is None else spectrum.of(kernel, size)
         y = torch.fft.irfft(torch.fft.rfft(past.to(dtype), size, dim=1) * response, size, dim=1)
     return y[:, kernel.shape[0] - 1 :][:, :length].to(past.dtype)

@@ -103,6 +103,8 @@ def normal_form_filter(
     require_like("angle", angle, (batch, bins, dim), x, "(batch, bins, dim)")
     require_offset(offset, bin_length, x)
     require_bins("decay", bins, offset, length, bin_length)
+    if mix is not None and not isinstance(mix, Tensor):
+        raise TypeError(f"mix must be a tensor (dim, 2); got {type(mix).__name__}.")
     if mix is not None and mix.ndim == 2:
         require_like("mix", mix, (dim, 2), x, "(dim, 2)")
     elif mix is not None:
@@ -128,7 +130,7 @@ def normal_form_filter(
 
     run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), x)]
     if mix is None:
-        mix = torch.tensor([1.0, 0.0], dtype=dtype, device=x.device).expand(dim, 2)
+        mix = torch.eye(2, dtype=dtype, device=x.device)[0].expand(dim, 2)
     if mix.ndim == 2:
         mix = mix[None, None]
     if skip is None and run is not _triton:
@@ -198,8 +200,8 @@ def _blockwise(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, 
     rotation = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
     identity = torch.eye(2, dtype=x.dtype, device=x.device)
     matrix = torch.where(real_step[..., None, None, None], rotation, identity)
-    drive = torch.where(real_step[..., None], x, 0)
-    drive = torch.stack([drive, torch.zeros_like(drive)], -1)
+    x = torch.where(real_step[..., None], x, 0)
+    drive = torch.stack([x, torch.zeros_like(x)], -1)
     states = affine_scan(matrix, drive, fresh, state)
     mix = mix.expand(*decay.shape, 2)
     y = (states * spread_over_steps(mix, bins)).sum(-1) + skip * x

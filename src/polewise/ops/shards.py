@@ -168,7 +168,7 @@ def _turn_and_add(transition: Tensor, state: Tensor, end: Tensor) -> Tensor:
 
 def _map_and_add(transition: Tensor, state: Tensor, end: Tensor) -> Tensor:
     """A matrix on the last two axes."""
-    return (transition @ state[..., None])[..., 0] + end
+    return (transition * state[..., None, :]).sum(-1) + end  # autocast narrows a product
 
 
 class _Gather(torch.autograd.Function):

@@ -40,10 +40,15 @@ def turn(
 
     Raises:
         ValueError: there are fewer channels than `angle` turns, or the backend cannot run here.
+        TypeError: `x` or `angle` is no floating tensor.
 
     Source:
         Su et al. 2021 (rotary positions), who turn by multiples of the position.
     """
+    for name, value in (("x", x), ("angle", angle)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name} must be a floating tensor; got {what}.")
     if 2 * angle.shape[-1] > x.shape[-1]:
         raise ValueError(
             f"x must have at least 2 * pairs = {2 * angle.shape[-1]} channels; got {x.shape[-1]}."
