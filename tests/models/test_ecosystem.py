@@ -228,10 +228,13 @@ def test_hidden_states_are_what_each_block_reads_and_the_last(byte_model):
 
 def test_embeddings_can_be_given_resized_and_are_tied(byte_model):
     ids = torch.tensor([list(b"It was")])
-    given = byte_model(inputs_embeds=byte_model.model.embed(ids)).logits
+    given = byte_model(inputs_embeds=byte_model.get_input_embeddings()(ids)).logits
     torch.testing.assert_close(given, byte_model(ids).logits)
     byte_model.resize_token_embeddings(300)
     assert byte_model(ids).logits.shape[-1] == 300
+    embedded = byte_model.get_input_embeddings()(ids)
+    torch.testing.assert_close(byte_model(inputs_embeds=embedded).logits, byte_model(ids).logits)
+    torch.testing.assert_close(embedded, 4 * byte_model.get_input_embeddings().weight[ids])
     assert byte_model.lm_head.weight is byte_model.get_input_embeddings().weight
     untied = PolewiseForCausalLM(
         PolewiseConfig(hidden_size=8, num_hidden_layers=1, tie_word_embeddings=False)

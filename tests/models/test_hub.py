@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ transformers = pytest.importorskip("transformers")
 
 from transformers.dynamic_module_utils import get_imports  # noqa: E402
 
-from polewise import PolewiseConfig, PolewiseForSequenceClassification  # noqa: E402
+from polewise import (  # noqa: E402
+    MIXERS,
+    FocusConfig,
+    PolewiseConfig,
+    PolewiseForCausalLM,
+    PolewiseForSequenceClassification,
+)
 from polewise.models.hub import export_for_hub, flat_sources  # noqa: E402
 
 LOAD = """
@@ -111,3 +118,15 @@ def test_a_model_of_numbers_is_exported_without_a_tokenizer(tmp_path):
     export_for_hub(PolewiseForSequenceClassification(config), tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoModel"]
+
+
+def test_a_mixer_whose_code_would_not_be_there_is_refused(tmp_path, monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Theirs(FocusConfig):
+        pass
+
+    monkeypatch.setitem(MIXERS, "theirs", Theirs)
+    model = PolewiseForCausalLM(PolewiseConfig(mixer="theirs", hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="model must have a mixer of Polewise"):
+        export_for_hub(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

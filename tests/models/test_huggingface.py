@@ -283,6 +283,46 @@ def test_classification_reads_numbers_and_ignores_padding(causal, pooling):
     torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_numbers_under_a_mask_are_not_looked_at_in_training_either():
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS
+    )
+    model = PolewiseForSequenceClassification(config)
+    x, mask = torch.randn(1, 9, 2), torch.ones(1, 9, dtype=torch.long)
+    x[0, 3], mask[0, 3] = torch.nan, 0
+    model(input_values=x, attention_mask=mask, labels=torch.tensor([1])).loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_who_asks_for_a_cache_of_a_classification_gets_none():
+    config = PolewiseConfig(hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS)
+    model = PolewiseForSequenceClassification(config)
+    torch.testing.assert_close(
+        model(tokens(1, 9), use_cache=True).logits, model(tokens(1, 9)).logits
+    )
+
+
+def test_what_a_mask_hides_and_what_follows_it_is_no_target():
+    model, ids = language_model(), tokens(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :4], mask[1, 6] = 0, 0
+    labels = ids.clone()
+    labels[0, :5], labels[1, 6:8] = -100, -100
+    expected = model(ids, attention_mask=mask, labels=labels).loss
+    ids[0, :4] = 10**6  # not looked at, as a target either
+    torch.testing.assert_close(model(ids, attention_mask=mask, labels=ids).loss, expected)
+
+
+def test_a_configuration_can_be_read_back_with_the_notes_of_others(tmp_path):
+    config = PolewiseConfig(hidden_size=8, mixer_options=FOCUS)
+    assert PolewiseConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    config.note = "left by a tool"
+    config.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="PolewiseConfig has no 'note'"):
+        assert PolewiseConfig.from_pretrained(tmp_path).note == "left by a tool"
+
+
 def test_a_class_is_read_from_the_mean_of_all_steps_or_from_the_last():
     torch.manual_seed(0)
     options = {"num_input_features": 2, "hidden_size": 8, "num_hidden_layers": 1}
@@ -311,6 +351,8 @@ def test_a_forecast_is_made_at_the_last_real_step(tmp_path):
     output = model(input_values=x, attention_mask=mask, labels=torch.ones(2, 3, 2))
     assert output.logits.shape == (2, 3, 2)
     torch.testing.assert_close(output.loss, (output.logits - 1).square().mean())
+    with pytest.raises(ValueError, match=r"labels must have shape \(batch, 3, 2\) like the for"):
+        model(input_values=x, attention_mask=mask, labels=torch.ones(2, 3))
     alone = model(input_values=x[1:, :12]).logits
     torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
     hidden = model.model(input_values=x[1:, :12]).last_hidden_state[:, -1]

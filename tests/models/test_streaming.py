@@ -189,7 +189,7 @@ class Always(torch.nn.Module):
         self.logits = torch.tensor(logits)
 
     def step(self, ids, state):
-        return self.logits.expand(1, ids.shape[1], -1), state
+        return self.logits.expand(1, ids.shape[1], -1), ids
 
 
 @pytest.mark.parametrize(
@@ -377,6 +377,15 @@ def test_a_batch_with_nothing_in_it_gives_nothing(model):
             "seq_idx must stand alone",
         ),
         ({"position_ids": torch.tensor([[0, 1, 2, 0, 1]])}, ValueError, "position_ids .*seq_idx"),
+        (
+            {
+                "position_ids": torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]),
+                "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
+            },
+            ValueError,
+            "position_ids .*seq_idx",
+        ),
+        ({"positon_ids": None, "position_idz": 1}, TypeError, "Did you mean 'position_ids'"),
         ({"cu_seq_lens_q": torch.tensor([0, 3, 5])}, TypeError, "given as seq_idx"),
         ({"output_attentions": True}, ValueError, "output_attentions must be False"),
         ({"cache": "cache"}, TypeError, "cache must be a PolewiseCache"),
@@ -442,6 +451,37 @@ def test_what_a_state_cannot_do_is_refused_with_the_reason(model):
     with pytest.raises(ValueError, match="cannot stream"):
         leaking.generate(ids, max_new_tokens=3)
     assert written(leaking, ids, max_new_tokens=3, use_cache=False).shape == (1, 3)
+
+
+def test_a_prompt_that_ends_in_padding_is_refused(model):
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with pytest.raises(ValueError, match="Pad at the left"):
+        model.generate(tokens(2, 3), attention_mask=mask, max_new_tokens=2)
+
+
+def test_positions_that_rise_among_real_tokens_are_taken(model):
+    positions, mask = torch.tensor([[1, 1, 0, 1, 2]]), torch.tensor([[0, 0, 1, 1, 1]])
+    given = model(tokens(1, 5), attention_mask=mask, position_ids=positions).logits
+    assert torch.equal(given, model(tokens(1, 5), attention_mask=mask).logits)
+
+
+def test_going_on_needs_the_whole_text_or_a_mask_over_it(model):
+    ids = tokens(1, 6)
+    cache = model(ids, use_cache=True).cache
+    for again in (ids, ids[:, :2]):
+        with pytest.raises(ValueError, match="the cache has read 6 columns"):
+            model.generate(again, cache=cache, max_new_tokens=2)
+
+
+def test_a_single_step_is_compiled_only_where_steps_are_alike():
+    with pytest.raises(ValueError, match="state of constant size; that of mixer='attention'"):
+        language_model("attention").compile_step()
+
+
+def test_a_model_that_cannot_stream_is_refused_by_our_own_generate():
+    leaking = language_model("published_focus", realisation="circular", leak=True)
+    with pytest.raises(ValueError, match="model must stream"):
+        list(generate(leaking, tokens(1, 5), 3))
 
 
 def test_a_state_goes_to_a_file_and_back(model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
@@ -51,21 +52,31 @@ def require_mask(name: str, mask: Tensor, given: Tensor, seen: int) -> None:
         raise ValueError(f"{name} must have shape (batch, length) = {wanted}; got {got}.")
 
 
-def refuse_unknown(arguments: dict[str, Any], *, said: bool) -> None:
-    """See that nothing that was asked for is left out in silence.
+def require_rising(positions: Tensor, real: Tensor | None) -> None:
+    """Check that the positions of the real tokens rise in every row.
 
-    `said`: seq_idx or a mask already says which tokens belong together.
+    Raises:
+        ValueError: they begin anew, or stand still.
+    """
+    if real is None or positions.shape != real.shape:
+        falls = positions.diff(dim=-1) <= 0
+    else:
+        highest = torch.where(real, positions, -1).cummax(-1).values
+        falls = real[:, 1:] & (positions[:, 1:] <= highest[:, :-1])
+    if bool(falls.any()):
+        raise ValueError(
+            "position_ids must rise in every row: they do not cut a row into documents. Say it "
+            "with seq_idx (DataCollatorWithFlattening(return_seq_idx=True) makes it)."
+        )
+
+
+def refuse_unknown(arguments: dict[str, Any]) -> None:
+    """See that nothing that was asked for is left out in silence.
 
     Raises:
         ValueError: a known argument that asks for what no model here can do.
         TypeError: an unknown argument.
     """
-    positions = arguments.pop("position_ids", None)
-    if positions is not None and not said and bool((positions.diff(dim=-1) <= 0).any()):
-        raise ValueError(
-            "position_ids must rise in every row: they do not cut a row into documents. Say it "
-            "with seq_idx (DataCollatorWithFlattening(return_seq_idx=True) makes it)."
-        )
     if arguments.pop("output_attentions", None):
         raise ValueError("output_attentions must be False: no mixer keeps its weights.")
     for name, value in arguments.items():
@@ -82,4 +93,5 @@ _IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids", "tokenizer
 _ARGUMENTS = (
     "input_ids", "attention_mask", "cache", "inputs_embeds", "labels", "use_cache",
     "logits_to_keep", "input_values", "seq_idx", "output_hidden_states", "return_dict",
+    "position_ids",
 )  # fmt: skip

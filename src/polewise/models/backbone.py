@@ -91,6 +91,7 @@ class Backbone(nn.Module):
             else:
                 x, after = block(x, before, lengths, **given)
             states.append(after)
+        lengths = None if lengths is None else lengths.to(x.device)  # blocks may be spread out
         y = hide_padding(self.norm(x), lengths)
         if self.shards is not None:
             return self.shards.whole(y), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -64,11 +65,13 @@ class PolewiseConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         known = {*type(self).__dataclass_fields__, *_KEYS_OF_TRANSFORMERS}
         for key in kwargs:
-            if key not in known and not key.startswith("_"):
-                raise ValueError(
-                    f"PolewiseConfig has no {key!r}.{did_you_mean(key, sorted(known))} "
-                    "A mixer's own options go into mixer_options."
-                )
+            if key in known or key.startswith("_"):
+                continue
+            unknown = f"PolewiseConfig has no {key!r}.{did_you_mean(key, sorted(known))}"
+            if self.transformers_version is None:
+                raise ValueError(f"{unknown} A mixer's own options go into mixer_options.")
+            # A file, in which tools leave notes of their own.
+            warnings.warn(f"{unknown} It is kept as a note.", stacklevel=2)
         backbone = self.backbone()
         self.mixer_options = all_options(backbone.mixer)
         self.intermediate_size = backbone.hidden_dim
@@ -103,5 +106,6 @@ class PolewiseConfig(PreTrainedConfig):
 _KEYS_OF_TRANSFORMERS = (
     "architectures", "auto_map", "dtype", "id2label", "label2id", "model_type", "name_or_path",
     "num_labels", "problem_type", "quantization_config", "torch_dtype", "transformers_version",
-    "attn_implementation", "finetuning_task", "task_specific_params",
+    "attn_implementation", "finetuning_task", "task_specific_params", "output_attentions",
+    "experts_implementation", "per_layer_config",
 )  # fmt: skip

@@ -39,7 +39,8 @@ def generate(
         `generate(model, torch.cat([unread, prompt], 1), n, state=state)`.
 
     Raises:
-        ValueError: an empty prompt, a negative temperature, or `top_k` below 1.
+        ValueError: an empty prompt, a negative temperature, `top_k` below 1, or (from the
+            iterator) a model that cannot stream.
     """
     if prompt.ndim != 2 or prompt.shape[0] != 1 or prompt.shape[1] < 1:
         raise ValueError(
@@ -81,6 +82,11 @@ class Generation(Iterator[int]):
         if self._left < 1:
             raise StopIteration
         logits, state = self._step(self.unread, self.state)
+        if state is None:
+            raise ValueError(
+                "model must stream: its step must return the state that the next one goes on "
+                "from; got None."
+            )
         token = self._draw(logits[:, -1].float())
         self.state, self.unread = state, token  # together: Ctrl-C must not part them
         self._left -= 1

@@ -39,8 +39,9 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
             name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
         }
         output = self.model(
-            input_ids, attention_mask, None, inputs_embeds, False, input_values, **kwargs
-        )
+            input_ids, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
+            **kwargs | {"use_cache": False},
+        )  # fmt: skip
         logits = self.score(pool(output.last_hidden_state, attention_mask, self.config.pooling))
         loss = None
         if labels is not None:
@@ -57,6 +58,9 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
 
     A forecast is `prediction_length` steps of the `num_input_features` numbers that are read.
     """
+
+    accepts_loss_kwargs = False
+    """The loss is a mean: a Trainer that accumulates gradients must divide it itself."""
 
     def __init__(self, config: PolewiseConfig) -> None:
         super().__init__(config)
@@ -90,11 +94,17 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         if kwargs.get("seq_idx") is not None:
             raise ValueError("seq_idx must be None: a row has one forecast, so it is one series.")
         output = self.model(
-            None, attention_mask, None, inputs_embeds, False, input_values, **kwargs
-        )
+            None, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
+            **kwargs | {"use_cache": False},
+        )  # fmt: skip
         last = pool(output.last_hidden_state, attention_mask, "last")
         shape = (self.config.prediction_length, self.config.num_input_features)
         forecast = self.forecast(last).unflatten(-1, shape)
+        if labels is not None and labels.shape != forecast.shape:
+            raise ValueError(
+                f"labels must have shape (batch, {shape[0]}, {shape[1]}) like the forecast, "
+                f"{tuple(forecast.shape)}; got {tuple(labels.shape)}."
+            )
         loss = None if labels is None else nn.functional.mse_loss(forecast, labels)
         return SequenceClassifierOutput(
             loss=loss, logits=forecast, hidden_states=output.hidden_states

@@ -50,7 +50,7 @@ model = {auto_class}.from_pretrained("path/of/this/folder", trust_remote_code=Tr
 ```
 
 The Python files beside this one are the model's code. With `pip install polewise` and
-`import polewise` the same folder loads without `trust_remote_code`.
+`import polewise.models.huggingface` the same folder loads without `trust_remote_code`.
 """
 
 
@@ -60,7 +60,7 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
     A byte model (`vocab_size=256`) gets its tokenizer. Files that are there are replaced.
 
     Raises:
-        ValueError: not one of our classes of models, or `folder` is a file.
+        ValueError: not one of our classes of models or mixers, or `folder` is a file.
     """
     folder = Path(folder)
     name = type(model).__name__
@@ -68,6 +68,13 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
         raise ValueError(f"model must be one of {', '.join(_AUTO_CLASSES)}; got {name}.")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must not be a file; got {folder}.")
+    sources = flat_sources()
+    home = type(model.config.backbone().mixer).__module__
+    if not {_flat_name(home), home.rpartition(".")[2]} & sources.keys():
+        raise ValueError(
+            f"model must have a mixer of Polewise, whose code goes into the folder; "
+            f"{model.config.mixer!r} is one of {home}."
+        )
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {
@@ -77,7 +84,7 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if model.config.vocab_size == 256 and not model.config.num_input_features:
         byte_tokenizer().save_pretrained(folder)
-    for file, source in flat_sources().items():
+    for file, source in sources.items():
         (folder / f"{file}.py").write_text(source)
     card = _CARD.format(
         mixer=model.config.mixer,

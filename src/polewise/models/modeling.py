@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
-from polewise.models.arguments import only_one, real_tokens, refuse_unknown, require_mask
+from polewise.models.arguments import (
+    only_one,
+    real_tokens,
+    refuse_unknown,
+    require_mask,
+    require_rising,
+)
 from polewise.models.backbone import Backbone, BackboneState
 from polewise.models.cache import PolewiseCache
 from polewise.models.configuration import PolewiseConfig
+from polewise.models.embedding import ScaledEmbedding
 from polewise.models.rows import Rows, first_of_documents, real_tokens_first, separate_documents
 from polewise.states import num_bytes, require_like
 
@@ -42,6 +49,11 @@ class PolewisePreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         "base", "logit", "step", "damping", "log_step", "log_rate", "frequency", "log_frequency",
     ]  # fmt: skip
+
+    def __init__(self, config: PolewiseConfig) -> None:
+        super().__init__(config)
+        if config.num_input_features:  # tools look for it by this name
+            self.main_input_name = "input_values"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -84,7 +96,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         if config.num_input_features:
             self.embed_values = nn.Linear(config.num_input_features, config.hidden_size)
         else:
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
         self.backbone = Backbone(config.backbone())
         self._read_token: Any = None
         self.post_init()
@@ -124,7 +136,8 @@ class PolewiseModel(PolewisePreTrainedModel):
                 model, or tokens out of range; the message names the argument.
             TypeError: an unknown argument.
         """
-        refuse_unknown(kwargs, said=seq_idx is not None or attention_mask is not None)
+        positions = kwargs.pop("position_ids", None)
+        refuse_unknown(kwargs)
         if cache is not None and not isinstance(cache, PolewiseCache):
             raise TypeError(
                 f"cache must be a PolewiseCache; got {type(cache).__name__}. "
@@ -142,9 +155,13 @@ class PolewiseModel(PolewisePreTrainedModel):
             real: Tensor | None = seq_idx >= 0
         else:
             real = real_tokens(attention_mask, given, history.length)
+        if positions is not None and seq_idx is None:
+            require_rising(positions, real)
+        # What stands under a mask is not a token or a number, and need not be one.
         if real is not None and input_ids is not None:
-            # What stands under a mask is not a token, and need not be one.
             input_ids = torch.where(real, input_ids, 0)
+        if real is not None and input_values is not None:
+            input_values = torch.where(real[..., None], input_values, 0)
         x = self.embed(input_ids, input_values, inputs_embeds)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
@@ -219,14 +236,12 @@ class PolewiseModel(PolewisePreTrainedModel):
                 f"input_ids must have shape (batch, length); got {tuple(input_ids.shape)}."
             )
         try:
-            embedded = self.embed_tokens(input_ids)
+            return self.embed_tokens(input_ids)
         except IndexError:
             raise ValueError(
                 f"input_ids must lie in [0, {self.config.vocab_size}); got values from "
                 f"{int(input_ids.min())} to {int(input_ids.max())}."
             ) from None
-        # Unit variance in, while the tied output layer stays small.
-        return embedded * math.sqrt(self.config.hidden_size)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_values if self.config.num_input_features else self.embed_tokens
@@ -281,7 +296,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         """Logits of a segment, (batch, length, vocab). Arguments as in `PolewiseModel.forward`.
 
         `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
-        With `seq_idx`, no document is asked to predict the next one's first token.
+        With `seq_idx`, no document is asked to predict the next one's first token; nothing under a
+        mask is a target, nor is what comes just after it.
         """
         loss_arguments = {
             name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
@@ -290,12 +306,15 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             input_ids, attention_mask, cache, inputs_embeds, use_cache,
             seq_idx=seq_idx, **kwargs,
         )  # fmt: skip
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, kept])
+        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             if seq_idx is not None:
                 labels = labels.masked_fill(first_of_documents(seq_idx) | (seq_idx < 0), -100)
+            if attention_mask is not None:
+                real = attention_mask[:, -labels.shape[1] :].bool()
+                after_real = torch.cat([real[:, :1], real[:, :-1]], 1)
+                labels = labels.masked_fill(~(real & after_real), -100)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_arguments
             )
@@ -331,7 +350,15 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
         Args:
             options: of `torch.compile`, in place of `fullgraph=True, dynamic=False`.
+
+        Raises:
+            ValueError: the state grows with every token: no two steps are alike.
         """
+        if self.state_num_bytes(1, 1) != self.state_num_bytes(1, 2):
+            raise ValueError(
+                f"compile_step needs a state of constant size; that of mixer={self.config.mixer!r} "
+                "grows with every token, and each would be compiled anew."
+            )
         compiled = torch.compile(self.model.backbone, **(_COMPILED | options))
         # Beside the registered modules: its weights are the backbone's, and saved once.
         object.__setattr__(self.model, "_read_token", compiled)
@@ -354,6 +381,20 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 f"{name} must hold at least one row of at least one token, (batch, length); "
                 f"got {tuple(prompt.shape)}."
             )
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1:] == 0).any()):
+            raise ValueError(
+                "attention_mask must end in a 1 in every row: what is written follows the last "
+                "column. Pad at the left (padding_side='left')."
+            )
+        cache = kwargs.get("cache")
+        if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
+            columns = prompt.shape[1] if mask is None else mask.shape[1]
+            if columns <= cache.length:
+                raise ValueError(
+                    f"{name} must be the whole text, or have an attention_mask over all of it: "
+                    f"the cache has read {cache.length} columns; got {columns}."
+                )
         return super().generate(inputs, *args, **kwargs)
 
     def generate_batch(self, *_: Any, **__: Any) -> Any:

@@ -18,6 +18,7 @@ def pool(
     pooling: Pooling,
 ) -> Float[Tensor, "batch dim"]:
     """One vector a row, from the steps where `mask` is not 0; the mean of none is 0."""
+    mask = None if mask is None else mask.to(hidden.device)
     if pooling == "mean":
         if mask is None:
             return hidden.mean(1)

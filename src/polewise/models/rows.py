@@ -33,7 +33,7 @@ def real_tokens_first(
         return Rows(x, real.sum(1), lambda y: y)
     order = (~real).to(torch.int8).argsort(dim=1, stable=True)
     back = order.argsort(dim=1)
-    return Rows(_take(x, order), real.sum(1), lambda y: _take(y, back))
+    return Rows(_take(x, order), real.sum(1), lambda y: _take(y, back.to(y.device)))
 
 
 def separate_documents(
@@ -53,7 +53,8 @@ def separate_documents(
 
     def restore(y: Tensor) -> Tensor:
         flat = y.new_zeros(real.shape[0], y.shape[2])
-        return flat.index_put((token[real],), y[where]).view(*seq_idx.shape, -1)
+        to, row, step = (index.to(y.device) for index in (token[real], *where))
+        return flat.index_put((to,), y[row, step]).view(*seq_idx.shape, -1)
 
     return Rows(rows.index_put(where, x.flatten(0, 1)[real]), lengths, restore)
 
