@@ -198,18 +198,22 @@ def test_a_mistyped_key_is_refused_with_the_nearest_name(keys, message):
         PolewiseConfig(**keys)
 
 
-def test_activation_checkpointing_changes_no_gradient():
-    gradients = []
-    for enabled in (False, True):
-        model = language_model().train()
-        if enabled:
-            model.activation_checkpointing_enable()
-            assert model.model.backbone.checkpoint_activations
+def test_activation_checkpointing_changes_no_gradient_and_runs_so_many_blocks_again():
+    gradients, runs = [], []
+    for every in (None, 1, 2):
+        model, calls = language_model().train(), []
+        for block in model.model.backbone.blocks:
+            block.register_forward_hook(lambda *_, calls=calls: calls.append(None))
+        if every is not None:
+            model.activation_checkpointing_enable(every_n_layers=every)
         ids = tokens(2, 20)
         model(ids, labels=ids).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
+        runs.append(len(calls))
+    assert runs == [2, 4, 3]
+    for plain, *checkpointed in zip(*gradients, strict=True):
+        for each in checkpointed:
+            torch.testing.assert_close(each, plain)
 
 
 def test_logits_to_keep_takes_the_last_or_the_chosen():
@@ -218,6 +222,9 @@ def test_logits_to_keep_takes_the_last_or_the_chosen():
     torch.testing.assert_close(model(ids, logits_to_keep=3).logits, logits[:, -3:])
     chosen = torch.tensor([0, 7])
     torch.testing.assert_close(model(ids, logits_to_keep=chosen).logits, logits[:, chosen])
+    by_row = torch.tensor([[0, 7], [3, 19]])
+    kept = model(ids, logits_to_keep=by_row).logits
+    torch.testing.assert_close(kept, logits[torch.arange(2)[:, None], by_row])
 
 
 def test_generation_follows_the_parallel_pass_here_and_in_transformers():

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pickle
 import signal
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from polewise.recipes.studies import (
     running,
 )
 from polewise.recipes.studies.trial_run import OUTCOME
-from polewise.tasks import RecallTask
+from polewise.tasks import RecallTask, TextTask
 from polewise.training.run import require_buildable
 
 SIZES = ("cpu", "gpu")
@@ -306,6 +307,16 @@ def test_side_by_side_each_run_has_a_process_and_the_result_is_the_same(tiny_stu
     for alone, beside in zip(read_results(one)["rows"], read_results(two)["rows"], strict=True):
         assert beside["environment"]["num_threads"] == 1
         assert beside["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-4)
+
+
+def test_a_run_goes_to_its_process_without_the_files_that_are_open(tiny_study, tmp_path):
+    (tmp_path / "text").write_bytes(b"It was the best of times. " * 400)
+    task = TextTask(source=str(tmp_path / "text"), length=16, batch_size=2, eval_bytes=100)
+    task.prepare()
+    study = tiny_study(names=("attention",))
+    comparison = replace(study.comparisons[0], task=task)
+    (trial, *_) = replace(study, comparisons=(comparison,)).trials()
+    assert pickle.loads(pickle.dumps(running._without_data(trial))).run == trial.run
 
 
 def test_when_the_time_is_over_the_run_in_progress_is_saved(tiny_study, tmp_path):

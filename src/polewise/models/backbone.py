@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
@@ -39,7 +41,11 @@ class BackboneState(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Blocks, then a norm."""
+    """Blocks, then a norm.
+
+    In training `checkpoint_activations` computes what a block did again on the way back, in every
+    `checkpoint_every`th of them, by `checkpoint`.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -55,6 +61,8 @@ class Backbone(nn.Module):
         self.norm = RmsNorm(dim)
         self.causal = all(mixer.causal for mixer in mixers)
         self.checkpoint_activations = False
+        self.checkpoint_every = 1
+        self.checkpoint: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
         self.shards: Shards | None = None
 
     def forward(
@@ -86,8 +94,9 @@ class Backbone(nn.Module):
             before = state.layers[layer] if state else None
             if read is not None:
                 read.append(x if self.shards is None else self.shards.whole(x))
-            if self.checkpoint_activations and self.training:
-                x, after = checkpoint(block, x, before, lengths, use_reentrant=False, **given)
+            due = self.checkpoint_activations and layer % self.checkpoint_every == 0
+            if due and self.training:
+                x, after = self.checkpoint(block, x, before, lengths, **given)
             else:
                 x, after = block(x, before, lengths, **given)
             states.append(after)

@@ -75,10 +75,17 @@ class PolewisePreTrainedModel(PreTrainedModel):
         parameters are all their children's, and these would lose their start."""
         super()._initialize_weights(module, is_custom_code=False)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Any = None,
+        every_n_layers: int = 1,
+    ) -> None:
         for module in self.modules():
             if isinstance(module, Backbone):
                 module.checkpoint_activations = enable
+                module.checkpoint_every = every_n_layers
+                module.checkpoint = gradient_checkpointing_func or module.checkpoint
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""

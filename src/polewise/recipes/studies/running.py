@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -236,7 +236,7 @@ def _start(trial: Trial, path: Path, slot: int) -> BaseProcess:
     try:
         # Spawned: a fork would inherit the threads of OpenMP, half alive.
         process = multiprocessing.get_context("spawn").Process(
-            target=_run_quietly, args=(trial, path), daemon=True
+            target=_run_quietly, args=(_without_data(trial), path), daemon=True
         )
         process.start()
     finally:
@@ -246,6 +246,12 @@ def _start(trial: Trial, path: Path, slot: int) -> BaseProcess:
             else:
                 os.environ[name] = value
     return process
+
+
+def _without_data(trial: Trial) -> Trial:
+    """The same run, its task without what it has read: open files do not go to another process."""
+    comparison = trial.comparison
+    return replace(trial, comparison=replace(comparison, task=replace(comparison.task)))
 
 
 def _run_quietly(trial: Trial, path: Path) -> None:
