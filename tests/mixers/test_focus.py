@@ -335,10 +335,15 @@ def test_an_output_map_that_is_watched_or_replaced_is_called(config):
     mixer.to_output = nn.Sequential(output, nn.Tanh())
     torch.testing.assert_close(mixer(x)[0], plain.tanh())
     mixer.to_output = output
-    mixer.norm.register_forward_hook(lambda module, given, y: 2 * y)
+    hook = mixer.norm.register_forward_hook(lambda module, given, y: 2 * y)
     torch.testing.assert_close(mixer(x)[0], 2 * plain)
+    hook.remove()
+    torch.testing.assert_close(mixer(x)[0], plain)
     output.forward = torch.ones_like  # as tools do that fetch weights for the call
     assert (mixer(x)[0] == 1).all()
+    del output.forward
+    mixer.norm.forward = lambda y, gate: torch.zeros_like(y)
+    assert (mixer(x)[0] == 0).all()
 
 
 def test_filters_that_look_both_ways_do_not_see_padding():

@@ -203,7 +203,7 @@ def test_activation_checkpointing_changes_no_gradient_and_runs_so_many_blocks_ag
     for every in (None, 1, 2):
         model, calls = language_model().train(), []
         for block in model.model.backbone.blocks:
-            block.register_forward_hook(lambda *_, calls=calls: calls.append(None))
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
         if every is not None:
             model.activation_checkpointing_enable(every_n_layers=every)
         ids = tokens(2, 20)

@@ -234,21 +234,24 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_been(
     assert row["cpu_seconds"] is None  # only its second part is known
 
 
-def test_a_request_that_comes_while_a_run_ends_stops_the_study(tiny_study, tmp_path, monkeypatch):
-    study = tiny_study(names=("attention",))
+@pytest.mark.parametrize(("evaluation", "done"), [(2, 1), (3, 1), (4, 2)])
+def test_a_request_stops_the_study_also_while_a_run_ends(
+    evaluation, done, tiny_study, tmp_path, monkeypatch
+):
+    study = tiny_study(names=("attention",), rates=(1e-3, 1e-2, 3e-2))
     task, asked = type(study.comparisons[0].task), []
     evaluate = task.eval_batches
 
-    def interrupt_at_the_last_evaluation(self):
+    def interrupt_at_that_evaluation(self):
         asked.append(None)
-        if len(asked) == 2:
+        if len(asked) == evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self)
 
-    monkeypatch.setattr(task, "eval_batches", interrupt_at_the_last_evaluation)
+    monkeypatch.setattr(task, "eval_batches", interrupt_at_that_evaluation)
     stopped = run_study(study, out=tmp_path / "runs", results=tmp_path / "tiny.json")
     assert (stopped.status, stopped.signal) == ("interrupted", signal.SIGTERM)
-    assert (stopped.num_done, stopped.num_left) == (1, 1)
+    assert (stopped.num_done, stopped.num_left) == (done, 3 - done)
 
 
 def test_processes_that_share_a_results_file_keep_each_other_s_rows(tiny_study, tmp_path):
@@ -259,6 +262,14 @@ def test_processes_that_share_a_results_file_keep_each_other_s_rows(tiny_study, 
         results.add(row)
         results.write()
     assert read_results(one.path) == read_results(tmp_path / "whole.json")
+    changed = tiny_study(rates=(1e-3,), max_steps=5)
+    run_study(changed, out=tmp_path / "other", results=tmp_path / "changed.json")
+    one, two = (Results(changed, one.path) for _ in range(2))  # of whom both rows are outdated
+    rows = read_results(tmp_path / "changed.json")["rows"]
+    for results, row in zip((one, two), rows, strict=True):
+        results.add(row)
+        results.write()
+    assert len(Results(changed, one.path).rows) == 2
 
 
 def test_a_run_that_was_killed_before_it_was_written_down_is_not_trained_again(

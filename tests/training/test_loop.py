@@ -54,7 +54,9 @@ def test_who_asks_inside_asks_around_it_too():
         os.kill(os.getpid(), signal.SIGTERM)
         assert (inside.signal, around.signal) == (signal.SIGTERM, signal.SIGTERM)
         with stop_requests() as later:
-            assert later.signal is None
+            assert later.signal == signal.SIGTERM
+    with stop_requests() as fresh:
+        assert fresh.signal is None
 
 
 def test_a_run_leaves_a_complete_folder(tmp_path, small_run):

@@ -101,15 +101,15 @@ def _draw_curve(
 ) -> Line2D:
     where = "step" if comparison["max_seconds"] is None else "seconds"
     curves = [
-        [
-            (point[where], point[comparison["headline"]])
-            for point in row["curve"]
-            if comparison["headline"] in point  # it is left out where it was not finite
-        ]
+        [(point[where], point.get(comparison["headline"])) for point in row["curve"]]
         for row in summary.runs
     ]
     # Runs may stop early, at a target: the mean is over those that have come that far.
-    points = list(zip(*curves, strict=False))
+    points = [
+        point
+        for point in zip(*curves, strict=False)
+        if all(value is not None for _, value in point)  # one that was not finite is left out
+    ]
     middle = [sum(value for _, value in point) / len(point) for point in points]
     at = [sum(x for x, _ in point) / len(point) for point in points]
     (line,) = axes.plot(at, middle, linewidth=1.2, color=colour)

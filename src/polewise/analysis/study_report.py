@@ -249,8 +249,9 @@ def _machines(study: Study) -> list[str]:
             f"{where['num_threads']} thread(s) a run, torch {where['versions']['torch']}"
         )
         seen = commits.setdefault(machine, [])
-        commit, changed, _ = (where["git_commit"] or "no checkout").partition("+changes")
-        if (commit := commit[:10] + changed) not in seen:
+        commit, changed, _ = (where["git_commit"] or "").partition("+changes")
+        commit = commit[:10] + changed or "no checkout"
+        if commit not in seen:
             seen.append(commit)
     return [f"Machine: {each}; commit {', '.join(made)}." for each, made in commits.items()]
 

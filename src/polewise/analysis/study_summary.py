@@ -84,9 +84,9 @@ def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSumm
     ]
 
     def place(summary: SystemSummary) -> tuple[bool, bool, float]:
-        spread = summary.spread(headline)
-        value = 0.0 if spread is None else sign * spread.mean
-        return spread is None, summary.num_diverged > 0, value
+        spread, diverged = summary.spread(headline), summary.num_diverged > 0
+        value = math.inf if spread is None else sign * spread.mean
+        return spread is None and not diverged, diverged, value
 
     return sorted(summaries, key=place)
 

@@ -8,7 +8,8 @@
     listings.py   what there is to choose from: mixers, data; the demo
     output.py     exit codes, and values on one line
 
-Exit codes: 0 success, 1 the work failed (training met NaN, the demo did not reach 100 %), 2 a
+Exit codes: 0 success, 1 the work failed (training met NaN, the demo did not reach 100 %, a file
+could not be written, memory ran out), 2 a
 mistake in the command (one line on stderr, nothing created), 130 Ctrl-C and 143 SIGTERM (the run
 is saved).
 """
@@ -44,6 +45,8 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+_NO_MEMORY = "can't allocate memory"
+"""What torch says on a CPU, in a plain RuntimeError."""
 _LESS_MEMORY = (
     "Take less of it: a smaller --batch-size (with --accumulate as many times larger), a shorter "
     "--length, --checkpoint-activations, or a smaller model."
@@ -67,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"a file or folder must be readable, or writable: {error}", EXIT_FAILED)
-    except (MemoryError, OutOfMemoryError) as error:
-        return _fail(f"{error or 'out of memory'} {_LESS_MEMORY}", EXIT_FAILED)
+        return _fail(str(error), EXIT_FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | OutOfMemoryError) and _NO_MEMORY not in str(error):
+            raise
+        return _fail(f"out of memory. {_LESS_MEMORY}", EXIT_FAILED)
 
 
 def _run(words: list[str]) -> int:

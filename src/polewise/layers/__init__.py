@@ -6,6 +6,7 @@ from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.gated_output import gated_output
+from polewise.layers.plain import is_plain
 from polewise.layers.position_bias import PositionBias
 from polewise.layers.rms_norm import RmsNorm
 from polewise.layers.short_conv import ShortConv
@@ -26,4 +27,5 @@ __all__ = [
     "ShortConv",
     "StepSize",
     "gated_output",
+    "is_plain",
 ]

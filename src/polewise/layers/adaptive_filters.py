@@ -157,7 +157,7 @@ class AdaptiveFilters(nn.Module):
         else:
             y, state = self._both_ways(x, coefficients, offset, lengths, skip), None
         if skip is not None and self.realisation != "normal":
-            y = y + skip.to(x.dtype) * x
+            y = y + skip.to(x.dtype) * hide_padding(x, lengths)
         return y, state
 
     def coefficients(

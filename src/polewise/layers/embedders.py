@@ -52,7 +52,7 @@ class LongConvEmbedder(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch history dim"]]:
         if self.shards is not None:
             state = self.shards.window_before(x, self.kernel.shape[0] - 1)
-        state = None if state is None else state.to(x.dtype)  # one begun outside of autocast
+        state = None if state is None else state.to(x.dtype)  # one that autocast began
         kernel = self.kernel.sign() * (self.kernel.abs() - self.squash).clamp(min=0)
         y, state = long_conv(
             x, kernel.to(x.dtype), lengths=lengths, state=state, spectrum=self.spectrum

@@ -92,7 +92,7 @@ class FocusConfig:
     """Filters per channel of the values, summed; 0 leaves them out beside a memory."""
     bin_length: int = 32
     """Steps that share their filters."""
-    realisation: Realisation = "normal"
+    realisation: Literal["normal", "direct"] = "normal"
     """normal: a contraction for any poles. direct: the paper's coefficients, over the whole
     stability triangle."""
     turning: bool = True

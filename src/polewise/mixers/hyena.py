@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import ShortConv
+from polewise.layers import ShortConv, is_plain
 from polewise.ops import KernelSpectrum, long_conv
 from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
@@ -109,9 +109,10 @@ class ImplicitKernel(nn.Module):
 
 
 def _linear(layer: Any, x: Tensor) -> Tensor:
-    """The layer, in the precision of `x`; an adapter's or a quantised one as it is."""
-    if type(layer) is not nn.Linear:
-        return layer(x)
+    """The layer, in the precision of `x`; one that is not plain, in its own."""
+    if not is_plain(layer, nn.Linear):
+        own = layer.weight.dtype if layer.weight.is_floating_point() else x.dtype
+        return layer(x.to(own)).to(x.dtype)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return functional.linear(x, layer.weight.to(x.dtype), bias)
 
@@ -161,7 +162,7 @@ class Hyena(nn.Module):
         z = hide_padding(inner * value, lengths)
         y, history = long_conv(
             z, self.kernel().to(z.dtype), lengths=lengths,
-            state=state.history if state else None, spectrum=self.spectrum,
+            state=state.history.to(z.dtype) if state else None, spectrum=self.spectrum,
         )  # fmt: skip
         y = self.to_output(outer * (y + self.skip * z))
         return hide_padding(y, lengths), HyenaState(neighbours, history)

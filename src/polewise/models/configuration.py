@@ -24,7 +24,8 @@ class PolewiseConfig(PreTrainedConfig):
     example `polewise.FocusConfig`.
 
     Raises:
-        ValueError: an unknown key, mixer or option; the nearest name is suggested.
+        ValueError: an unknown key, mixer or option; the nearest name is suggested. (A file's
+            unknown key is kept, with a warning.)
     """
 
     model_type = "polewise"

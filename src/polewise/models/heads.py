@@ -35,6 +35,7 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
     ) -> SequenceClassifierOutput:
         if kwargs.get("seq_idx") is not None:
             raise ValueError("seq_idx must be None: a row has one label, so it is one document.")
+        _refuse_cache(kwargs)
         loss_arguments = {
             name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
         }
@@ -93,6 +94,7 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         """
         if kwargs.get("seq_idx") is not None:
             raise ValueError("seq_idx must be None: a row has one forecast, so it is one series.")
+        _refuse_cache(kwargs)
         output = self.model(
             None, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
             **kwargs | {"use_cache": False},
@@ -109,3 +111,10 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=forecast, hidden_states=output.hidden_states
         )
+
+
+def _refuse_cache(arguments: dict[str, Any]) -> None:
+    """See that what was read before is not taken for part of what is answered."""
+    for name in ("cache", "past_key_values"):
+        if arguments.pop(name, None) is not None:
+            raise ValueError(f"{name} must be None: the answer is to all that is given at once.")

@@ -70,7 +70,9 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
         raise ValueError(f"folder must not be a file; got {folder}.")
     sources = flat_sources()
     home = type(model.config.backbone().mixer).__module__
-    if not {_flat_name(home), home.rpartition(".")[2]} & sources.keys():
+    if home.startswith("transformers_modules."):  # loaded from such a folder
+        home = home.rpartition(".")[2]
+    if _flat_name(home) not in sources:
         raise ValueError(
             f"model must have a mixer of Polewise, whose code goes into the folder; "
             f"{model.config.mixer!r} is one of {home}."

@@ -254,6 +254,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         return self.embed_values if self.config.num_input_features else self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Take another embedding as it is: its vectors are to have unit variance."""
         if self.config.num_input_features:
             self.embed_values = value
         else:

@@ -145,7 +145,9 @@ def associative_filter(
         else:
             if q.shape[2] > 1 and key_head != list(range(heads)):
                 # Not by index: a list of them is sent to a GPU, which is waited for, at every call.
-                q, k = (torch.stack([x[:, :, head] for head in key_head], 2) for x in (q, k))
+                of_q, of_k = q.unbind(2), k.unbind(2)
+                q = torch.stack([of_q[head] for head in key_head], 2)
+                k = torch.stack([of_k[head] for head in key_head], 2)
             taken = v if step is None else v * step[..., None].to(v.dtype)
             y, last = run(q, k, taken, decay, angle, state)
             y = y if skip is None else y + skip.to(y.dtype)[:, None] * v.to(y.dtype)

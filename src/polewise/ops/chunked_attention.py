@@ -109,16 +109,17 @@ def chunked_attention(
         y = run(q, k, v, chunk_length, bias, steps, None, sliding, False)
         return hide_padding(y, lengths), None
 
-    before = _empty_state(k, v, chunk_length)
-    if state is not None:
+    if state is None:
+        before = _empty_state(k, v, chunk_length)
+    else:
+        # One that was begun under autocast, or outside of it, goes on in the precision of now.
+        keys, values = state.keys.to(k.dtype), state.values.to(v.dtype)
         kept = (batch, chunk_length, heads)
         axes = "(batch, chunk_length, heads, {})"
-        require_like("state.keys", state.keys, (*kept, head_dim), q, axes.format("head_dim"))
-        require_like(
-            "state.values", state.values, (*kept, v.shape[-1]), q, axes.format("value_dim")
-        )
+        require_like("state.keys", keys, (*kept, head_dim), q, axes.format("head_dim"))
+        require_like("state.values", values, (*kept, v.shape[-1]), q, axes.format("value_dim"))
         require_rows("state.position", state.position, q)
-        before = state
+        before = AttentionState(keys, values, state.position)
     after = AttentionState(
         newest(before.keys, k, lengths), newest(before.values, v, lengths), before.position + steps
     )

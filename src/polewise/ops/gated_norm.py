@@ -110,9 +110,9 @@ def _definition(x, gate, weight, projection, eps):
 
 def _by_tensors(x, gate, weight, projection, eps):
     wide = torch.promote_types(accumulator_dtype(x), weight.dtype)
-    u = x.to(wide)
-    if gate is not None:
-        u = u * functional.silu(gate.to(wide))
+    if gate is not None and x.dtype == torch.float16:  # a product may leave its range
+        x, gate = x.to(wide), gate.to(wide)
+    u = (x if gate is None else x * functional.silu(gate)).to(wide)
     if len(weight) < u.shape[2]:
         u = u.unflatten(-1, (-1, len(weight)))
     y = functional.rms_norm(u, weight.shape, weight.to(u.dtype), eps)

@@ -67,7 +67,8 @@ def train(
     if run.training.split_sequence:
         require_splittable(run, accelerator.num_processes)
     if accelerator.num_processes > 1:  # each may have named its folder by its own clock
-        (out,) = broadcast_object_list([str(out)])
+        with explained_losses():
+            (out,) = broadcast_object_list([str(out)])
     if accelerator.is_main_process:
         RunFolder.create(out, run)
     accelerator.wait_for_everyone()

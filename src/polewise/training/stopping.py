@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 
-@dataclass
+@dataclass(eq=False)
 class StopRequest:
     """Whether someone has asked the run to stop."""
 
@@ -26,11 +26,11 @@ def stop_requests() -> Iterator[StopRequest]:
     """Turn Ctrl-C and SIGTERM into a request to stop after the step.
 
     A second Ctrl-C raises KeyboardInterrupt at once; a second SIGTERM changes nothing, for
-    schedulers send several. One inside another asks both: what would come after the inner one, such
-    as the next run of a study, is to stop too. Outside the main thread, where Python handles no
-    signals, nobody asks.
+    schedulers send several. One inside another asks both, and begins as the outer one stands: what
+    would come after the inner one, such as the next run of a study, is to stop too. Outside the
+    main thread, where Python handles no signals, nobody asks.
     """
-    request = StopRequest()
+    request = StopRequest(_open[-1].signal if _open else None)
 
     def ask(number: int, _: object) -> None:
         if request.signal is not None and number == signal.SIGINT:
@@ -46,6 +46,6 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        _open.remove(request)
         for number, handler in before.items():
             signal.signal(number, handler)
+        _open.remove(request)

@@ -44,12 +44,12 @@ class Results:
         trials = {trial.name: trial for trial in self.study.trials()}
         for row in read_results(self.path)["rows"]:
             name = row["run"]
-            if name in self.rows or name in self.outdated:
+            if name in self.rows:
                 continue
             trial = trials.get(name)
             if trial is not None and _is_of(row, trial):
                 self.rows[name] = row
-            else:
+            elif name not in self.outdated:
                 self.outdated.append(name)
 
     def measured(self) -> dict[str, Measured]:

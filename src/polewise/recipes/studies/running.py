@@ -78,7 +78,7 @@ def run_study(
     """
     _require_fair(study, jobs)
     ledger = _Ledger(study, out, Results(study, results), only, console or Console())
-    _require_as_many_threads(ledger.results, jobs)
+    _require_as_many_threads(ledger, jobs)
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with stop_requests() as stop:
         if jobs == 1:
@@ -305,18 +305,17 @@ def _require_fair(study: Study, jobs: int) -> None:
         )
 
 
-def _require_as_many_threads(results: Results, jobs: int) -> None:
+def _require_as_many_threads(ledger: _Ledger, jobs: int) -> None:
     """Raise ValueError where a budget in seconds would buy more, or less, than it did before."""
     threads = 1 if jobs > 1 else torch.get_num_threads()
-    timed = {
-        each.name for each in results.study.comparisons if each.training.max_seconds is not None
-    }
-    for row in results.rows.values():
+    coming = [trial.comparison for trial in (*ledger.left(), *ledger.to_come())]
+    timed = {each.name for each in coming if each.training.max_seconds is not None}
+    for row in ledger.results.rows.values():
         before = row["environment"]["num_threads"]
         if row["comparison"] in timed and before != threads:
-            how = "--jobs 2" if before == 1 else f"OMP_NUM_THREADS={before} and --jobs 1"
+            how = f"OMP_NUM_THREADS={before}" + (", or --jobs 2," if before == 1 else "")
             raise ValueError(
                 f"jobs must give every run {before} thread(s), as those of {row['comparison']} in "
-                f"{results.path} had, for their budget is in seconds; got {threads}. Choose "
-                f"{how}, or another --out."
+                f"{ledger.results.path} had, for their budget is in seconds; got {threads}. Choose "
+                f"{how} or another --out."
             )

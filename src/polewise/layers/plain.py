@@ -1,0 +1,18 @@
+"""Whether a module's weight may be used in place of the module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is as it was made: not replaced or patched (an adapter's, a quantised one,
+    one whose numbers are fetched when it is called), and watched by nobody."""
+    watched = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    made = type(module) is kind and type(module.weight) is nn.Parameter
+    return made and "forward" not in vars(module) and not any(watched)
