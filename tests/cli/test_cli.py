@@ -134,8 +134,36 @@ def test_a_text_run_trains_evaluates_writes_and_describes_itself(tmp_path, capsy
 
     assert main(["info", "run"]) == 0
     text = capsys.readouterr().out
-    for part in ("task        text", "parameters", "state", "step-4", "poles-layer-0.png"):
+    for part in ("task        text", "parameters", "after 16 steps", "step-4", "poles-layer-0.png"):
         assert part in text
+
+
+def test_a_text_that_has_changed_since_is_not_evaluated(capsys):
+    assert train_text() == 0
+    with open("text.txt", "a") as file:  # what was held out would move into what was learned
+        file.write("More. " * 100)
+    assert main(["eval", "run"]) == 2
+    assert "the data must be what run began with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (MemoryError(), "out of memory. Take less of it"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory."),
+        (OSError(28, "No space left on device", "page.html"), "No space left on device"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error, answer, monkeypatch, capsys):
+    def refuse() -> int:
+        """Fail."""
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "mixers", refuse)
+    assert main(["mixers"]) == 1
+    printed = capsys.readouterr().err
+    assert answer in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_class_can_be_read_from_the_last_step(tmp_path):
