@@ -42,7 +42,7 @@ from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from filters import machine
-from interleaved import progress
+from interleaved import in_turn, progress
 from polewise import PolewiseConfig, PolewiseForCausalLM, states
 from polewise.models.cache import PolewiseCache
 from polewise.training.run_folder import describe_environment
@@ -308,9 +308,8 @@ def measure(
     names = list(systems)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        turn = number % len(names)
         gc.collect()
-        for name in names[turn:] + names[:turn]:
+        for name in in_turn(names, number):
             began = time.perf_counter()
             systems[name]()
             times[name].append(time.perf_counter() - began)

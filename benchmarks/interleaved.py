@@ -11,9 +11,12 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from filter_systems import System
+
+T = TypeVar("T")
 
 SLOW_SECONDS = 0.25
 SLOW_EVERY = 3
@@ -25,9 +28,8 @@ def measure(systems: list[System], rounds: int) -> dict[str, list[float | None]]
     times: dict[str, list[float | None]] = {system.name: [] for system in systems}
     slow = {system.name for system in systems if _is_slow(system) and _is_slow(system)}
     for number in range(rounds):
-        turn = number % len(systems)
         gc.collect()
-        for system in systems[turn:] + systems[:turn]:
+        for system in in_turn(systems, number):
             takes_part = system.name not in slow or number % SLOW_EVERY == 0
             if system.name not in slow:
                 seconds(system.call)
@@ -35,6 +37,12 @@ def measure(systems: list[System], rounds: int) -> dict[str, list[float | None]]
         progress(f"round {number + 1} of {rounds}")
     progress("")
     return times
+
+
+def in_turn(items: Sequence[T], number: int) -> list[T]:
+    """The items in the order of a round, which begins with another one every time."""
+    turn = number % len(items)
+    return [*items[turn:], *items[:turn]]
 
 
 def _is_slow(system: System) -> bool:

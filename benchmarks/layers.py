@@ -38,8 +38,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from filter_lengths import resident
 from filters import machine, versions
-from interleaved import progress
+from interleaved import in_turn, progress
 from polewise import FocusConfig, MegaConfig
 from polewise.models import Block
 from polewise.training import keep_freed_memory, release_freed_memory
@@ -137,8 +138,7 @@ def measure(
     slow = {name for name, block in blocks.items() if seconds(block, x, training) > SLOW_SECONDS}
     names = list(blocks)
     for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in in_turn(names, number):
             if name not in slow or number < 2:
                 times[name].append(seconds(blocks[name], x, training))
         progress(f"length {x.shape[1]}: round {number + 1} of {rounds}")
@@ -209,11 +209,6 @@ def start_watching_memory() -> int:
     """Bytes in use, from where `VmHWM` counts anew."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
-
-
-def resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -24,7 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from filters import machine, versions
-from interleaved import progress
+from interleaved import in_turn, progress
 from polewise.recipes.studies import STUDIES, Comparison, build_study
 from polewise.training import build_model, compute_logits, keep_freed_memory
 from polewise.training.optimizer import build_optimizer
@@ -60,8 +60,7 @@ def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list
     times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for number in range(rounds + 1):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in in_turn(names, number):
             began = time.process_time()
             steps[name]()
             if number:
