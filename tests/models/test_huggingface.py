@@ -310,6 +310,14 @@ def test_who_asks_for_a_cache_of_a_classification_gets_none():
     )
 
 
+def test_what_was_read_before_is_no_part_of_a_class():
+    config = PolewiseConfig(hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS)
+    model = PolewiseForSequenceClassification(config)
+    cache = model.model(tokens(1, 9), use_cache=True).cache
+    with pytest.raises(ValueError, match="cache must be None"):
+        model(tokens(1, 9), cache=cache)
+
+
 def test_what_a_mask_hides_and_what_follows_it_is_no_target():
     model, ids = language_model(), tokens(2, 12)
     mask = torch.ones_like(ids)

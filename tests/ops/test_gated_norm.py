@@ -150,6 +150,12 @@ def test_a_product_beyond_the_range_of_half_precision_is_no_infinity():
     torch.testing.assert_close(gated_norm(large, large, torch.ones(4)), torch.ones(1, 2, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_comes_in_one_precision_goes_out_in_it(dtype):
+    inputs = [t.detach() for t in drawn(9, dtype=dtype)]
+    assert gated_norm(*inputs, projection=projection_for(inputs[0])).dtype == dtype
+
+
 @pytest.mark.parametrize("weight", [[1.0], torch.ones(5, dtype=torch.int64)])
 def test_a_weight_that_is_no_floating_tensor_is_named(weight):
     with pytest.raises(TypeError, match="weight must be a floating tensor"):

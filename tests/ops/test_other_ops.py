@@ -274,6 +274,16 @@ def test_shapes_are_told_without_numbers():
     assert long_conv(x, x[0, :7])[0].shape == x.shape
 
 
+def test_a_window_that_autocast_began_goes_on_without_it():
+    q = Draw().normal(1, 12, 2, 4).float()
+    _, state = chunked_attention(*[q[:, :7].bfloat16()] * 3, 4)
+    y, _ = chunked_attention(*[q[:, 7:]] * 3, 4, state=state)
+    wanted, _ = chunked_attention(q, q, q, 4)
+    torch.testing.assert_close(y, wanted[:, 7:], rtol=0.05, atol=0.05)
+    with pytest.raises(TypeError, match=r"state\.keys must be float32"):
+        chunked_attention(q, q, q, 4, state=state._replace(keys=state.keys.long()))
+
+
 @pytest.mark.parametrize("op", [associative_filter, gated_filter])
 def test_what_is_read_has_the_precision_of_what_was_stored(op):
     q = torch.ones(1, 3, 1, 4, dtype=torch.bfloat16)

@@ -9,9 +9,8 @@
     output.py     exit codes, and values on one line
 
 Exit codes: 0 success, 1 the work failed (training met NaN, the demo did not reach 100 %, a file
-could not be written, memory ran out), 2 a
-mistake in the command (one line on stderr, nothing created), 130 Ctrl-C and 143 SIGTERM (the run
-is saved).
+could not be written, memory ran out), 2 a mistake in the command (one line on stderr, nothing
+created), 130 Ctrl-C and 143 SIGTERM (the run is saved).
 """
 
 from __future__ import annotations

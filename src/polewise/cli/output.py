@@ -6,7 +6,8 @@ import signal
 from typing import Any
 
 EXIT_FAILED = 1
-"""The work failed: training met NaN, the demo did not reach 100 %."""
+"""The work failed: training met NaN, the demo did not reach 100 %, a file could not be written, or
+memory ran out."""
 EXIT_MISTAKE = 2
 """A mistake in the command: one line on stderr, nothing created."""
 

@@ -110,9 +110,11 @@ class ImplicitKernel(nn.Module):
 
 def _linear(layer: Any, x: Tensor) -> Tensor:
     """The layer, in the precision of `x`; one that is not plain, in its own."""
-    if not is_plain(layer, nn.Linear):
-        own = layer.weight.dtype if layer.weight.is_floating_point() else x.dtype
-        return layer(x.to(own)).to(x.dtype)
+    traced = type(layer) is nn.Linear and torch.compiler.is_exporting()
+    if not traced and not is_plain(layer, nn.Linear):
+        weight = getattr(layer, "weight", None)
+        floating = isinstance(weight, Tensor) and weight.is_floating_point()
+        return layer(x.to(weight.dtype) if floating else x).to(x.dtype)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return functional.linear(x, layer.weight.to(x.dtype), bias)
 

@@ -96,7 +96,7 @@ class Backbone(nn.Module):
                 read.append(x if self.shards is None else self.shards.whole(x))
             due = self.checkpoint_activations and layer % self.checkpoint_every == 0
             if due and self.training:
-                x, after = self.checkpoint(block, x, before, lengths, **given)
+                x, after = self.checkpoint(partial(block, **given), x, before, lengths)
             else:
                 x, after = block(x, before, lengths, **given)
             states.append(after)

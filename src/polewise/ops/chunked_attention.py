@@ -113,7 +113,10 @@ def chunked_attention(
         before = _empty_state(k, v, chunk_length)
     else:
         # One that was begun under autocast, or outside of it, goes on in the precision of now.
-        keys, values = state.keys.to(k.dtype), state.values.to(v.dtype)
+        keys, values = (
+            kept.to(now.dtype) if isinstance(kept, Tensor) and kept.is_floating_point() else kept
+            for kept, now in ((state.keys, k), (state.values, v))
+        )
         kept = (batch, chunk_length, heads)
         axes = "(batch, chunk_length, heads, {})"
         require_like("state.keys", keys, (*kept, head_dim), q, axes.format("head_dim"))

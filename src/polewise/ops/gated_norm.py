@@ -109,6 +109,7 @@ def _definition(x, gate, weight, projection, eps):
 
 
 def _by_tensors(x, gate, weight, projection, eps):
+    given = torch.promote_types(x.dtype, weight.dtype)
     wide = torch.promote_types(accumulator_dtype(x), weight.dtype)
     if gate is not None and x.dtype == torch.float16:  # a product may leave its range
         x, gate = x.to(wide), gate.to(wide)
@@ -116,7 +117,7 @@ def _by_tensors(x, gate, weight, projection, eps):
     if len(weight) < u.shape[2]:
         u = u.unflatten(-1, (-1, len(weight)))
     y = functional.rms_norm(u, weight.shape, weight.to(u.dtype), eps)
-    y = y.flatten(2).to(torch.promote_types(x.dtype, weight.dtype))
+    y = y.flatten(2).to(given)
     return y if projection is None else functional.linear(y, projection.to(y.dtype))
 
 

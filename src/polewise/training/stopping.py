@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(eq=False)
@@ -30,7 +31,7 @@ def stop_requests() -> Iterator[StopRequest]:
     would come after the inner one, such as the next run of a study, is to stop too. Outside the
     main thread, where Python handles no signals, nobody asks.
     """
-    request = StopRequest(_open[-1].signal if _open else None)
+    request = StopRequest()
 
     def ask(number: int, _: object) -> None:
         if request.signal is not None and number == signal.SIGINT:
@@ -41,11 +42,18 @@ def stop_requests() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    around = _open[-1] if _open else None
     _open.append(request)
+    before: dict[int, Any] = {}
     try:
+        if around is not None:  # read after the append: whoever asks from here on asks both
+            request.signal = around.signal
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _open.remove(request)
+        try:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        finally:
+            _open.remove(request)

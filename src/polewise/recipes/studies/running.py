@@ -313,9 +313,9 @@ def _require_as_many_threads(ledger: _Ledger, jobs: int) -> None:
     for row in ledger.results.rows.values():
         before = row["environment"]["num_threads"]
         if row["comparison"] in timed and before != threads:
-            how = f"OMP_NUM_THREADS={before}" + (", or --jobs 2," if before == 1 else "")
+            how = "--jobs 2" if before == 1 else "--jobs 1"
             raise ValueError(
                 f"jobs must give every run {before} thread(s), as those of {row['comparison']} in "
                 f"{ledger.results.path} had, for their budget is in seconds; got {threads}. Choose "
-                f"{how} or another --out."
+                f"{how} with OMP_NUM_THREADS={before}, or another --out."
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import statistics
 import time
 from collections.abc import Mapping
@@ -73,8 +74,8 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
             _require_same_run(RunFolder.open(path), run)
             if not _is_over(RunFolder.open(path), run):
                 outcome = resume(path, title=trial.name, console=console)
-        if outcome is not None and outcome.signal is not None:
-            return outcome.signal
+        if outcome is not None and outcome.status == "interrupted":
+            return outcome.signal or signal.SIGTERM  # or only another process was asked
     except NonFiniteError as error:
         diverged = str(error)
     if processes().is_main_process:
