@@ -48,8 +48,8 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         if around is not None:  # read after the append: whoever asks from here on asks both
             request.signal = around.signal
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, ask)
         yield request
     finally:
         try:
