@@ -113,8 +113,9 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
     traced = type(layer) is nn.Linear and torch.compiler.is_exporting()
     if not traced and not is_plain(layer, nn.Linear):
         weight = getattr(layer, "weight", None)
-        floating = isinstance(weight, Tensor) and weight.is_floating_point()
-        return layer(x.to(weight.dtype) if floating else x).to(x.dtype)
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            return layer(x.to(weight.dtype)).to(x.dtype)
+        return layer(x)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return functional.linear(x, layer.weight.to(x.dtype), bias)
 
