@@ -35,6 +35,13 @@ def require_sequence(name: str, x: Tensor, axes: str = "(batch, length, dim)") -
         raise ValueError(f"{name} must have shape {axes}; got {tuple(x.shape)}.")
 
 
+def require_floating(name: str, value: Tensor, axes: str = "") -> None:
+    """`value` is a floating tensor, of any shape."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating tensor{axes}; got {what}.")
+
+
 def require_like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor, axes: str) -> None:
     """`value` has `shape`, lives where `x` lives, and is of its precision or its accumulator's."""
     if not isinstance(value, Tensor):

@@ -15,6 +15,7 @@ from torch.nn import functional
 from polewise.ops._checks import (
     accumulator_dtype,
     refuse_second_derivative,
+    require_floating,
     require_like,
     require_sequence,
     usable_backend,
@@ -64,9 +65,7 @@ def gated_norm(
     require_sequence("x", x, axes)
     if gate is not None:
         require_like("gate", gate, tuple(x.shape), x, axes)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        what = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"weight must be a floating tensor (group,); got {what}.")
+    require_floating("weight", weight, " (group,)")
     if weight.device != x.device:
         raise ValueError(f"weight must be on {x.device} like the sequence; got {weight.device}.")
     if weight.ndim != 1 or not len(weight) or x.shape[2] % len(weight):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polewise.ops._checks import refuse_second_derivative, usable_backend
+from polewise.ops._checks import refuse_second_derivative, require_floating, usable_backend
 
 
 def turn(
@@ -45,10 +45,8 @@ def turn(
     Source:
         Su et al. 2021 (rotary positions), who turn by multiples of the position.
     """
-    for name, value in (("x", x), ("angle", angle)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a floating tensor; got {what}.")
+    require_floating("x", x)
+    require_floating("angle", angle)
     if 2 * angle.shape[-1] > x.shape[-1]:
         raise ValueError(
             f"x must have at least 2 * pairs = {2 * angle.shape[-1]} channels; got {x.shape[-1]}."
