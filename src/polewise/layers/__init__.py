@@ -1,6 +1,6 @@
 """Parts that mixers and models are made of."""
 
-from polewise.layers.adaptive_filters import AdaptiveFilters, Realisation
+from polewise.layers.adaptive_filters import AdaptiveFilters, Realisation, require_filters
 from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
 from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
@@ -28,4 +28,5 @@ __all__ = [
     "StepSize",
     "gated_output",
     "is_plain",
+    "require_filters",
 ]

@@ -24,6 +24,21 @@ FOREVER = 2**31 - 1
 """Steps of a bin that no sequence outlasts."""
 
 
+def require_filters(realisation: Realisation, *, turning: bool, max_decay: float) -> None:
+    """Check options of `AdaptiveFilters` against each other.
+
+    Raises:
+        ValueError: real poles of a form that has none, or a radius on the circle or beyond.
+    """
+    if not turning and realisation != "normal":
+        raise ValueError(
+            f"turning must be True for realisation={realisation!r}: its numbers are the "
+            "coefficients of a whole section; got False."
+        )
+    if not 0 < max_decay < 1:
+        raise ValueError(f"max_decay must lie between 0 and 1; got {max_decay}.")
+
+
 class PoleNetwork(nn.Module):
     """Eq. 3: a channel's pooled values to the numbers that move its poles.
 

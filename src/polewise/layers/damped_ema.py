@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from polewise.ops import normal_form_filter
-from polewise.ops.shards import Shards, normal_form_state_before
+from polewise.layers.decaying_sums import decaying_sums
+from polewise.ops.shards import Shards
 
 
 class DampedEma(nn.Module):
@@ -52,25 +51,10 @@ class DampedEma(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim"]]:
         """`y`, and each memory's sum of past inputs, to which $p \\beta$ is yet to be applied."""
-        batch, length, dim = x.shape
         dtype = torch.promote_types(x.dtype, torch.float32)
         step = self.step.to(dtype).sigmoid()
         decay = 1 - step * self.damping.to(dtype).sigmoid()
         gain = step * self.into * self.out * self.out.shape[0] ** -0.5
-        if state is not None and state.shape[1] != len(decay):
-            raise ValueError(f"state must hold {len(decay)} memories; got {state.shape[1]}.")
-        y, ends = self.skip * x, []
-        angle = decay.new_zeros(batch, min(length, 1), dim)
-        for j in range(len(decay)):
-            pole = decay[j].expand_as(angle)
-            before = None if state is None else functional.pad(state[:, j, :, None], (0, 1))
-            if self.shards is not None:
-                before = normal_form_state_before(x, pole, angle, length, self.shards)
-            filtered, end = normal_form_filter(
-                x, pole, angle, max(length, 1),
-                mix=torch.stack([gain[j], torch.zeros_like(gain[j])], -1),
-                lengths=lengths, state=before,
-            )  # fmt: skip
-            y = y + filtered
-            ends.append(end[..., 0])
-        return y, torch.stack(ends, 1)
+        return decaying_sums(
+            x, decay, gain, self.skip, state=state, lengths=lengths, shards=self.shards
+        )

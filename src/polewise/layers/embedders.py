@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.ops import KernelSpectrum, long_conv, normal_form_filter
-from polewise.ops.shards import Shards, normal_form_state_before
+from polewise.layers.decaying_sums import decaying_sums
+from polewise.ops import KernelSpectrum, long_conv
+from polewise.ops.shards import Shards
 
 
 class LongConvEmbedder(nn.Module):
@@ -92,25 +93,11 @@ class RecurrentEmbedder(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
-        state: Float[Tensor, "batch memories dim 2"] | None = None,
+        state: Float[Tensor, "batch memories dim"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim 2"]]:
-        batch, length, _ = x.shape
+    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim"]]:
         logit = self.logit.to(torch.promote_types(x.dtype, torch.float32))
         decay = logit.sigmoid()
         # sqrt(1 - decay^2), whose gradient stays finite where decay rounds to 1.
         gain = self.weight * ((-logit).sigmoid() * (1 + decay)).sqrt()
-        mix = torch.stack([gain, torch.zeros_like(gain)], -1)
-        decay = decay[:, None, None].expand(-1, batch, min(length, 1), -1)
-        angle = torch.zeros_like(decay[0])
-        y, ends = torch.zeros_like(x), []
-        for n in range(len(decay)):
-            before = None if state is None else state[:, n]
-            if self.shards is not None:
-                before = normal_form_state_before(x, decay[n], angle, length, self.shards)
-            filtered, end = normal_form_filter(
-                x, decay[n], angle, max(length, 1), mix=mix[n], lengths=lengths, state=before
-            )
-            y = y + filtered
-            ends.append(end)
-        return y, torch.stack(ends, 1)
+        return decaying_sums(x, decay, gain, state=state, lengths=lengths, shards=self.shards)

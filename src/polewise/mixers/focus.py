@@ -48,6 +48,7 @@ from polewise.layers import (
     ShortConv,
     StepSize,
     gated_output,
+    require_filters,
 )
 from polewise.ops import AttentionState, associative_filter, chunked_attention, turn
 from polewise.ops.padding import hide_padding, real_steps
@@ -126,13 +127,7 @@ class FocusConfig:
         require_choice("realisation", self.realisation, ("normal", "direct"))
         require_choice("hypernetwork", self.hypernetwork, get_args(Hypernetwork))
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
-        if not self.turning and self.realisation != "normal":
-            raise ValueError(
-                f"turning must be True for realisation={self.realisation!r}: its numbers are the "
-                "coefficients of a whole section; got False."
-            )
-        if not 0 < self.max_decay < 1:
-            raise ValueError(f"max_decay must lie between 0 and 1; got {self.max_decay}.")
+        require_filters(self.realisation, turning=self.turning, max_decay=self.max_decay)
         if self.sliding and not self.causal:
             raise ValueError("sliding needs causal=True; got sliding=True with causal=False.")
 

@@ -36,6 +36,7 @@ from polewise.layers import (
     Realisation,
     RecurrentEmbedder,
     RmsNorm,
+    require_filters,
 )
 from polewise.ops import AttentionState, chunked_attention
 from polewise.ops.padding import hide_padding
@@ -107,13 +108,7 @@ class PublishedFocusConfig:
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_multiple("dim", self.dim, "heads", self.heads)
         require_multiple("value_dim", self.value_dim or self.dim, "heads", self.heads)
-        if not self.turning and self.realisation != "normal":
-            raise ValueError(
-                f"turning must be True for realisation={self.realisation!r}: its numbers are the "
-                "coefficients of a whole section; got False."
-            )
-        if not 0 < self.max_decay < 1:
-            raise ValueError(f"max_decay must lie between 0 and 1; got {self.max_decay}.")
+        require_filters(self.realisation, turning=self.turning, max_decay=self.max_decay)
         if self.sliding and not self.causal:
             raise ValueError("sliding needs causal=True; got sliding=True with causal=False.")
         if self.realisation == "circular" and self.causal and not self.leak:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
+from polewise.models.cache import PolewiseCache
 from polewise.ops.taint import may_look
 
 
@@ -70,6 +71,36 @@ def require_rising(positions: Tensor, real: Tensor | None) -> None:
             "position_ids must rise in every row: they do not cut a row into documents. Say it "
             "with seq_idx (DataCollatorWithFlattening(return_seq_idx=True) makes it)."
         )
+
+
+def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
+    """Check that `generate` has something to go on from, and that its last column is real.
+
+    Raises:
+        ValueError: an empty prompt or batch, padding at the right, or a cache that has read it all.
+    """
+    name, prompt = "inputs_embeds", arguments.get("inputs_embeds")
+    if prompt is None:
+        name, prompt = "input_ids", arguments.get("input_ids") if inputs is None else inputs
+    if prompt is not None and (prompt.ndim < 2 or 0 in prompt.shape[:2]):
+        raise ValueError(
+            f"{name} must hold at least one row of at least one token, (batch, length); "
+            f"got {tuple(prompt.shape)}."
+        )
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1:] == 0).any()):
+        raise ValueError(
+            "attention_mask must end in a 1 in every row: what is written follows the last "
+            "column. Pad at the left (padding_side='left')."
+        )
+    cache = arguments.get("cache")
+    if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
+        columns = prompt.shape[1] if mask is None else mask.shape[1]
+        if columns <= cache.length:
+            raise ValueError(
+                f"{name} must be the whole text, or have an attention_mask over all of it: "
+                f"the cache has read {cache.length} columns; got {columns}."
+            )
 
 
 def refuse_unknown(arguments: dict[str, Any]) -> None:

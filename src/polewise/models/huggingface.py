@@ -17,7 +17,7 @@ from polewise.models.heads import PolewiseForForecasting as PolewiseForForecasti
 from polewise.models.heads import (
     PolewiseForSequenceClassification as PolewiseForSequenceClassification,
 )
-from polewise.models.modeling import PolewiseForCausalLM as PolewiseForCausalLM
+from polewise.models.language_model import PolewiseForCausalLM as PolewiseForCausalLM
 from polewise.models.modeling import PolewiseModel as PolewiseModel
 
 AutoConfig.register("polewise", PolewiseConfig, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The model that reads a sequence, and the one that writes it on, as Hugging Face expects them."""
+"""The model that reads a sequence, and what all models share, as Hugging Face expects them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
@@ -23,14 +22,11 @@ from polewise.models.backbone import Backbone, BackboneState
 from polewise.models.cache import PolewiseCache
 from polewise.models.configuration import PolewiseConfig
 from polewise.models.embedding import ScaledEmbedding
-from polewise.models.rows import Rows, first_of_documents, real_tokens_first, separate_documents
+from polewise.models.rows import Rows, real_tokens_first, separate_documents
 from polewise.states import num_bytes, require_like
 
-_COMPILED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-"""How a single step is compiled unless told otherwise."""
-
 # Outputs have the cache under its former name too, and loops written for it hand it back so.
-_former_name_of_the_cache = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+former_name_of_the_cache = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
 
 
 class PolewisePreTrainedModel(PreTrainedModel):
@@ -109,7 +105,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    @_former_name_of_the_cache
+    @former_name_of_the_cache
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -267,163 +263,3 @@ class PolewiseModel(PolewisePreTrainedModel):
         )
         with torch.no_grad():
             return num_bytes(self.backbone(x)[1])
-
-
-class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
-    """A language model. `labels` as everywhere in transformers: the input itself, -100 ignored."""
-
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-
-    def __init__(self, config: PolewiseConfig) -> None:
-        super().__init__(config)
-        if config.num_input_features:
-            raise ValueError(
-                "num_input_features must be 0 for a language model; "
-                f"got {config.num_input_features}."
-            )
-        self.model = PolewiseModel(config)
-        if not self.model.backbone.causal:
-            raise ValueError("a language model needs a causal mixer; got causal=False.")
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    @can_return_tuple
-    @_former_name_of_the_cache
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        cache: PolewiseCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        seq_idx: Tensor | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits of a segment, (batch, length, vocab). Arguments as in `PolewiseModel.forward`.
-
-        `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
-        With `seq_idx`, no document is asked to predict the next one's first token; nothing under a
-        mask is a target, nor is what comes just after it.
-        """
-        loss_arguments = {
-            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
-        }
-        output = self.model(
-            input_ids, attention_mask, cache, inputs_embeds, use_cache,
-            seq_idx=seq_idx, **kwargs,
-        )  # fmt: skip
-        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            if seq_idx is not None:
-                labels = labels.masked_fill(first_of_documents(seq_idx) | (seq_idx < 0), -100)
-            if attention_mask is not None:
-                real = attention_mask[:, -labels.shape[1] :].bool()
-                after_real = torch.cat([real[:, :1], real[:, :-1]], 1)
-                labels = labels.masked_fill(~(real & after_real), -100)
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_arguments
-            )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            cache=output.cache,
-            hidden_states=output.hidden_states,
-        )
-
-    def step(
-        self, input_ids: Tensor, state: BackboneState | None = None
-    ) -> tuple[Tensor, BackboneState | None]:
-        """Logits of a segment, (batch, length, vocab), and the state for the next one.
-
-        Raises:
-            ValueError: the state of another model or batch, or tokens out of range.
-        """
-        rows = real_tokens_first(self.model.embed(input_ids), None)
-        hidden, state = self.model._read(rows, state)
-        return self.lm_head(hidden), state
-
-    def initial_state(self, batch_size: int = 1) -> BackboneState:
-        """The state before the first step."""
-        return self.model.initial_state(batch_size)
-
-    def compile_step(self, **options: Any) -> None:
-        """Compile the reading of single tokens: decoding is several times as fast on a CPU.
-
-        Every way to generate uses it from here on. The next single tokens take tens of seconds,
-        once for each batch size, and on a CPU need a C++ compiler. Longer segments stay as they
-        are.
-
-        Args:
-            options: of `torch.compile`, in place of `fullgraph=True, dynamic=False`.
-
-        Raises:
-            ValueError: the state grows with every token: no two steps are alike.
-        """
-        if self.state_num_bytes(1, 1) != self.state_num_bytes(1, 2):
-            raise ValueError(
-                f"compile_step needs a state of constant size; that of mixer={self.config.mixer!r} "
-                "grows with every token, and each would be compiled anew."
-            )
-        compiled = torch.compile(self.model.backbone, **(_COMPILED | options))
-        # Beside the registered modules: its weights are the backbone's, and saved once.
-        object.__setattr__(self.model, "_read_token", compiled)
-
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Continue prompts: transformers' own `generate`, reading each token once.
-
-        Greedy, sampling, beams, streamers, stopping criteria, left padding, `inputs_embeds`, and
-        going on from a returned cache. A state cannot be rolled back, so assisted decoding is
-        refused.
-
-        Raises:
-            ValueError: an empty prompt or batch, or what such a model cannot do.
-        """
-        name, prompt = "inputs_embeds", kwargs.get("inputs_embeds")
-        if prompt is None:
-            name, prompt = "input_ids", kwargs.get("input_ids") if inputs is None else inputs
-        if prompt is not None and (prompt.ndim < 2 or 0 in prompt.shape[:2]):
-            raise ValueError(
-                f"{name} must hold at least one row of at least one token, (batch, length); "
-                f"got {tuple(prompt.shape)}."
-            )
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1:] == 0).any()):
-            raise ValueError(
-                "attention_mask must end in a 1 in every row: what is written follows the last "
-                "column. Pad at the left (padding_side='left')."
-            )
-        cache = kwargs.get("cache")
-        if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
-            columns = prompt.shape[1] if mask is None else mask.shape[1]
-            if columns <= cache.length:
-                raise ValueError(
-                    f"{name} must be the whole text, or have an attention_mask over all of it: "
-                    f"the cache has read {cache.length} columns; got {columns}."
-                )
-        return super().generate(inputs, *args, **kwargs)
-
-    def generate_batch(self, *_: Any, **__: Any) -> Any:
-        """Refused: continuous batching pages keys and values, and a recurrent state has none.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            "continuous batching keeps pages of keys and values; this model keeps a state of "
-            "constant size instead. Use generate with a padded batch."
-        )
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
-    ) -> None:
-        form = generation_config.cache_implementation
-        if form not in (None, "dynamic", "static"):
-            raise ValueError(
-                f"cache_implementation must be left out: the state has one form, of constant "
-                f"size; got {form!r}."
-            )
-        if model_kwargs.get("cache") is None and generation_config.use_cache:
-            model_kwargs["cache"] = PolewiseCache()
