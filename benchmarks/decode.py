@@ -45,7 +45,7 @@ from filters import machine
 from interleaved import in_turn, progress
 from polewise import PolewiseConfig, PolewiseForCausalLM, states
 from polewise.models.cache import PolewiseCache
-from polewise.training.run_folder import describe_environment
+from polewise.training.environment import describe_environment
 
 VOCABULARY = 256
 SEGMENT = 512

@@ -1,6 +1,6 @@
 """Everything about the filters on a GPU in one command: are they right, then how fast are they.
 
-    python benchmarks/gpu.py                            # all sections, some twenty minutes
+    python benchmarks/gpu.py                            # all sections, some ten minutes
     python benchmarks/gpu.py --sections checks filters  # some of them
     TRITON_INTERPRET=1 python benchmarks/gpu.py --smoke # that all of it runs, without a GPU
 
@@ -11,25 +11,26 @@ filters   forward and forward + backward beside a copy: time, and bytes per seco
           copy's, counting the fewest bytes the work can move (x and y; with the backward also
           grad y, x or y again, and grad x)
 segments  the same at one size for several lengths of a segment, the one number to tune
-products  the associative filter, by kernels and by batched products, beside flash attention
-          with the same queries, keys and values
+products  the associative filter, by kernels and by batched products, beside attention by
+          torch's kernels with the same queries, keys and values
 block     a whole Focus block beside a Transformer block with causal flash attention, width
           1024, bfloat16, 2K to 128K: training step, forward pass, peak memory
 
-Systems alternate within a round; figures are medians. Nothing is timed when a check has failed.
+Systems alternate within a round; figures are medians of what the device took. Nothing is timed
+when a check has failed, unless --keep-going asks for it. Every row is on the disk at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,15 @@ from polewise import FocusConfig
 from polewise.models import Block
 
 
-def filters(scale: Scale, rounds: int) -> list[dict[str, Any]]:
-    rows = []
+def filters(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
     for batch, length, dim, dtype in scale.sizes:
         works = {form: Work(form, batch, length, dim, dtype, scale.device) for form in FORMS}
         x = works["direct"].inputs[0]
         out = torch.empty_like(x)
-        systems: dict[str, Callable[[], object]] = {"copy": lambda out=out, x=x: out.copy_(x)}
+        systems: dict[str, Callable[[], object]] = {"copy": partial(out.copy_, x)}
         for form, work in works.items():
-            systems[f"{form}, forward"] = lambda work=work: quietly(work, scale)
-            systems[f"{form}, forward + backward"] = lambda work=work: work.both(scale.backend)
+            systems[f"{form}, forward"] = partial(quietly, work, scale.backend)
+            systems[f"{form}, forward + backward"] = partial(work.both, scale.backend)
         times = measure(systems, rounds, scale.device)
         copied = 2 * x.nbytes / statistics.median(times["copy"])
         for name, seconds in times.items():
@@ -64,73 +64,67 @@ def filters(scale: Scale, rounds: int) -> list[dict[str, Any]]:
                 else works[form].minimal_bytes(backward="backward" in what)
             )  # fmt: skip
             speed = moved / statistics.median(seconds)
-            rows.append(
-                {
-                    "size": [batch, length, dim], "dtype": short(dtype), "system": name,
-                    **spread(seconds), "gigabytes_per_second": speed / 1e9,
-                    "of_copy": speed / copied,
-                }
-            )  # fmt: skip
-            say(rows[-1])
+            yield {
+                "size": [batch, length, dim], "dtype": short(dtype), "system": name,
+                **spread(seconds), "gigabytes_per_second": speed / 1e9, "of_copy": speed / copied,
+            }  # fmt: skip
         del works, x, out, systems
         free()
-    return rows
 
 
-def segments(scale: Scale, rounds: int) -> list[dict[str, Any]]:
+def segments(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
     from polewise.ops import _segments_triton
 
     batch, length, dim, dtype = scale.sizes[0]
-    before, rows = _segments_triton.SEGMENT, []
+    before = _segments_triton.SEGMENT
     works = {form: Work(form, batch, length, dim, dtype, scale.device) for form in FORMS}
     for steps in scale.segments:
         _segments_triton.SEGMENT = steps
         systems: dict[str, Callable[[], object]] = {}
         for form, work in works.items():
-            systems[f"{form}, forward"] = lambda work=work: quietly(work, scale)
-            systems[f"{form}, forward + backward"] = lambda work=work: work.both(scale.backend)
+            systems[f"{form}, forward"] = partial(quietly, work, scale.backend)
+            systems[f"{form}, forward + backward"] = partial(work.both, scale.backend)
         for name, seconds in measure(systems, rounds, scale.device).items():
-            rows.append({"steps": steps, "system": name, **spread(seconds)})
-            say(rows[-1])
+            yield {"steps": steps, "system": name, **spread(seconds)}
     _segments_triton.SEGMENT = before
-    return rows
 
 
-def products(scale: Scale, rounds: int) -> list[dict[str, Any]]:
+def products(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
     """The associative filter and flash attention with the same queries, keys and values."""
-    rows = []
     for batch, length, heads, dim in scale.products:
         sizes = (batch, length, heads, dim, dim)
         systems: dict[str, Callable[[], object]] = {}
         for poles, turning in (("real", False), ("complex", True)):
             work = Products(*sizes, torch.bfloat16, scale.device, turning=turning)
             for backend in ("triton", "torch"):
-                named = dataclasses.replace(scale, backend=backend)
-                systems[f"{poles} poles, {backend}, forward"] = lambda work=work, named=named: (
-                    quietly(work, named)
-                )
-                systems[f"{poles} poles, {backend}, forward + backward"] = (
-                    lambda work=work, backend=backend: work.both(backend)
-                )
+                name = f"{poles} poles, {backend}"
+                systems[f"{name}, forward"] = partial(quietly, work, backend)
+                systems[f"{name}, forward + backward"] = partial(work.both, backend)
         parts = [t.detach().transpose(1, 2) for t in work.inputs[:3]]
         leaves = [t.clone().requires_grad_() for t in parts]
         grad = torch.ones_like(parts[2])
-        systems["flash attention, forward"] = lambda parts=parts: flash(*parts)
-        systems["flash attention, forward + backward"] = lambda leaves=leaves, grad=grad: (
-            torch.autograd.grad(flash(*leaves), leaves, grad)
-        )
+        for kernel in KERNELS_OF_ATTENTION if scale.device == "cuda" else ("flash",):
+            systems[f"{kernel} attention, forward"] = partial(attend, *parts, kernel)
+            systems[f"{kernel} attention, forward + backward"] = partial(
+                attend_and_back, leaves, grad, kernel
+            )
         for name, seconds in measure(systems, rounds, scale.device).items():
-            rows.append({"size": [batch, length, heads, dim], "system": name, **spread(seconds)})
-            say(rows[-1])
+            yield {"size": [batch, length, heads, dim], "system": name, **spread(seconds)}
         del systems, work, parts, leaves, grad
         free()
-    return rows
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, (batch, heads, length, dim), by torch's flash kernel."""
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+KERNELS_OF_ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "flash") -> Tensor:
+    """Causal attention, (batch, heads, length, dim), by one of torch's kernels."""
+    with sdpa_kernel(KERNELS_OF_ATTENTION[kernel]):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def attend_and_back(leaves: list[Tensor], grad: Tensor, kernel: str) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(attend(*leaves, kernel), leaves, grad)
 
 
 class FlashAttention(nn.Module):
@@ -144,11 +138,11 @@ class FlashAttention(nn.Module):
 
     def forward(self, x: Tensor, state: None = None, lengths: None = None) -> tuple[Tensor, None]:
         parts = self.to_query_key_value(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
-        y = flash(*parts.unbind(2))
+        y = attend(*parts.unbind(2))
         return self.to_output(y.transpose(1, 2).flatten(2)), None
 
 
-def block(scale: Scale, rounds: int) -> list[dict[str, Any]]:
+def block(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     width = scale.block_width
     blocks = {
@@ -169,28 +163,23 @@ def block(scale: Scale, rounds: int) -> list[dict[str, Any]]:
         with torch.no_grad():
             block(x)
 
-    rows = []
     for length in scale.block_lengths:
         x = torch.randn(1, length, width, device=scale.device, dtype=torch.bfloat16)
         for kind, step in (("training step", training_step), ("forward", inference)):
             systems, peaks = {}, {}
             for name, each in blocks.items():
                 try:
-                    peaks[name] = peak_bytes(lambda each=each, step=step, x=x: step(each, x))
+                    peaks[name] = peak_bytes(partial(step, each, x))
                 except torch.OutOfMemoryError:
                     print(f"{name}, {kind}, {length}: out of memory", flush=True)
                     continue
-                systems[name] = lambda each=each, step=step, x=x: step(each, x)
+                systems[name] = partial(step, each, x)
             for name, seconds in measure(systems, rounds, scale.device).items():
-                rows.append(
-                    {
-                        "length": length, "work": kind, "system": name, **spread(seconds),
-                        "peak_mib": peaks[name] / 2**20,
-                    }
-                )  # fmt: skip
-                say(rows[-1])
+                yield {
+                    "length": length, "work": kind, "system": name, **spread(seconds),
+                    "peak_mib": peaks[name] / 2**20,
+                }  # fmt: skip
         free()
-    return rows
 
 
 def cell(value: object) -> str:
@@ -229,6 +218,18 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(output: Path, report: dict[str, Any]) -> None:
+    """Replace the JSON and the table, each whole or not at all."""
+    texts = {
+        output: json.dumps(report, indent=1) + "\n",
+        output.with_suffix(".md"): markdown(report),
+    }
+    for path, text in texts.items():
+        beside = path.with_name(f".{path.name}")
+        beside.write_text(text)
+        beside.replace(path)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -236,6 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
     names = ["checks", "filters", "segments", "products", "block"]
     parser.add_argument(
         "--sections", nargs="+", choices=names, default=names, help="which (default all)"
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="time also what failed a check; the rows say so"
     )
     parser.add_argument("--rounds", type=int, default=20, help="rounds of timing (default 20)")
     parser.add_argument(
@@ -265,8 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
         "date": now.isoformat(timespec="seconds"), "machine": machine(),
         "rounds": options.rounds, "sections": sections,
     }  # fmt: skip
-    runs: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "checks": lambda: list(checks(scale)),
+    runs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "checks": lambda: checks(scale),
         "filters": lambda: filters(scale, options.rounds),
         "segments": lambda: segments(scale, options.rounds),
         "products": lambda: products(scale, options.rounds),
@@ -274,11 +278,14 @@ def main(arguments: list[str] | None = None) -> int:
     }
     for name in [name for name in names if name in options.sections]:
         print(f"\n{name}", flush=True)
-        sections[name] = runs[name]()
-        output.write_text(json.dumps(report, indent=1) + "\n")
-        output.with_suffix(".md").write_text(markdown(report))
+        sections[name] = []
+        for row in runs[name]():
+            if name != "checks":
+                say(row)
+            sections[name].append(row)
+            write(output, report)  # a session may end at any moment
         free()
-        if not all(row.get("ok", True) for row in sections[name]):
+        if not all(row.get("ok", True) for row in sections[name]) and not options.keep_going:
             print(f"a check failed: nothing is timed. Written to {output}")
             return 1
     print(f"\n{markdown(report)}\nwritten to {output} and {output.with_suffix('.md')}")

@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 import torch
 
+HEAD_START = 4_000_000
+"""Cycles, some two milliseconds, for which a device waits before a call is timed: what it takes
+Python to launch the call's kernels is no time of theirs."""
+
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """Beyond what was there before, in the second call (the first one tunes)."""
@@ -26,11 +30,19 @@ def peak_bytes(call: Callable[[], object]) -> int:
 def measure(
     systems: dict[str, Callable[[], object]], rounds: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of every system in every round, by events on the device, after two warm-up calls."""
-    times: dict[str, list[float]] = {name: [] for name in systems}
-    for call in [*systems.values()] * 2:
-        call()
-    names = list(systems)
+    """Seconds of every system in every round, by events on the device, after two warm-up calls.
+
+    A system that cannot do it, for want of memory or of a kernel, is named and left out.
+    """
+    times: dict[str, list[float]] = {}
+    for name, call in systems.items():
+        try:
+            call()
+            call()
+            times[name] = []
+        except RuntimeError as error:
+            print(f"left out: {name}: {str(error).splitlines()[0]}", flush=True)
+    names = list(times)
     for number in range(rounds):
         turn = number % max(len(names), 1)
         for name in names[turn:] + names[:turn]:
@@ -45,6 +57,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
         return time.perf_counter() - begin
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    torch.cuda._sleep(HEAD_START)
     start.record()
     call()
     stop.record()

@@ -23,7 +23,7 @@ from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
 
 KILLED_RUN = Run(
     task=RecallTask(length=6, vocab_size=6, num_eval=8, batch_size=4),
-    model=ModelOptions(mixer="attention", hidden_size=8, num_layers=1),
+    model=ModelOptions(mixer="attention", hidden_size=8, num_layers=1, dropout=0.1),
     training=TrainingOptions(
         max_steps=12, log_every=3, evaluate_every=4, checkpoint_every=2, accumulate=2
     ),
@@ -49,7 +49,7 @@ _OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.tru
 def _die_before_operation(number: int, folder: str) -> None:
     """Have the process killed before it does its so manieth thing to a file under `folder`."""
     left = [number]
-    parts = (folder, str(Path(folder).with_name(f".{Path(folder).name}.partial")))
+    parts = (folder, str(Path(folder).with_name(f".{Path(folder).name}.")))
 
     def count(event: str, arguments: tuple) -> None:
         if event in _OPERATIONS and str(arguments[0]).startswith(parts):

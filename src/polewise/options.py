@@ -55,12 +55,6 @@ def require_multiple(name: str, value: int, of_name: str, of: int) -> None:
         raise ValueError(f"{name} must be a multiple of {of_name}; got {value} and {of}.")
 
 
-def heads_for(channels: int, size: int) -> int:
-    """Return how many equal heads of at least `size` channels there can be; 1 if they are fewer."""
-    most = min(channels // size, 4096)  # an absurd width is refused later, and soon
-    return next((n for n in range(most, 1, -1) if channels % n == 0), 1)
-
-
 def require_memory(names: str, num_bytes: int) -> None:
     """Raise ValueError if so many bytes can never fit into this machine's memory.
 

@@ -8,7 +8,9 @@ snapshot, and going back to it is using it again. These functions treat every tr
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +20,12 @@ import torch
 from torch import Tensor
 
 State = TypeVar("State")
+
+_DAMAGE = (
+    ArithmeticError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a file that was damaged, or made to do harm, may raise."""
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
@@ -134,10 +142,14 @@ def load(path: str | Path, like: State) -> State:
         FileNotFoundError: no file.
     """
     device = next((leaf.device for leaf in tensors(like)), torch.device("cpu"))
-    try:
-        leaves = torch.load(path, weights_only=True, map_location=device)
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, UnpicklingError) as error:
-        raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
+    with open(path, "rb") as file:  # whatever its name: torch goes by it
+        try:
+            if not zipfile.is_zipfile(file):  # torch would take any letters for a program
+                raise ValueError("no archive")
+            file.seek(0)
+            leaves = torch.load(file, weights_only=True, map_location=device)
+        except _DAMAGE as error:
+            raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
     wanted = len(tensors(like))
     if not isinstance(leaves, list) or len(leaves) != wanted:
         got = len(leaves) if isinstance(leaves, list) else 0

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.faults.runs import flip_bit
 
 import polewise
 from polewise.cli import COMMANDS, main
@@ -203,6 +205,19 @@ def test_serve_hands_over_the_best_model(text_run, monkeypatch):
     )
     assert main(["serve", text_run, "--port", "8123"]) == 0
     assert called == {"path": Path(text_run) / "model", "host": "127.0.0.1", "port": 8123}
+
+
+def test_serve_hands_over_no_model_that_is_damaged_or_missing(text_run, monkeypatch, capsys):
+    run = shutil.copytree(text_run, "copy")
+    monkeypatch.setattr("polewise.models.serving.serve", lambda *_, **__: pytest.fail("served"))
+    flip_bit(Path(run) / "model" / "model.safetensors")
+    assert main(["serve", run]) == 2
+    assert "model.safetensors is not what was written" in capsys.readouterr().err
+    shutil.rmtree(Path(run) / "model")
+    assert main(["serve", run]) == 2
+    assert "has none yet" in capsys.readouterr().err
+    assert main(["info", run]) == 0
+    assert "parameters" in capsys.readouterr().out
 
 
 def test_a_package_that_serve_misses_is_named(text_run, monkeypatch, capsys):

@@ -78,6 +78,16 @@ def test_mixer_keeps_the_contract(name, options, check):
     dict(mixer_checks(built(name, options)))[check]()
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_names_an_input_or_an_option_that_does_not_fit(name):
+    with pytest.raises(
+        ValueError, match=r"x must have shape \(batch, length, 8\); got \(2, 5, 7\)"
+    ):
+        built(name, {})(torch.zeros(2, 5, 7))
+    with pytest.raises(ValueError, match=r"dim must be of type int; got '8'"):
+        MIXERS[name](dim="8")
+
+
 @pytest.mark.parametrize("hypernetwork", ["recurrent", "shared_recurrent", "shared_long_conv"])
 def test_a_whole_backbone_keeps_the_contract(hypernetwork):
     mixer = PublishedFocusConfig(dim=8, **SMALL["published_focus"], hypernetwork=hypernetwork)
@@ -138,6 +148,8 @@ class Faulty(nn.Module):
             raise AssertionError("no steps")
         if self.fault == "asks for float64" and x.dtype != torch.float64:
             x = 2 * x
+        if self.fault == "is too small in bfloat16" and x.dtype == torch.bfloat16:
+            x = 0 * x
         if self.fault == "breaks the graph":
             torch._dynamo.graph_break()
         last = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.last
@@ -154,6 +166,8 @@ class Faulty(nn.Module):
         y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)
         if self.fault == "forgets a number":
             y = y * self.drawn
+        if self.fault == "is too small in bfloat16":
+            y = 1e-3 * y
         if self.fault == "widens":
             y = torch.cat([y, y], -1)
         return y, (last,) if self.fault == "hands on a tuple" else FaultyState(last)
@@ -177,6 +191,7 @@ def test_a_sound_mixer_of_ones_own_passes():
         ("forgets a number", "save and load"),
         ("breaks the graph", "compile"),
         ("asks for float64", "precision"),
+        ("is too small in bfloat16", "precision"),
         ("hands on a tuple", "state"),
         ("forgets its state beside lengths", "padding"),
     ],

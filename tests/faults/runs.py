@@ -34,13 +34,15 @@ def task_of(kind, options=TASK, **attributes):
     return type(kind.__name__, (kind,), attributes)(**options)
 
 
-def small_run(task=None, mixer="attention", **training) -> Run:
+def small_run(task=None, mixer="attention", dropout=0.0, **training) -> Run:
     """Return a run of six steps with a checkpoint after every second."""
     options = {"max_steps": 6, "log_every": 1, "evaluate_every": 3, "checkpoint_every": 2}
     set_chunk = {"chunk_length": 4, "bin_length": 4} if mixer == "focus" else {}
     return Run(
         task=task or RecallTask(**TASK),
-        model=ModelOptions(mixer=mixer, mixer_options=set_chunk, hidden_size=8, num_layers=1),
+        model=ModelOptions(
+            mixer=mixer, mixer_options=set_chunk, hidden_size=8, num_layers=1, dropout=dropout
+        ),
         training=TrainingOptions(**(options | training)),
     )
 

@@ -221,7 +221,7 @@ def test_a_file_too_large_for_the_model_is_refused_before_it_is_read(run_copy, m
     monkeypatch.setattr("polewise.training.manifest._hash_file", lambda path: "0" * 64)
     write_manifest(checkpoint)
     monkeypatch.setattr("polewise.training.manifest._hash_file", lambda path: sys.exit("read"))
-    with pytest.raises(ValueError, match="a checkpoint of this model has fewer"):
+    with pytest.raises(ValueError, match="those of this model have fewer"):
         load(checkpoint)
 
 

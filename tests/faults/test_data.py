@@ -77,6 +77,15 @@ def encrypted_zip():
     return bytes(content)
 
 
+def test_a_text_that_changed_in_its_middle_is_another(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(TEXT * 3000)
+    train(small_run(text_task(text)), tmp_path / "run", console=quiet())
+    text.write_bytes(changed(text.read_bytes(), len(TEXT) * 1500))
+    with pytest.raises(ValueError, match="it has changed since"):
+        resume(tmp_path / "run", max_steps=8, console=quiet())
+
+
 def test_bytes_that_are_no_text_are_learnt_like_others(tmp_path):
     (tmp_path / "noise").write_bytes(bytes(range(256)) * 4)
     batch = next(text_task(tmp_path / "noise", batch_size=64).train_batches(0))

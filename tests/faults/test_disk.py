@@ -11,9 +11,11 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+import torch
 from benchmarks.faults.processes import started
 from rich.console import Console
 from tests.faults.runs import (
+    TASK,
     RecallWith,
     checkpoints_in,
     have_equal_parameters,
@@ -110,6 +112,30 @@ def test_told_to_continue_a_run_trains_on_and_says_so_once(tmp_path, finished_ru
     assert steps == [1, 2, 6]
     assert checkpoints_in(folder) == ["step-2", "step-6"]
     assert have_equal_parameters(folder, finished_run)
+
+
+def test_told_to_continue_a_run_rolls_back_though_its_log_cannot_be_cut(tmp_path):
+    folder = tmp_path / "run"
+
+    class Trouble(RecallWith):
+        def change(self, step, batch):
+            if step == 6:
+                _countdown[:] = [str(folder), 1]
+            if step == 8:
+                _countdown.clear()
+            return batch | {"poison": torch.tensor(float("nan") if 4 <= step <= 6 else 1.0)}
+
+        def loss(self, logits, batch):
+            return super().loss(logits, batch) * batch["poison"]
+
+    run = small_run(
+        Trouble(**TASK), on_save_error="continue", on_skip_limit="roll_back", max_steps=10
+    )
+    assert train(run, folder, console=quiet()).status == "finished"
+    lines = RunFolder(folder).read_metrics()
+    assert lines[-1]["step"] == 10
+    assert resume(folder, max_steps=12, console=quiet()).status == "finished"
+    assert RunFolder(folder).read_metrics()[: len(lines)] == lines
 
 
 def test_the_last_checkpoint_must_be_written_even_then(tmp_path):

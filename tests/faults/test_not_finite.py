@@ -1,5 +1,7 @@
 """NaN and infinity: the step is skipped; when that does not help, the run says why or goes back."""
 
+import os
+import signal
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,14 +10,15 @@ from tests.faults.runs import (
     TASK,
     RecallWith,
     checkpoints_in,
+    have_equal_parameters,
     quiet,
     small_run,
     task_of,
     untimed_metrics,
 )
 
-from polewise.tasks import ImagesTask
-from polewise.training import NonFiniteError, build_model, train
+from polewise.tasks import TASKS, ImagesTask
+from polewise.training import NonFiniteError, build_model, resume, train
 from polewise.training.diagnosis import diagnose
 from polewise.training.progress import UsualLoss
 from polewise.training.session import Session
@@ -61,7 +64,8 @@ def test_a_bad_step_is_skipped_counted_and_changes_no_parameter(poison, tmp_path
         {"kind": "skip", "step": 4, "in_a_row": 2, "in_all": 2},
     ]
     assert [r["step"] for r in lines if r["kind"] == "train"] == [1, 2, 5, 6]
-    assert checkpoints_in(tmp_path / "bad") == ["step-2", "step-6"]  # none in the middle of it
+    # None in the middle of it; the one that was due there comes after it.
+    assert checkpoints_in(tmp_path / "bad") == ["step-5", "step-6"]
     assert moved[1:] == [True, False, False, True, True]  # the first rate of the warm-up is 0
 
 
@@ -122,6 +126,35 @@ def test_a_roll_back_goes_on_with_new_data_and_half_the_rate(tmp_path):
     assert rates[4] == 1e-3
     assert rates[5] == pytest.approx(5e-4)
     assert sorted(rates) == list(range(1, 11))
+
+
+def test_stopped_in_the_middle_of_trouble_a_run_goes_back_as_far(tmp_path, monkeypatch):
+    class StoppedThere(Poisoned):
+        def change(self, step, batch):
+            if step == 5 and not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().change(step, batch)
+
+    options = {"on_skip_limit": "roll_back", "max_steps": 10, "keep_checkpoints": 1}
+    train(small_run(task_of(Poisoned, first=4, last=6), **options), tmp_path / "a", console=quiet())
+    task = task_of(StoppedThere, first=4, last=6)
+    assert train(small_run(task, **options), tmp_path / "b", console=quiet()).step == 6
+    assert checkpoints_in(tmp_path / "b") == ["step-4", "step-6"]
+    monkeypatch.setitem(TASKS, "recall", type(task))
+    resume(tmp_path / "b", console=quiet())
+    assert have_equal_parameters(tmp_path / "b", tmp_path / "a")
+    assert untimed_metrics(tmp_path / "b") == untimed_metrics(tmp_path / "a")
+
+
+def test_trouble_at_every_checkpoint_that_is_due_leaves_the_steps_after_it(tmp_path):
+    class Uneven(Poisoned):
+        def change(self, step, batch):
+            bad = step in (1, 3, 5)
+            return batch | {"poison": torch.tensor(float("nan") if bad else 1.0)}
+
+    train(small_run(Uneven(**TASK), max_steps=8), tmp_path / "run", console=quiet())
+    assert checkpoints_in(tmp_path / "run") == ["step-7", "step-8"]
 
 
 def test_after_three_roll_backs_the_run_ends(tmp_path):

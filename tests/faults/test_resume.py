@@ -21,6 +21,7 @@ from tests.faults.runs import (
 from polewise.training import resume, train
 from polewise.training.checkpoint import load_checkpoint
 from polewise.training.durable import replace_folder
+from polewise.training.session import Session
 
 
 class Stopping(RecallWith):
@@ -45,6 +46,16 @@ def test_stopped_after_any_step_a_run_ends_with_the_same_bits_and_the_same_log(
     for name in ("model", "model-last"):
         assert have_equal_parameters(tmp_path / "run", finished_run, name)
     assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
+def test_what_is_drawn_while_training_is_drawn_again_after_a_stop(step, tmp_path):
+    options = {"mixer": "focus", "dropout": 0.3, "accumulate": 2}
+    train(small_run(**options), tmp_path / "whole", console=quiet())
+    task = task_of(Stopping, at=2 * step - 1)
+    assert train(small_run(task, **options), tmp_path / "run", console=quiet()).step == step
+    resume(tmp_path / "run", console=quiet())
+    assert have_equal_parameters(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("batch", [3, 4, 5])
@@ -167,6 +178,23 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path, finished_ru
     assert not [r for r in untimed_metrics(tmp_path / "run") if r["kind"] == "eval"]
     resume(tmp_path / "run", console=quiet())
     assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
+
+
+def test_made_up_for_and_killed_before_the_next_checkpoint_it_is_logged_once(
+    tmp_path, finished_run, monkeypatch
+):
+    train(small_run(task_of(Stopping, at=2)), tmp_path / "run", console=quiet())
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "take_batches", _die)
+        with pytest.raises(MemoryError):
+            resume(tmp_path / "run", console=quiet())
+    assert [r["kind"] for r in untimed_metrics(tmp_path / "run")][-1] == "eval"
+    resume(tmp_path / "run", console=quiet())
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
+
+
+def _die(*_):
+    raise MemoryError
 
 
 def test_stopped_where_its_target_was_reached_a_run_ends_there_too(tmp_path):

@@ -141,7 +141,7 @@ def test_focus_without_hypernetwork_ignores_the_input_when_placing_poles():
         ({"chunk_length": -1}, "chunk_length must be an integer of at least 0"),
         ({"turning": False, "realisation": "direct"}, "turning must be True"),
         ({"max_decay": 1.0}, "max_decay must lie between 0 and 1"),
-        ({"causal": False, "sliding": True}, "sliding needs causal=True"),
+        ({"causal": False, "sliding": True}, "sliding must be False without causal"),
     ],
 )
 def test_a_wrong_option_is_named(options, message):

@@ -386,5 +386,5 @@ def test_a_forecasting_model_needs_to_know_what_and_how_far(name):
 
 
 def test_a_language_model_must_be_causal():
-    with pytest.raises(ValueError, match="needs a causal mixer"):
+    with pytest.raises(ValueError, match="must have causal=True"):
         PolewiseForCausalLM(PolewiseConfig(hidden_size=8, mixer_options={"causal": False}))

@@ -40,6 +40,7 @@ def language_model(mixer="focus", **options):
     config = PolewiseConfig(
         mixer=mixer, mixer_options=options, hidden_size=8, num_hidden_layers=2,
         intermediate_size=12, vocab_size=30, pad_token_id=0,
+        tie_word_embeddings=False,  # tied, the last token alone would decide most of the next
     )  # fmt: skip
     return PolewiseForCausalLM(config).eval()
 
@@ -465,12 +466,13 @@ def test_positions_that_rise_among_real_tokens_are_taken(model):
     assert torch.equal(given, model(tokens(1, 5), attention_mask=mask).logits)
 
 
-def test_going_on_needs_the_whole_text_or_a_mask_over_it(model):
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_going_on_needs_the_whole_text_or_a_mask_over_it(name, model):
     ids = tokens(1, 6)
     cache = model(ids, use_cache=True).cache
     for again in (ids, ids[:, :2]):
         with pytest.raises(ValueError, match="the cache has read 6 columns"):
-            model.generate(again, cache=cache, max_new_tokens=2)
+            model.generate(again, max_new_tokens=2, **{name: cache})
 
 
 def test_a_single_step_is_compiled_only_where_steps_are_alike():
@@ -495,6 +497,31 @@ def test_a_state_goes_to_a_file_and_back(model, tmp_path):
         states.load(tmp_path / "state", language_model(memory=False).initial_state(1))
     with pytest.raises(ValueError, match="must have shape"):
         states.load(tmp_path / "state", language_model(chunk_length=16).initial_state(1))
-    (tmp_path / "other").write_text("not a state")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a state",
+        b"the x",
+        b"a x",
+        b"s",
+        b"h\x01",
+        b".",
+        b"\x80\x02.",
+        b"PK\x05\x06" + 18 * b"\0",
+    ],
+)
+def test_a_file_that_is_no_state_is_refused_whatever_it_says(content, model, tmp_path):
+    (tmp_path / "other").write_bytes(content)
     with pytest.raises(ValueError, match="is not a state"):
         states.load(tmp_path / "other", model.initial_state(1))
+
+
+def test_the_name_of_a_state_file_says_nothing(model, tmp_path):
+    _, state = model.step(tokens(1, 9))
+    states.save(state, tmp_path / "x.safetensors")
+    again = states.load(tmp_path / "x.safetensors", model.initial_state(1))
+    for loaded, saved in zip(states.tensors(again), states.tensors(state), strict=True):
+        assert torch.equal(loaded, saved)

@@ -236,7 +236,7 @@ def test_wrong_arguments_are_explained(change, message):
 
 
 def test_compiled_loops_want_float32():
-    with pytest.raises(ValueError, match="backend 'cpu' must have float32 tensors"):
+    with pytest.raises(ValueError, match="backend 'cpu' takes float32 tensors"):
         gated_norm(*drawn(9, dtype=torch.float64), backend="cpu")
     inputs = drawn(9)
     with pytest.raises((ValueError, TypeError), match="projection must be float32"):

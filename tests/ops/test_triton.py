@@ -124,31 +124,26 @@ def test_a_cpu_without_the_interpreter_is_refused(form):
 def test_the_device_chooses_the_backend(monkeypatch):
     on_cuda, on_xpu = (SimpleNamespace(device=torch.device(name)) for name in ("cuda", "xpu"))
     assert _checks.fastest_backend(on_cuda) == "triton"
-    assert _checks.fastest_backend(on_cuda, triton=False) == "torch"
+    assert _checks.usable_backend(None, ("torch", "cpu"), on_cuda) == "torch"
     assert _checks.fastest_backend(on_xpu) == "torch"
     monkeypatch.setattr(_checks, "HAS_TRITON", False)
     assert _checks.fastest_backend(on_cuda) == "torch"
     assert _checks.fastest_backend(torch.zeros(1)) == "cpu"
 
 
-@pytest.mark.parametrize(
-    ("dtype", "key_dim", "fits"),
-    [(torch.bfloat16, 64, True), (torch.float64, 64, False), (torch.float32, 129, False)],
-)
-def test_the_dtype_and_the_width_of_keys_fit_the_associative_kernels(dtype, key_dim, fits):
-    module = importlib.import_module("polewise.ops.associative_filter")
-    assert module._fits_triton(torch.zeros(1, 4, 2, key_dim, dtype=dtype)) == fits
-
-
 def test_the_associative_filter_asks_for_its_kernels_only_where_they_fit(monkeypatch):
-    module, asked = importlib.import_module("polewise.ops.associative_filter"), []
+    module, chosen = importlib.import_module("polewise.ops.associative_filter"), []
+    choose = module.usable_backend
 
-    def fastest(q, *, triton):
-        asked.append(triton)
+    def noted(*arguments, **unfit):
+        chosen.append(choose(*arguments, **unfit))
         return "torch"
 
-    monkeypatch.setattr(_checks, "fastest_backend", fastest)
-    for dtype in (torch.float32, torch.float64):
-        q = torch.zeros(1, 4, 2, 3, dtype=dtype)
+    monkeypatch.setattr(_checks, "fastest_backend", lambda x: "triton")
+    monkeypatch.setattr(module, "usable_backend", noted)
+    for dtype, key_dim in [
+        (torch.bfloat16, 64), (torch.float32, 128), (torch.float64, 64), (torch.float32, 129),
+    ]:  # fmt: skip
+        q = torch.zeros(1, 4, 2, key_dim, dtype=dtype)
         module.associative_filter(q, q, q, q[..., 0])
-    assert asked == [True, False]
+    assert chosen == ["triton", "triton", "torch", "torch"]

@@ -93,7 +93,7 @@ def test_wrong_arguments_are_explained():
         turn(x[..., :5], angle)
     with pytest.raises(ValueError, match="backend must be one of"):
         turn(x, angle, backend="gpu")
-    with pytest.raises(ValueError, match="backend 'cpu' must have float32 x"):
+    with pytest.raises(ValueError, match="backend 'cpu' takes float32 x"):
         turn(x.double(), angle, backend="cpu")
 
 

@@ -66,12 +66,21 @@ class Stalling(RecallTask):
             yield batch
 
 
+class Drawing(RecallTask):
+    """Every process notes a number that it draws in each step, as dropout draws its masks."""
+
+    def loss(self, logits, batch):
+        with (Path(os.environ["DRAWN_IN"]) / os.environ["RANK"]).open("a") as file:
+            file.write(f"{torch.rand(()).item()}\n")
+        return super().loss(logits, batch)
+
+
 def recall(kind: type[RecallTask], **training) -> Run:
     """Return a small run of a kind of recall."""
     return Run(
         task=kind(length=6, vocab_size=6, num_eval=8, batch_size=4),
         model=ModelOptions(mixer="attention", hidden_size=8, num_layers=1),
-        training=TrainingOptions(max_steps=8, checkpoint_every=2, **training),
+        training=TrainingOptions(**({"max_steps": 8, "checkpoint_every": 2} | training)),
     )
 
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from tests.parallel.launches import (
     MIXER_OPTIONS,
+    Drawing,
     Poisoned,
     Stalling,
     alone,
@@ -33,9 +34,11 @@ from torch import nn
 from polewise.mixers import MIXERS
 from polewise.tasks import ListOpsTask, MqarTask, RecallTask
 from polewise.training import Run, RunFolder, train
+from polewise.training.building import require_splittable
 from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
-from polewise.training.launch import asks_for_shares, join_processes
-from polewise.training.run import ModelOptions, TrainingOptions, require_splittable
+from polewise.training.errors import SaveError
+from polewise.training.launch import asks_for_shares, explained_losses, join_processes
+from polewise.training.run import ModelOptions, TrainingOptions
 
 LAYOUTS = {
     "data parallel": {},
@@ -278,6 +281,29 @@ def test_engines_that_the_loop_does_not_know_are_refused(variables, message, mon
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         join_processes(TrainingOptions(max_steps=1))
+
+
+def test_each_process_draws_masks_of_its_own_and_draws_them_again_after_a_stop(
+    tmp_path, monkeypatch
+):
+    drawn = []
+    for name, jobs in {
+        "whole": [(recall(Drawing), tmp_path / "a")],
+        "in two": [(recall(Drawing, max_steps=4), tmp_path / "b"), (8, tmp_path / "b")],
+    }.items():
+        (folder := tmp_path / name).mkdir()
+        monkeypatch.setenv("DRAWN_IN", str(folder))
+        together(2, *jobs)
+        drawn.append([(folder / rank).read_text().split() for rank in "01"])
+    (first, second), again = drawn
+    assert len(first) >= 8
+    assert not set(first) & set(second)
+    assert again[1][:8] == second[:8]
+
+
+def test_what_ends_a_run_of_ours_is_not_taken_for_a_lost_process():
+    with pytest.raises(SaveError, match="igloo"), explained_losses():
+        raise SaveError("a checkpoint must be written to runs/igloo; free some space there.")
 
 
 def test_the_launcher_is_asked_for_shares_too(monkeypatch):

@@ -34,6 +34,9 @@ FORMS = {
     "attention": ("attention", {"heads": 2}),
     "attention, positions": ("attention", {"heads": 2, "positions": 400, "conv_width": 3}),
     "mega": ("mega", {"chunk_length": 8, "memories": 2}),
+    "chunks": ("chunk_attention", {"chunk_length": 8, "heads": 2}),
+    "sliding": ("sliding_attention", {"chunk_length": 8, "heads": 2}),
+    "s4d": ("s4d", {"state_dim": 4}),
 }
 
 

@@ -5,7 +5,8 @@
     runs.py       what a finished run is good for: eval, info, export, serve
     streams.py    a byte model over texts without end: generate, stream
     studies.py    questions: study, report
-    listings.py   what there is to choose from: mixers, data; the demo
+    listings.py   what there is to choose from: mixers, data
+    demo.py       in minutes, what Focus learns
     output.py     exit codes, and values on one line
 
 Exit codes: 0 success, 1 the work failed (training met NaN, the demo did not reach 100 %, a file
@@ -22,13 +23,13 @@ from collections.abc import Sequence
 
 from torch import OutOfMemoryError
 
-from polewise.cli import listings, runs, streams, studies, train
+from polewise.cli import demo, listings, runs, streams, studies, train
 from polewise.cli.output import EXIT_FAILED, EXIT_MISTAKE, exit_code
 from polewise.cli.parsing import Command, choose_command, parse
 from polewise.training import TrainingError
 
 COMMANDS: dict[str, Command] = {
-    "demo": listings.demo,
+    "demo": demo.demo,
     **{f"train {name}": command for name, command in train.TRAIN_COMMANDS.items()},
     "resume": train.resume,
     "eval": runs.eval,

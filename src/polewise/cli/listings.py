@@ -1,4 +1,4 @@
-"""The commands that need no run: what there is to choose from, and the demo."""
+"""The commands that list what there is to choose from."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import os
 from dataclasses import fields
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
 from polewise.mixers import MIXERS, mixer_option_types
 from polewise.options import require_choice
-from polewise.recipes import DemoOptions, run_demo
 
 
 def mixers(name: Annotated[Positional[str], arg(metavar="NAME")] = "") -> int:
@@ -71,18 +70,3 @@ def data(fetch: str | None = None) -> int:
             print(f"{name:16} missing: place {', '.join(missing)}; {how_to_get(name)}")
         print(f"{'':16} {data_set.what}")
     return 0
-
-
-def demo(options: OmitArgPrefixes[DemoOptions] = DemoOptions()) -> int:  # noqa: B008
-    """Train Focus on recall and on text, and write some: under six minutes on two cores.
-
-    Exits with 0 when held-out recall reached 100 %, else with 1. For example:
-      polewise demo
-      polewise demo --text novel.txt
-
-    Args:
-        options: The demo.
-    """
-    from polewise.analysis import write_figures
-
-    return run_demo(options, write_figures)

@@ -11,6 +11,7 @@ from polewise.cli.output import pairs
 from polewise.cli.parsing import RunPath
 from polewise.tasks import ForecastTask, TextTask
 from polewise.training import RunFolder, evaluate
+from polewise.training.building import planned_model
 
 
 def eval(  # noqa: A001
@@ -61,7 +62,7 @@ def info(run: RunPath) -> int:
     folder = RunFolder.open(run)
     config, records = folder.read_config(), folder.read_metrics()
     described = folder.read_run()
-    model: Any = folder.load_model()
+    model: Any = planned_model(described)
     print(f"run         {folder.path}")
     print(f"task        {described.task_name} {pairs(config['task'], 'name')}")
     print(f"model       {described.model.mixer} {pairs(config['model'], 'mixer', 'mixer_options')}")
@@ -70,7 +71,7 @@ def info(run: RunPath) -> int:
     print(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
     if described.task.spec.kind == "language":
         length = described.task.spec.length
-        size = model.state_num_bytes(batch=1, length=length)
+        size = model.state_num_bytes(length=length)
         print(f"state       {size:,} bytes a sequence when streaming, after {length:,} steps")
     evaluations = [record for record in records if record["kind"] == "eval"]
     if evaluations:
@@ -117,9 +118,8 @@ def serve(run: RunPath, host: str = "127.0.0.1", port: int = 8000) -> int:
     folder = require_text_run(run)
     from polewise.models import serving
 
-    path = folder.model_path if folder.model_path.is_dir() else folder.last_model_path
     try:
-        serving.serve(path, host=host, port=port)
+        serving.serve(folder.verified_model_path(), host=host, port=port)
     except ImportError as error:
         raise ValueError(str(error)) from error
     return 0

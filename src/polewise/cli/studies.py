@@ -117,13 +117,13 @@ def report(
     page = Path("docs/studies.md")
     if not page.parent.is_dir():
         raise ValueError("docs must be written in a checkout of Polewise; there is no folder docs.")
-    figures = {}
-    for path, section in zip(paths, map(study_section, studies), strict=True):
+    sections, figures = [study_section(study) for study in studies], []
+    for path, section in zip(paths, sections, strict=True):
         names = [f"figures/{path.stem}-{number}.svg" for number in range(len(section.figures))]
-        figures[section.title] = names
+        figures.append(names)
         for name, (svg, _) in zip(names, section.figures, strict=True):
             replace_file(page.parent / name, svg)
-    replace_file(page, render_markdown(studies, figures))
+    replace_file(page, render_markdown(sections, figures))
     print(f"written to {page}")
     return 0
 

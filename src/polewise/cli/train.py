@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,6 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 from polewise.cli.output import pairs
 from polewise.cli.parsing import Command, RunPath
 from polewise.recipes import (
-    CHUNK_LENGTH,
     demo_text,
     digits,
     etth1,
@@ -64,15 +64,14 @@ def _command(recipe: Run, what: str, *examples: str) -> Command:
     ) -> int:
         options = model.over(recipe.model)
         run = Run(task=_aligned(task, options), model=options, training=training)
-        if out is None:
-            out = Path("runs") / f"{run.task_name}-{options.mixer}-{datetime.now():%Y%m%d-%H%M%S}"
-        return _finish(train(run, out, title=run.task_name))
+        path = _new_folder(f"{run.task_name}-{options.mixer}") if out is None else out
+        return _finish(train(run, path, title=run.task_name))
 
     lines = "\n".join(f"  polewise train {recipe.task_name}{example}" for example in examples)
     train_task.__annotations__["task"] = OmitArgPrefixes[type(recipe.task)]  # type: ignore[misc]
     train_task.__doc__ = f"""{what}
 
-Go on with a stopped run: polewise train --resume RUN.
+Go on with a stopped run: polewise resume RUN.
 
 For example:
 {lines}
@@ -86,10 +85,17 @@ Args:
     return train_task
 
 
+def _new_folder(name: str) -> Path:
+    """Return a folder of this name and time that is not there yet; several may begin at once."""
+    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return next(path for path in chain([first], others) if not path.exists())
+
+
 def _aligned(task: AnyTask, model: ModelOptions) -> AnyTask:
     """Let recall pad its inputs to the chunks of this mixer, unless --align-to says otherwise."""
     chunk_length = model.mixer_options.get("chunk_length")
-    if isinstance(task, RecallTask) and task.align_to == CHUNK_LENGTH and chunk_length:
+    if isinstance(task, RecallTask) and task.align_to is None and chunk_length:
         return replace(task, align_to=chunk_length)
     return task
 

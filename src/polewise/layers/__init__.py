@@ -5,7 +5,11 @@ from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
 from polewise.layers.damped_ema import DampedEma
 from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
 from polewise.layers.feed_forward import FeedForward
+from polewise.layers.fixed_filters import fixed_filters
 from polewise.layers.gated_output import gated_output
+from polewise.layers.heads import heads_for
+from polewise.layers.mixer_input import require_input
+from polewise.layers.nearby_attention import nearby_attention
 from polewise.layers.plain import is_plain
 from polewise.layers.position_bias import PositionBias
 from polewise.layers.rms_norm import RmsNorm
@@ -26,7 +30,11 @@ __all__ = [
     "RmsNorm",
     "ShortConv",
     "StepSize",
+    "fixed_filters",
     "gated_output",
+    "heads_for",
     "is_plain",
+    "nearby_attention",
     "require_filters",
+    "require_input",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
-from polewise.layers.decaying_sums import decaying_sums
+from polewise.layers.fixed_filters import fixed_filters
 from polewise.ops.shards import Shards
 
 
@@ -55,6 +56,10 @@ class DampedEma(nn.Module):
         step = self.step.to(dtype).sigmoid()
         decay = 1 - step * self.damping.to(dtype).sigmoid()
         gain = step * self.into * self.out * self.out.shape[0] ** -0.5
-        return decaying_sums(
-            x, decay, gain, self.skip, state=state, lengths=lengths, shards=self.shards
-        )
+        real = torch.zeros_like(decay)  # poles and sums have no imaginary part
+        y, sums = fixed_filters(
+            x, decay, real, torch.stack([gain, real], -1), self.skip,
+            state=None if state is None else functional.pad(state[..., None], (0, 1)),
+            lengths=lengths, shards=self.shards,
+        )  # fmt: skip
+        return y, sums[..., 0]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers.decaying_sums import decaying_sums
+from polewise.layers.fixed_filters import fixed_filters
 from polewise.ops import KernelSpectrum, long_conv
 from polewise.ops.shards import Shards
 
@@ -93,11 +93,13 @@ class RecurrentEmbedder(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
-        state: Float[Tensor, "batch memories dim"] | None = None,
+        state: Float[Tensor, "batch memories dim 2"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim"]]:
+    ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim 2"]]:
         logit = self.logit.to(torch.promote_types(x.dtype, torch.float32))
         decay = logit.sigmoid()
         # sqrt(1 - decay^2), whose gradient stays finite where decay rounds to 1.
         gain = self.weight * ((-logit).sigmoid() * (1 + decay)).sqrt()
-        return decaying_sums(x, decay, gain, state=state, lengths=lengths, shards=self.shards)
+        real = torch.zeros_like(decay)
+        mix = torch.stack([gain, real], -1)
+        return fixed_filters(x, decay, real, mix, state=state, lengths=lengths, shards=self.shards)

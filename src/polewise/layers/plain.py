@@ -6,8 +6,8 @@ from torch import nn
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is as it was made: not replaced or patched (an adapter's, a quantised one,
-    one whose numbers are fetched when it is called), and watched by nobody."""
+    """Whether a module is an unmodified `kind`: no adapter, no quantised or offloaded weight, no
+    patched forward, no hooks."""
     watched = (
         module._forward_hooks,
         module._forward_pre_hooks,

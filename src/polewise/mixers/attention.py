@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import ShortConv
+from polewise.layers import ShortConv, require_input
 from polewise.ops import turn
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards
 from polewise.ops.taint import clean_and_mark, put_back
-from polewise.options import require_at_least, require_multiple
+from polewise.options import require_at_least, require_multiple, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class AttentionConfig:
     """Never look ahead."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_at_least("dim", self.dim, 1)
         require_at_least("heads", self.heads, 1)
         require_at_least("positions", self.positions, 0)
@@ -98,8 +99,7 @@ class Attention(nn.Module):
         state: FullAttentionState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], FullAttentionState | None]:
-        if state is not None and not self.causal:
-            raise ValueError("state must be None without causal: both directions need it all.")
+        require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         batch, length, _ = x.shape
         steps = real_steps(x, lengths)
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         k, v = hide_padding(k, lengths), hide_padding(v, lengths)
         if state is not None:
             k, v = (
-                functional.pad(old, (0, 0, 0, 0, 0, length)).scatter_add(
+                functional.pad(old.to(new.dtype), (0, 0, 0, 0, 0, length)).scatter_add(
                     1, time[..., None, None].expand_as(new), new
                 )
                 for old, new in ((state.keys, k), (state.values, v))

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -48,12 +48,14 @@ from polewise.layers import (
     ShortConv,
     StepSize,
     gated_output,
+    nearby_attention,
     require_filters,
+    require_input,
 )
-from polewise.ops import AttentionState, associative_filter, chunked_attention, turn
+from polewise.ops import AttentionState, associative_filter, turn
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards, associative_state_before
-from polewise.options import require_at_least, require_choice, require_multiple
+from polewise.options import require_at_least, require_multiple, require_types
 
 Hypernetwork = Literal["none", "recurrent", "long_conv"]
 
@@ -74,17 +76,17 @@ class FocusConfig:
     value_dim: int = 64
     """Channels of a head's values."""
     key_dim: int = 64
-    """Channels of a key, and about as many keys are told apart; a last odd one does not turn."""
+    """Channels of a key: a memory tells about as many keys apart. A last odd one does not turn."""
     shared_keys: bool = True
     """All heads look up the same key. False: each its own."""
     memory: bool = True
-    """Filter the products of keys and values. Without it nothing is recalled across chunks."""
+    """Filter the products of keys and values. Without it nothing is recalled from afar."""
     memory_every: int = 6
-    """In a model one layer of so many filters products, in their middle; the others are filters of
-    channels alone, one in each or `filters`. 1: all filter products."""
+    """Of so many layers of a model the middle one has a memory; the others filter channels alone,
+    by one filter each or `filters`. 1 gives every layer a memory."""
     memory_turning: bool = True
-    """Complex poles for those products: pairs of key channels turn, but for heads that begin as
-    copies, a quarter, at least one. False: real poles for all."""
+    """Complex poles for the memory: key channels turn in pairs, except for the heads that begin by
+    copying, a quarter, at least one. False: real poles for all."""
     chunk_length: int = 0
     """Tokens that attention sees at once; 0 leaves it out."""
     sliding: bool = False
@@ -117,6 +119,7 @@ class FocusConfig:
     """Never look ahead. False: filters run both ways and attention sees its whole chunk."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "value_dim", "key_dim", "conv_width", "bin_length", "windows"):
             require_at_least(name, getattr(self, name), 1)
         for name in ("hidden", "taps", "memory_every"):
@@ -124,12 +127,10 @@ class FocusConfig:
         require_at_least("heads", self.num_heads, 1)
         for name in ("chunk_length", "filters"):
             require_at_least(name, getattr(self, name), 0)
-        require_choice("realisation", self.realisation, ("normal", "direct"))
-        require_choice("hypernetwork", self.hypernetwork, get_args(Hypernetwork))
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_filters(self.realisation, turning=self.turning, max_decay=self.max_decay)
         if self.sliding and not self.causal:
-            raise ValueError("sliding needs causal=True; got sliding=True with causal=False.")
+            raise ValueError("sliding must be False without causal; got True.")
 
     @property
     def num_heads(self) -> int:
@@ -172,8 +173,8 @@ class Focus(nn.Module):
     """The adaptive-filter mixer, `(batch, length, dim)` to the same shape.
 
     Source: Lutati, Zimerman, Wolf 2023 (arXiv 2305.14952), made causal, stable and streaming; step
-    sizes, gate and norm are those of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060); filtered products
-    that are asked by what stands alone are ours.
+    sizes, gate and norm are those of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060); queries that skip
+    the convolution of the keys are ours.
     """
 
     filter_parameters: ClassVar[tuple[str, ...]] = ("log_rate", "log_frequency", "skip", "nearness")
@@ -188,8 +189,8 @@ class Focus(nn.Module):
         self.copying = range(heads // 2, heads // 2 + max(heads // 4, 1))  # of middle memory
         looks_up = config.memory or config.chunk_length > 0
         keys = self.key_heads * config.key_dim if looks_up else 0
-        # What is small is one product. Values and gate are not: their gradients, each as large as
-        # the layer, would be copied into one.
+        # Values and gate have products of their own: the gradients of one product's parts are
+        # copied into one tensor, as large as all of them.
         self.lookup_parts = [keys, keys, heads if config.memory else 0]
         self.to_lookup = (
             nn.Linear(config.dim, sum(self.lookup_parts), bias=False) if looks_up else None
@@ -343,7 +344,7 @@ class Focus(nn.Module):
             q, k = self._turn(q, k, position, state)
         v, values = self.value_conv(self.to_values(x), state.values if state else None, lengths)
         y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
-        near, attention = self._attend(q, k, v, position, lengths, state)
+        near, attention = self._attend(q, k, v, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
         y = reduce(torch.add, (part for part in (y, near, filtered) if part is not None))
         y = gated_output(y.flatten(2), self.to_gate(x), self.norm, self.to_output)
@@ -452,7 +453,6 @@ class Focus(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        position: Tensor,
         lengths: Tensor | None,
         state: FocusState | None,
     ) -> tuple[Tensor | None, AttentionState | None]:
@@ -460,18 +460,13 @@ class Focus(nn.Module):
         config = self.config
         if self.nearness is None:
             return None, None
-        before = state.attention if state else None
         q, k = q[:, :, : self.key_heads], k[:, :, : self.key_heads]
         v = v.unflatten(-1, (self.key_heads, -1))
-        if self.shards is not None and config.sliding:
-            keys, values = (self.shards.window_before(p, config.chunk_length) for p in (k, v))
-            before = AttentionState(keys, values, position)
-        y, after = chunked_attention(
-            q, k, v, config.chunk_length, bias=self.position_bias().to(q.dtype),
-            causal=config.causal, sliding=config.sliding, lengths=lengths, state=before,
+        y, after = nearby_attention(
+            q, k, v, config.chunk_length, bias=self.position_bias(), causal=config.causal,
+            sliding=config.sliding, lengths=lengths, state=state.attention if state else None,
+            shards=self.shards,
         )  # fmt: skip
-        if after is not None and self.shards is not None:
-            after = after._replace(position=position + q.shape[1])
         return self.nearness[:, None].to(y.dtype) * self._by_head(y.flatten(2)), after
 
     def _filter(
@@ -490,19 +485,12 @@ class Focus(nn.Module):
         return self._by_head(y), after, ends
 
     def _require_usable(self, x: Tensor, state: FocusState | None) -> None:
-        config = self.config
-        if x.ndim != 3 or x.shape[-1] != config.dim:
+        require_input(x, self.config.dim, state, causal=self.causal)
+        found = 0 if state is None or state.filter is None else state.filter.shape[2]
+        if state is not None and found != self.config.filters:
             raise ValueError(
-                f"x must have shape (batch, length, {config.dim}); got {tuple(x.shape)}."
-            )
-        if state is None:
-            return
-        if not self.causal:
-            raise ValueError("state must be None without causal: both directions need it all.")
-        found = 0 if state.filter is None else state.filter.shape[2]
-        if found != config.filters:
-            raise ValueError(
-                f"state must come from a mixer with {config.filters} filters; got one of {found}."
+                f"state must come from a mixer with {self.config.filters} filters; got one of "
+                f"{found}."
             )
 
 

@@ -24,10 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import RmsNorm, ShortConv
+from polewise.layers import RmsNorm, ShortConv, heads_for, require_input
 from polewise.ops import associative_filter, gated_filter
 from polewise.ops.padding import hide_padding
-from polewise.options import heads_for, require_at_least, require_choice
+from polewise.options import require_at_least, require_types
 
 TEMPERATURE = 16
 """Decays are sigmoids to the power of 1 / 16: near 1 from the start, as published."""
@@ -56,12 +56,12 @@ class GatedLinearAttentionConfig:
     published."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_at_least("dim", self.dim, 1)
         require_at_least("heads", self.num_heads, 1)
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
-        require_choice("decay", self.decay, ("key", "head", "constant"))
         require_at_least("conv_width", self.conv_width, 0)
 
     @property
@@ -125,6 +125,7 @@ class GatedLinearAttention(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], GatedLinearAttentionState]:
         config = self.config
+        require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         mixed, neighbours = self.projection(x), None
         if config.conv_width:

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import ShortConv, is_plain
+from polewise.layers import ShortConv, is_plain, require_input
 from polewise.ops import KernelSpectrum, long_conv
 from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
-from polewise.options import require_at_least
+from polewise.options import require_at_least, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class HyenaConfig:
     """Where the network's sines start: their trained frequency."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "taps", "hidden", "bands"):
             require_at_least(name, getattr(self, name), 1)
         if not 0 < self.sharpness < math.inf:
@@ -157,6 +158,7 @@ class Hyena(nn.Module):
         state: HyenaState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], HyenaState]:
+        require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         mixed, neighbours = self.short_conv(
             self.to_gates_value(x), state.neighbours if state else None, lengths

@@ -15,10 +15,11 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers import PositionBias
-from polewise.ops import AttentionState, chunked_attention
+from polewise.layers import PositionBias, nearby_attention, require_input
+from polewise.ops import AttentionState
 from polewise.ops.padding import hide_padding
-from polewise.options import require_at_least, require_multiple
+from polewise.ops.shards import Shards
+from polewise.options import require_at_least, require_multiple, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class SlidingAttentionConfig:
 
 
 def _require_valid(config: ChunkAttentionConfig | SlidingAttentionConfig) -> None:
+    require_types(config)
     for name in ("dim", "chunk_length", "heads"):
         require_at_least(name, getattr(config, name), 1)
     require_multiple("dim", config.dim, "heads", config.heads)
@@ -86,9 +88,15 @@ class LocalAttention(nn.Module):
         super().__init__()
         self.config = config
         self.causal = config.causal
+        self.shards: Shards | None = None
         self.to_query_key_value = nn.Linear(config.dim, 3 * config.dim)
         self.position_bias = PositionBias(config.heads, config.chunk_length, causal=config.causal)
         self.to_output = nn.Linear(config.dim, config.dim)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Options whose lengths go whole into every piece of a split sequence."""
+        return {"chunk_length": self.config.chunk_length}
 
     def forward(
         self,
@@ -96,13 +104,14 @@ class LocalAttention(nn.Module):
         state: AttentionState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], AttentionState | None]:
-        if state is not None and not self.causal:
-            raise ValueError("state must be None without causal: a chunk is seen as a whole.")
+        require_input(x, self.config.dim, state, causal=self.causal)
+        if self.shards is not None:
+            self.shards.require_whole(x, state, lengths, **self.units)
         x = hide_padding(x, lengths)
         parts = self.to_query_key_value(x).unflatten(-1, (3, self.config.heads, -1))
         q, k, v = parts.unbind(2)
-        y, state = chunked_attention(
-            q, k, v, self.config.chunk_length, bias=self.position_bias().to(q.dtype),
-            causal=self.causal, sliding=self.config.sliding, lengths=lengths, state=state,
+        y, state = nearby_attention(
+            q, k, v, self.config.chunk_length, bias=self.position_bias(), causal=self.causal,
+            sliding=self.config.sliding, lengths=lengths, state=state, shards=self.shards,
         )  # fmt: skip
         return hide_padding(self.to_output(y.flatten(2)), lengths), state

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import LongConvEmbedder
+from polewise.layers import LongConvEmbedder, require_input
 from polewise.ops.padding import hide_padding
-from polewise.options import require_at_least
+from polewise.options import require_at_least, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class LongConvConfig:
     """Taps smaller than this count as 0."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "taps", "kernels"):
             require_at_least(name, getattr(self, name), 1)
         if not self.squash >= 0:
@@ -76,6 +77,7 @@ class LongConv(nn.Module):
         state: LongConvState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], LongConvState]:
+        require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         history, outputs = state.history if state else None, []
         for convolution in self.convolutions:

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers import RmsNorm, ShortConv, StepSize, gated_output
+from polewise.layers import RmsNorm, ShortConv, StepSize, gated_output, heads_for, require_input
 from polewise.ops import associative_filter
 from polewise.ops.padding import hide_padding
-from polewise.options import heads_for, require_at_least, require_multiple
+from polewise.options import require_at_least, require_multiple, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Mamba2Config:
     """Taps of the short convolution."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "state_dim", "expand", "conv_width"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("heads", self.num_heads, 1)
@@ -88,7 +89,7 @@ class Mamba2(nn.Module):
         super().__init__()
         self.config = config
         mixed = config.inner + 2 * config.state_dim
-        # Published as one product; its gradients would be copied into one tensor.
+        # Published as one product, the gradients of whose parts are copied into one tensor.
         self.to_gate, self.to_mixed, self.to_pole = (
             nn.Linear(config.dim, width, bias=False)
             for width in (config.inner, mixed, config.num_heads)
@@ -114,6 +115,7 @@ class Mamba2(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba2State]:
         config = self.config
+        require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         step = self.step(self.to_pole(x))
         mixed, neighbours = self.short_conv(

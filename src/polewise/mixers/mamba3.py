@@ -28,10 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import RmsNorm, StepSize
+from polewise.layers import RmsNorm, StepSize, heads_for, require_input
 from polewise.ops import associative_filter, turn
 from polewise.ops.padding import hide_padding, newest
-from polewise.options import heads_for, require_at_least, require_multiple
+from polewise.options import require_at_least, require_multiple, require_types
 
 SLOWEST = 1e-4
 """The smallest rate of forgetting, as published."""
@@ -57,6 +57,7 @@ class Mamba3Config:
     """Inner channels for every channel."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "state_dim", "expand"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("heads", self.num_heads, 1)
@@ -113,7 +114,7 @@ class Mamba3(nn.Module):
         super().__init__()
         self.config = config
         heads, state_dim = config.num_heads, config.state_dim
-        # Published as one product; gradients of gate and values would be copied into one tensor.
+        # Published as one product, the gradients of whose parts are copied into one tensor.
         self.to_gate = nn.Linear(config.dim, config.inner, bias=False)
         self.to_values = nn.Linear(config.dim, config.inner, bias=False)
         self.parts = [state_dim] * 2 + [heads] * 3 + [config.pairs]
@@ -138,6 +139,7 @@ class Mamba3(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba3State]:
         heads = self.config.num_heads
+        require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         k, q, step, rate, balance, angle = self.to_parts(x).split(self.parts, -1)
         k = self.key_norm(k)[:, :, None] + self.key_bias

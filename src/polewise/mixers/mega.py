@@ -24,11 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import DampedEma, PositionBias, RmsNorm
-from polewise.ops import AttentionState, chunked_attention
+from polewise.layers import DampedEma, PositionBias, RmsNorm, nearby_attention, require_input
+from polewise.ops import AttentionState
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
-from polewise.options import require_at_least
+from polewise.options import require_at_least, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class MegaConfig:
     """Never look ahead."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "chunk_length", "memories"):
             require_at_least(name, getattr(self, name), 1)
         for name in ("key_dim", "value_dim"):
@@ -121,8 +122,7 @@ class Mega(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], MegaState | None]:
         config = self.config
-        if state is not None and not self.causal:
-            raise ValueError("state must be None without causal: both directions need it all.")
+        require_input(x, self.config.dim, state, causal=self.causal)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths, **self.units)
         x = hide_padding(x, lengths)
@@ -137,17 +137,14 @@ class Mega(nn.Module):
         # Under autocast the products are narrower than the parameters.
         scale, shift = self.scale.to(z.dtype), self.shift.to(z.dtype)
         q, k = z * scale[0] + shift[0], z * scale[1] + shift[1]
-        attended, attention = chunked_attention(
+        attended, attention = nearby_attention(
             q[:, :, None], k[:, :, None], v[:, :, None], config.chunk_length,
-            bias=self.position_bias().to(q.dtype), causal=config.causal, lengths=lengths,
-            state=state.attention if state else None,
+            bias=self.position_bias(), causal=config.causal, lengths=lengths,
+            state=state.attention if state else None, shards=self.shards,
         )  # fmt: skip
         gated = functional.silu(reset) * attended[:, :, 0]
         candidate = functional.silu(candidate + self.from_attention(gated))
         y = hide_padding(update.sigmoid() * (candidate - x), lengths)
         if attention is None:
             return y, None
-        if self.shards is not None:
-            position = attention.position + self.shards.rank * x.shape[1]
-            attention = attention._replace(position=position)
         return y, MegaState(ema, attention)

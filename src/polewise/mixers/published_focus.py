@@ -19,7 +19,7 @@ a causal model. The mixer that we would use is `Focus`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -36,12 +36,14 @@ from polewise.layers import (
     Realisation,
     RecurrentEmbedder,
     RmsNorm,
+    nearby_attention,
     require_filters,
+    require_input,
 )
-from polewise.ops import AttentionState, chunked_attention
+from polewise.ops import AttentionState
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
-from polewise.options import require_at_least, require_choice, require_multiple
+from polewise.options import require_at_least, require_multiple, require_types
 
 _LEAK = (
     "realisation='circular' is the published formula: a circular convolution with the conjugate "
@@ -98,19 +100,18 @@ class PublishedFocusConfig:
     """Allow the circular realisation in a causal model, to study what it leaks."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "chunk_length", "bin_length", "heads", "filters", "windows", "hidden"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("taps", self.taps, 1)
         if self.value_dim is not None:
             require_at_least("value_dim", self.value_dim, 1)
-        require_choice("realisation", self.realisation, get_args(Realisation))
-        require_choice("hypernetwork", self.hypernetwork, get_args(Hypernetwork))
         require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_multiple("dim", self.dim, "heads", self.heads)
         require_multiple("value_dim", self.value_dim or self.dim, "heads", self.heads)
         require_filters(self.realisation, turning=self.turning, max_decay=self.max_decay)
         if self.sliding and not self.causal:
-            raise ValueError("sliding needs causal=True; got sliding=True with causal=False.")
+            raise ValueError("sliding must be False without causal; got True.")
         if self.realisation == "circular" and self.causal and not self.leak:
             raise ValueError(_LEAK)
 
@@ -279,7 +280,7 @@ class PublishedFocus(nn.Module):
         reset, candidate, value, *key, update = parts
         q, k = self._query_key(x, filtered, *key)
         attended, attention_state = self._attend(
-            q, k, value, position, lengths, state.attention if state else None
+            q, k, value, lengths, state.attention if state else None
         )
         gated = functional.silu(reset) * attended
         candidate = functional.silu(candidate + self.from_attention(gated))
@@ -319,33 +320,22 @@ class PublishedFocus(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        position: Tensor,
         lengths: Tensor | None,
         state: AttentionState | None,
     ) -> tuple[Tensor, AttentionState | None]:
         """Eq. 10: inside chunks, or over the last tokens."""
         config = self.config
         q, k, v = (part.unflatten(-1, (config.heads, -1)) for part in (q, k, v))
-        if self.shards is not None and config.sliding:
-            keys, values = (self.shards.window_before(p, config.chunk_length) for p in (k, v))
-            state = AttentionState(keys, values, position)
-        y, state = chunked_attention(
-            q, k, v, config.chunk_length, bias=self.position_bias().to(q.dtype),
-            causal=config.causal, sliding=config.sliding, lengths=lengths, state=state,
+        y, state = nearby_attention(
+            q, k, v, config.chunk_length, bias=self.position_bias(), causal=config.causal,
+            sliding=config.sliding, lengths=lengths, state=state, shards=self.shards,
         )  # fmt: skip
-        if state is not None and self.shards is not None:
-            state = state._replace(position=position + q.shape[1])
         return y.flatten(2), state
 
     def _require_usable(
         self, x: Tensor, state: PublishedFocusState | None, shared: Features | None
     ) -> None:
-        if x.ndim != 3 or x.shape[-1] != self.config.dim:
-            raise ValueError(
-                f"x must have shape (batch, length, {self.config.dim}); got {tuple(x.shape)}."
-            )
-        if state is not None and not self.causal:
-            raise ValueError("state must be None without causal: both directions need it all.")
+        require_input(x, self.config.dim, state, causal=self.causal)
         if state is not None and self.config.realisation == "circular":
             raise ValueError(
                 "state must be None for realisation='circular': a bin is filtered as a whole."

@@ -22,9 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.ops import normal_form_filter
+from polewise.layers import fixed_filters, require_input
 from polewise.ops.padding import hide_padding
-from polewise.options import require_at_least, require_multiple
+from polewise.ops.shards import Shards
+from polewise.options import require_at_least, require_multiple, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class S4dConfig:
     """Numbers kept for every channel: half as many complex modes."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_at_least("dim", self.dim, 1)
         require_at_least("state_dim", self.state_dim, 2)
         require_multiple("state_dim", self.state_dim, "2", 2)
@@ -69,6 +71,7 @@ class S4d(nn.Module):
         super().__init__()
         self.config = config
         self.causal = config.causal
+        self.shards: Shards | None = None
         modes = config.state_dim // 2
         self.log_step = nn.Parameter(torch.empty(config.dim))
         self.log_rate = nn.Parameter(torch.empty(modes, config.dim))
@@ -94,27 +97,16 @@ class S4d(nn.Module):
         state: S4dState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], S4dState]:
+        require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
-        modes = len(self.frequency)
-        if state is not None and state.modes.shape[1] != modes:
-            raise ValueError(f"state must hold {modes} modes; got {state.modes.shape[1]}.")
-        decay, angle, mix = self._filters(torch.promote_types(x.dtype, torch.float32))
-        batch, length, dim = x.shape
-        y, ends = self.skip * x, []
-        for n in range(modes):
-            filtered, end = normal_form_filter(
-                x,
-                decay[n].expand(batch, min(length, 1), dim),
-                angle[n].expand(batch, min(length, 1), dim),
-                max(length, 1),
-                mix=mix[n],
-                lengths=lengths,
-                state=None if state is None else state.modes[:, n],
-            )
-            y = y + filtered
-            ends.append(end)
+        if self.shards is not None:
+            self.shards.require_whole(x, state, lengths)
+        y, modes = fixed_filters(
+            x, *self._filters(torch.promote_types(x.dtype, torch.float32)), self.skip,
+            state=state.modes if state else None, lengths=lengths, shards=self.shards,
+        )  # fmt: skip
         y = functional.glu(self.to_output(functional.gelu(y)), -1)
-        return hide_padding(y, lengths), S4dState(torch.stack(ends, 1))
+        return hide_padding(y, lengths), S4dState(modes)
 
     def _filters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Radius and angle of every pole, and what is read from its state."""

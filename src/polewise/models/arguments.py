@@ -93,7 +93,7 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
             "attention_mask must end in a 1 in every row: what is written follows the last "
             "column. Pad at the left (padding_side='left')."
         )
-    cache = arguments.get("cache")
+    cache = arguments.get("cache", arguments.get("past_key_values"))
     if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
         columns = prompt.shape[1] if mask is None else mask.shape[1]
         if columns <= cache.length:
@@ -104,7 +104,7 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
 
 
 def refuse_unknown(arguments: dict[str, Any]) -> None:
-    """See that nothing that was asked for is left out in silence.
+    """Refuse arguments that would be left out in silence.
 
     Raises:
         ValueError: a known argument that asks for what no model here can do.
@@ -115,10 +115,12 @@ def refuse_unknown(arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         if value is not None and name not in _IGNORED:
             raise TypeError(
-                f"unknown argument {name!r}.{did_you_mean(name, _ARGUMENTS)} Packed documents are "
-                "given as seq_idx."
+                f"unknown argument {name!r}.{did_you_mean(name, _ARGUMENTS)}"
+                f"{_PACKED if name.startswith('cu_seq') else ''}"
             )
 
+
+_PACKED = " Packed documents are given as seq_idx."
 
 _IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids", "tokenizer")
 """Arguments that tools pass to every model and that change nothing here."""

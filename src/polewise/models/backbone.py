@@ -15,6 +15,7 @@ from polewise.layers import RmsNorm
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
+from polewise.options import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,12 @@ class BackboneConfig:
     dropout: float = 0.0
     """Share of what each half of a block adds that is dropped in training."""
 
+    def __post_init__(self) -> None:
+        require_at_least("num_layers", self.num_layers, 1)
+        require_at_least("hidden_dim", self.hidden_dim, 0)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
+
 
 class BackboneState(NamedTuple):
     """The states of all layers, and of the part they share. Batch first."""
@@ -43,8 +50,8 @@ class BackboneState(NamedTuple):
 class Backbone(nn.Module):
     """Blocks, then a norm.
 
-    In training `checkpoint_activations` computes what a block did again on the way back, in every
-    `checkpoint_every`th of them, by `checkpoint`.
+    In training, with `checkpoint_activations`, every `checkpoint_every`th block is recomputed in
+    the backward pass by `checkpoint`.
     """
 
     def __init__(self, config: BackboneConfig) -> None:

@@ -52,7 +52,7 @@ class PolewiseConfig(PreTrainedConfig):
     """Steps that a forecasting model predicts."""
     pooling: Pooling = "mean"
     """What a classification model reads: the mean of all real steps, or the last of them. A mean
-    forgets when a causal layer heard what it tells; where places matter, take the last."""
+    loses the order in which a causal layer saw things: where places matter, take the last."""
     max_position_embeddings: int = 1 << 20
     """Advice to evaluation tools; nothing in the model depends on it."""
     tie_word_embeddings: bool = True
@@ -93,8 +93,6 @@ class PolewiseConfig(PreTrainedConfig):
         if self.intermediate_size is not None:
             require_at_least("intermediate_size", self.intermediate_size, 0)
         require_choice("pooling", self.pooling, get_args(Pooling))
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
         mixer = mixer_config(self.mixer, self.hidden_size, self.mixer_options or {})
         return BackboneConfig(
             mixer=mixer,

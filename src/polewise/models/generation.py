@@ -39,14 +39,15 @@ def generate(
         `generate(model, torch.cat([unread, prompt], 1), n, state=state)`.
 
     Raises:
-        ValueError: an empty prompt, a negative temperature, `top_k` below 1, or (from the
-            iterator) a model that cannot stream.
+        ValueError: an empty prompt, fewer than 0 tokens, a negative temperature, `top_k` below 1,
+            or (from the iterator) a model that cannot stream.
     """
     if prompt.ndim != 2 or prompt.shape[0] != 1 or prompt.shape[1] < 1:
         raise ValueError(
             f"prompt must be one row of at least one token, shape (1, length); "
             f"got {tuple(prompt.shape)}."
         )
+    require_at_least("max_new_tokens", max_new_tokens, 0)
     if not temperature >= 0:
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
     if top_k is not None:

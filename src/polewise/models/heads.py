@@ -36,9 +36,7 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         if kwargs.get("seq_idx") is not None:
             raise ValueError("seq_idx must be None: a row has one label, so it is one document.")
         _refuse_cache(kwargs)
-        loss_arguments = {
-            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
-        }
+        num_items = kwargs.pop("num_items_in_batch", None)
         output = self.model(
             input_ids, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
             **kwargs | {"use_cache": False},
@@ -47,7 +45,10 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                labels=labels, pooled_logits=logits, config=self.config, **loss_arguments
+                labels=labels,
+                pooled_logits=logits,
+                config=self.config,
+                num_items_in_batch=num_items,
             )
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states

@@ -40,7 +40,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             )
         self.model = PolewiseModel(config)
         if not self.model.backbone.causal:
-            raise ValueError("a language model needs a causal mixer; got causal=False.")
+            raise ValueError("mixer_options must have causal=True for a language model; got False.")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -62,11 +62,10 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
         `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
         With `seq_idx`, no document is asked to predict the next one's first token; nothing under a
-        mask is a target, nor is what comes just after it.
+        mask is a target, nor is what comes just after it. Without any target the loss is NaN, as
+        everywhere in transformers.
         """
-        loss_arguments = {
-            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
-        }
+        num_items = kwargs.pop("num_items_in_batch", None)
         output = self.model(
             input_ids, attention_mask, cache, inputs_embeds, use_cache,
             seq_idx=seq_idx, **kwargs,
@@ -81,7 +80,10 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 after_real = torch.cat([real[:, :1], real[:, :-1]], 1)
                 labels = labels.masked_fill(~(real & after_real), -100)
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_arguments
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items,
             )
         return CausalLMOutputWithPast(
             loss=loss,

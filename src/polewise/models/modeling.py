@@ -230,10 +230,10 @@ class PolewiseModel(PolewisePreTrainedModel):
             return inputs_embeds
         if self.config.num_input_features:
             if input_values is None:
-                raise ValueError("this model reads input_values (num_input_features > 0).")
+                raise ValueError("input_values must be given: this model reads numbers, no tokens.")
             return self.embed_values(input_values)
         if input_ids is None:
-            raise ValueError("this model reads input_ids (num_input_features = 0).")
+            raise ValueError("input_ids must be given: this model reads tokens, no numbers.")
         if input_ids.ndim != 2:
             raise ValueError(
                 f"input_ids must have shape (batch, length); got {tuple(input_ids.shape)}."

@@ -17,7 +17,9 @@ def pool(
     mask: Int[Tensor, "batch length"] | None,
     pooling: Pooling,
 ) -> Float[Tensor, "batch dim"]:
-    """One vector a row, from the steps where `mask` is not 0; the mean of none is 0."""
+    """One vector a row, from the steps where `mask` is not 0; of none it is 0."""
+    if not hidden.shape[1]:
+        return hidden.new_zeros(hidden.shape[0], hidden.shape[2])
     mask = None if mask is None else mask.to(hidden.device)
     if pooling == "mean":
         if mask is None:

@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polewise.ops._checks import refuse_second_derivative
+from polewise.ops._segments_triton import on_its_device
 
 CHUNK = 32
 """Steps whose products are taken at once."""
@@ -45,6 +46,7 @@ TILE = 32
     schema="(Tensor q, Tensor k, Tensor v, Tensor decay, Tensor? angle, Tensor state) "
     "-> (Tensor, Tensor, Tensor)",
 )
+@on_its_device
 def forward(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, angle: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,6 +87,7 @@ def _forward_like(q, k, v, decay, angle, state):
     schema="(Tensor grad_y, Tensor grad_last, Tensor q, Tensor k, Tensor v, Tensor decay, "
     "Tensor? angle, Tensor starts) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+@on_its_device
 def backward(
     grad_y: Tensor,
     grad_last: Tensor,
@@ -248,7 +251,7 @@ def _locate_tile(heads, key_dim: tl.constexpr, value_dim: tl.constexpr, TILE: tl
     return unit // heads, unit % heads, keys, values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def _states(
     k, v, decay, angle, state, starts, last, length, heads, key_dim: tl.constexpr,
     value_dim: tl.constexpr, TURNING: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
@@ -298,7 +301,7 @@ def _states(
         tl.store(out + size, imag, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def _outputs(
     q, k, v, decay, angle, starts, y, length, heads, key_dim: tl.constexpr,
     value_dim: tl.constexpr, TURNING: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
@@ -342,7 +345,7 @@ def _outputs(
     tl.store(_rows(y, row, head, time, heads, value_dim, values), out, mask=v_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def _futures(
     q, grad_y, decay, angle, grad_last, futures, grad_state, length, heads,
     key_dim: tl.constexpr, value_dim: tl.constexpr, TURNING: tl.constexpr,
@@ -393,7 +396,7 @@ def _futures(
         tl.store(out + size, imag, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def _value_gradients(
     q, k, grad_y, decay, angle, futures, grad_v, length, heads, key_dim: tl.constexpr,
     value_dim: tl.constexpr, TURNING: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
@@ -438,7 +441,7 @@ def _value_gradients(
     tl.store(_rows(grad_v, row, head, time, heads, value_dim, values), to_v, mask=v_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def _gradients(
     q, k, v, grad_y, decay, angle, starts, futures, grad_q, grad_k, grad_decay, grad_angle,
     length, heads, key_dim: tl.constexpr, value_dim: tl.constexpr,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -65,12 +66,19 @@ def require_positive(name: str, value: int, unit: str) -> None:
         raise ValueError(f"{name} must be at least 1 {unit}; got {value}.")
 
 
+def checked_lengths(lengths: Tensor | None, x: Tensor) -> Tensor | None:
+    """How many steps of each row are real, (batch,) int64; None where all are."""
+    if lengths is None:
+        return None
+    require_rows("lengths", lengths, x)
+    return lengths.to(torch.int64).clamp(0, x.shape[1])
+
+
 def rows_of_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
     """How many steps of each row are real: (batch,) int64."""
     if lengths is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
-    require_rows("lengths", lengths, x)
-    return lengths.to(torch.int64).clamp(0, x.shape[1])
+    return checked_lengths(lengths, x)  # type: ignore[return-value]
 
 
 def require_offset(offset: int | Tensor, bin_length: int, x: Tensor) -> None:
@@ -114,33 +122,38 @@ def require_bins(name: str, bins: int, offset: int | Tensor, length: int, bin_le
         )
 
 
-def require_backend(backend: str | None, known: tuple[str, ...], default: str) -> str:
-    if backend is None:
-        return default
+def require_backend(backend: str, known: Collection[str]) -> None:
     if backend not in known:
         raise ValueError(f"backend must be one of {', '.join(known)}, or None; got {backend!r}.")
-    return backend
 
 
 def usable_backend(
-    backend: str | None, known: tuple[str, ...], x: Tensor, *, triton: bool = True
+    backend: str | None, known: Collection[str], x: Tensor, **unfit: str | None
 ) -> str:
-    """`backend`, or the fastest for `x`; it is one of `known`, and can run here."""
-    name = require_backend(backend, known, fastest_backend(x, triton=triton))
-    if name == "cpu":
-        require_cpu(name, x)
-    if name == "triton":
-        require_triton(name, x)
-    return name
+    """`backend`, or the fastest for `x`; it is one of `known`, and can run here.
+
+    `unfit` says of a backend what it takes, where that is not what it is given.
+    """
+    if backend is None:
+        name = fastest_backend(x)
+        return name if name in known and not unfit.get(name) else "torch"
+    require_backend(backend, known)
+    if backend == "cpu":
+        require_cpu(backend, x)
+    if backend == "triton":
+        require_triton(backend, x)
+    if takes := unfit.get(backend):
+        raise ValueError(f"backend {backend!r} takes {takes}. Use None.")
+    return backend
 
 
-def fastest_backend(x: Tensor, *, triton: bool = True) -> str:
-    """Compiled on a CPU, and on a GPU where Triton is and the op has kernels for `x`; tensor
-    operations elsewhere, under transforms that see through nothing else, and in an exported
-    program, which must run where Polewise is not installed."""
+def fastest_backend(x: Tensor) -> str:
+    """Compiled on a CPU, and on a GPU where Triton is; tensor operations elsewhere, under
+    transforms that see through nothing else, and in an exported program, which must run where
+    Polewise is not installed."""
     if torch.compiler.is_exporting() or is_transformed():
         return "torch"
-    if x.device.type == "cuda" and HAS_TRITON and triton:
+    if x.device.type == "cuda" and HAS_TRITON:
         return "triton"
     return "cpu" if x.device.type == "cpu" else "torch"
 

@@ -67,7 +67,7 @@ def vectorised(loop: Callable[..., Any]) -> Callable[..., Any]:
 
 @vectorised
 def copy_line(line, start, target):
-    """So many numbers of a line, from `start` on, as `target` has."""
+    """Fill `target` from a line, beginning at `start`."""
     source = line[start : start + len(target)]
     for c in range(len(target)):
         target[c] = source[c]
@@ -136,8 +136,8 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def copied(parameter: Tensor) -> np.ndarray:
-    """The numbers of a parameter, in memory of their own: what an array shows can no longer be
-    given back, and processes that share parameters out give theirs back after every pass."""
+    """A copy of a parameter's numbers: an array keeps the memory that it shows, and processes that
+    share parameters out free theirs after every pass."""
     return array(parameter.detach().clone())
 
 

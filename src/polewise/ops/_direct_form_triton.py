@@ -23,6 +23,7 @@ from polewise.ops._segments_triton import (
     extent,
     locate,
     num_segments,
+    on_its_device,
     programs,
     read_ahead,
     read_pair,
@@ -40,6 +41,7 @@ from polewise.ops._segments_triton import (
     "Tensor lengths, Tensor state, int bin_length, bool reset) "
     "-> (Tensor, Tensor)",
 )
+@on_its_device
 def forward(
     x: Tensor,
     a: Tensor,
@@ -84,6 +86,7 @@ def _forward_like(x, a, offsets, lengths, state, bin_length, reset):
     "Tensor lengths, Tensor state, int bin_length, bool reset) "
     "-> (Tensor, Tensor, Tensor)",
 )
+@on_its_device
 def backward(
     grad_y: Tensor,
     grad_last: Tensor,

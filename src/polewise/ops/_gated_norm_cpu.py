@@ -33,7 +33,7 @@ def forward(x: Tensor, gate: Tensor | None, weight: Tensor, eps: float) -> Tenso
 
 
 def write_gated(x: Tensor, gate: Tensor, weight: Tensor, eps: float, y: Tensor) -> None:
-    """`forward` with a gate, into memory that is there."""
+    """`forward` with a gate, into a buffer of the caller's."""
     run_blocks(
         _gate_and_normalise_rows, 1, _steps(x), x.shape[-1], SEGMENT, *rows(x), *rows(gate),
         copied(weight), np.float32(eps), _lines(y),
@@ -67,7 +67,7 @@ def write_gated_gradients(
     grad_gate: Tensor,
     y: Tensor,
 ) -> Tensor:
-    """`backward` with a gate, into memory that is there, and y once more where there is room for
+    """`backward` with a gate, into buffers of the caller's, and y once more where there is one for
     it; returns the gradient of weight."""
     grad_weight = _zeros_by_segment(x, weight)
     run_blocks(

@@ -32,6 +32,7 @@ from polewise.ops._segments_triton import (
     extent,
     locate,
     num_segments,
+    on_its_device,
     programs,
     read_ahead,
     read_pair,
@@ -49,6 +50,7 @@ from polewise.ops._segments_triton import (
     "Tensor lengths, Tensor state, int bin_length, bool reset) "
     "-> (Tensor, Tensor, Tensor)",
 )
+@on_its_device
 def forward(
     x: Tensor,
     pole: Tensor,
@@ -99,6 +101,7 @@ def _forward_like(x, pole, mix, offsets, lengths, state, bin_length, reset):
     "Tensor lengths, Tensor starts, int bin_length, bool reset) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
 )
+@on_its_device
 def backward(
     grad_y: Tensor,
     grad_last: Tensor,

@@ -220,7 +220,7 @@ def _backward(
 
 @vectorised
 def _copy(source, target):
-    """As much as both have."""
+    """Copy up to the shorter of two lines."""
     for c in range(min(len(source), len(target))):
         target[c] = source[c]
 
@@ -247,7 +247,7 @@ def _add_scaled(line, other, factor):
 
 @vectorised
 def _product(line, row):
-    """Their inner product, as far as both go."""
+    """Inner product over the shorter of two lines."""
     total = line[0] * row[0]
     for c in range(1, min(len(line), len(row))):
         total += line[c] * row[c]

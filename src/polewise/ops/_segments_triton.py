@@ -18,6 +18,10 @@ or the bin moves on, so no two runs of a row share a number.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -38,6 +42,17 @@ if triton.knobs.runtime.interpret:  # nothing to time
 
 DYNAMIC = ["length", "bins", "bin_length", "steps", "segments"]
 """Arguments that a kernel must not be compiled for one by one."""
+
+
+def on_its_device(run: Callable) -> Callable:
+    """Run where the first tensor lives: Triton launches on the current device, whatever it gets."""
+
+    @functools.wraps(run)
+    def guarded(x: Tensor, *others: Any) -> Any:
+        with torch.cuda.device_of(x):
+            return run(x, *others)
+
+    return guarded
 
 
 def segment_steps(bin_length: int) -> int:
@@ -140,7 +155,8 @@ def _sum_runs(
     stop = tl.minimum((index + 1) * bin_length - offset, real)
     first_sum = tl.zeros([BLOCK], total.dtype.element_ty)
     second_sum = tl.zeros([BLOCK], total.dtype.element_ty)
-    for segment in range(first // steps, tl.where(first < stop, tl.cdiv(stop, steps), 0)):
+    until = tl.where(first < stop, tl.cdiv(stop, steps), 0)
+    for segment in tl.range(first // steps, until, num_stages=4):
         run = parts + row * parts_row + (segment + index) * parts_run + channels
         first_sum += tl.load(run, mask=inside, other=0)
         second_sum += tl.load(run + dim, mask=inside, other=0)

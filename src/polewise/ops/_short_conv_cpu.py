@@ -69,7 +69,7 @@ def _backward(
     grad_y, grad_stride, x, stride, state, kernel, bias, silu, grad_x, grad_state, grad_kernel,
     grad_bias, first, stop,
 ):  # fmt: skip
-    """Against time: a step is told what it has contributed to by those after it."""
+    """Against time: each step collects the gradients of the later outputs it was part of."""
     length, dim = grad_x.shape[1:]
     history, segments = len(kernel) - 1, -(-length // SEGMENT)
     together = max(TOGETHER, history)

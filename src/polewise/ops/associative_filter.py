@@ -19,15 +19,15 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     accumulator_dtype,
+    checked_lengths,
     require_like,
     require_sequence,
-    rows_of_lengths,
     usable_backend,
 )
 from polewise.ops._products import filtered_products
 from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
-from polewise.ops.taint import clean_and_mark, put_back
+from polewise.ops.taint import clean_and_mark, put_back_from_then_on
 
 CHUNK = 32
 """Steps whose products are taken at once."""
@@ -121,17 +121,15 @@ def associative_filter(
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
-    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), q, triton=_fits_triton(q))]
-    if run is _triton:
-        _require_size_for_triton(q)
+    fits = q.dtype != torch.float64 and key_dim <= LARGEST_KEY
+    takes = f"up to float32 and keys of at most {LARGEST_KEY} channels; got {q.dtype} and {key_dim}"
+    run = _BACKENDS[usable_backend(backend, _BACKENDS, q, triton=None if fits else takes)]
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks or loops would cost more to call
 
     # Padding: no product, no decay.
-    if lengths is not None:
-        lengths = rows_of_lengths(lengths, q)
-        real = torch.arange(length, device=q.device) < lengths[:, None]
-        decay = torch.where(real[..., None], decay, 1)
+    lengths = checked_lengths(lengths, q)
+    decay = hide_padding(decay, lengths, fill=1)
     angle, step = (
         None if each is None else hide_padding(each, lengths).to(dtype) for each in (angle, step)
     )
@@ -170,18 +168,6 @@ def _require_key_head(key_head: Sequence[int] | None, key_heads: int, heads: int
     return list(key_head)
 
 
-def _fits_triton(q: Tensor) -> bool:
-    return q.dtype != torch.float64 and q.shape[3] <= LARGEST_KEY
-
-
-def _require_size_for_triton(q: Tensor) -> None:
-    if not _fits_triton(q):
-        raise ValueError(
-            f"backend 'triton' takes up to float32 and keys of at most {LARGEST_KEY}; got "
-            f"{q.dtype} and {q.shape[3]}. Use backend='torch', or None."
-        )
-
-
 def _definition(q, k, v, decay, angle, state):
     """The recursion in float64."""
     turn = None if angle is None else angle.double()
@@ -213,32 +199,32 @@ def _step_by_step(q, k, v, decay, angle, state):
 def _by_chunks(q, k, v, decay, angle, state):
     """Span by span; a span is at most 64 chunks of 32 steps."""
     length = q.shape[1]
+    poles = decay[..., None] if angle is None else torch.stack([decay, angle], -1)
+    (k, v, poles), marks = clean_and_mark(k, v, poles)
     if not isinstance(length, int):
         # An exported program that leaves the length open has no loop over it: one span is all. A
         # slice would ask whether there is anything to cut, and hold the program to the answer.
-        y, state = _span(q, k, v, decay, angle, state)
-        return y.index_select(1, torch.arange(length, device=y.device)), state
+        y, state = _span(q, k, v, poles, state)
+        y = y.index_select(1, torch.arange(length, device=y.device))
+        return put_back_from_then_on(y, state, marks)
     outputs = []
     for start in range(0, length, CHUNK * SPAN):
         span = slice(start, min(start + CHUNK * SPAN, length))
-        turn = None if angle is None else angle[:, span]
-        y, state = _span(q[:, span], k[:, span], v[:, span], decay[:, span], turn, state)
+        y, state = _span(q[:, span], k[:, span], v[:, span], poles[:, span], state)
         outputs.append(y[:, : span.stop - start])
     if not outputs:
         return torch.zeros_like(v), state.clone()
-    return torch.cat(outputs, 1), state
+    return put_back_from_then_on(torch.cat(outputs, 1), state, marks)
 
 
-def _span(q, k, v, decay, angle, state):
+def _span(q, k, v, poles, state):
     """Inside chunks a masked product, between chunks their states; y goes on to the chunk's end.
 
     Letters: b batch, h heads, n, m chunks, i, j steps of a chunk, k key_dim, v value_dim,
     p parts of the state (real, imaginary).
     """
-    poles = decay[..., None] if angle is None else torch.stack([decay, angle], -1)
-    (k, v, poles), marks = clean_and_mark(k, v, poles)
     log_decay = poles[..., 0].clamp(min=1e-30).log()
-    q, k, v, log_decay, marks = (_chunks(part) for part in (q, k, v, log_decay, marks))
+    q, k, v, log_decay = (_chunks(part) for part in (q, k, v, log_decay))
 
     # How much of step j is left at step i, and at both ends of the chunk.
     log_left = _sums_between(log_decay)
@@ -247,7 +233,7 @@ def _span(q, k, v, decay, angle, state):
     between = log_left.exp()
     carried, kept = log_before.exp()[..., None], log_after.exp()[..., None]
     v_end, scale = v, None
-    if angle is None:
+    if poles.shape[-1] == 1:
         weights = (q @ k.transpose(-1, -2)) * between
         k_end, q_start = k[:, :, :, None], q[:, :, :, None]
         if k.shape[1] == v.shape[1]:
@@ -271,10 +257,6 @@ def _span(q, k, v, decay, angle, state):
     starts, last = _states_of_chunks(added, chunk_pole, state)
     read = torch.einsum("bhnpik,bhnpkv->bhniv", q_start, starts)
     y = weights @ v + (read if scale is None else scale * read)
-    y = put_back(y, marks.cumsum(-1)[..., None])
-    tainted = marks.sum(-1).cumsum(-1)
-    y = put_back(y, (tainted - marks.sum(-1))[..., None, None])
-    last = put_back(last, tainted[:, :, -1, None, None, None])
     return y.flatten(2, 3).transpose(1, 2), last
 
 
@@ -287,9 +269,7 @@ def _triton(q, k, v, decay, angle, state):
     (k, v, poles), marks = clean_and_mark(k, v, poles)
     turn = None if angle is None else poles[..., 1]
     y, last, _ = forward(q, k, v, poles[..., 0], turn, state)
-    seen = marks.cumsum(1)
-    last = put_back(last, marks.sum(1)[:, :, None, None, None])
-    return put_back(y, seen[..., None]), last
+    return put_back_from_then_on(y, last, marks)
 
 
 def _compiled(q, k, v, decay, angle, step, skip, state, key_head):

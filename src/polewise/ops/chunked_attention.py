@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
-    require_backend,
+    checked_lengths,
     require_like,
     require_positive,
     require_rows,
     require_sequence,
-    rows_of_lengths,
+    usable_backend,
 )
 from polewise.ops.padding import hide_padding, newest, real_steps
 from polewise.ops.taint import clean_and_mark, put_back
@@ -99,10 +99,8 @@ def chunked_attention(
             "causal must be True for a sliding window or a state; got causal=False with "
             f"sliding={sliding} and {'a' if state is not None else 'no'} state."
         )
-    run = {"reference": _definition, "torch": _by_chunks}[
-        require_backend(backend, ("reference", "torch"), "torch")
-    ]
-    lengths = None if lengths is None else rows_of_lengths(lengths, q)
+    run = _BACKENDS[usable_backend(backend, _BACKENDS, q)]
+    lengths = checked_lengths(lengths, q)
     steps = real_steps(q, lengths)
     q = hide_padding(q, lengths)  # 0 * NaN would reach the gradients of real keys
     if not causal:
@@ -246,3 +244,6 @@ def _with_previous(first: Tensor, blocks: Tensor) -> Tensor:
     """Before every block's keys those of the block before; `first` before the first."""
     previous = torch.cat([first.transpose(1, 2)[:, None], blocks[:, :-1]], 1)
     return torch.cat([previous, blocks], 3)
+
+
+_BACKENDS = {"reference": _definition, "torch": _by_chunks}

@@ -105,7 +105,7 @@ def direct_form_filter(
         y, state = _one_step(x.to(dtype), a, state)
         return y.to(x.dtype), state
 
-    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), x)]
+    run = _BACKENDS[usable_backend(backend, _BACKENDS, x)]
     y, state = run(
         x if run is _triton else x.to(dtype), a, rows_of_offsets(offset, x),
         rows_of_lengths(lengths, x), state, bin_length, bool(reset),

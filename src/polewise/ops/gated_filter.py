@@ -14,15 +14,15 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     accumulator_dtype,
+    checked_lengths,
     require_like,
     require_sequence,
-    rows_of_lengths,
     usable_backend,
 )
 from polewise.ops._products import filtered_products
 from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
-from polewise.ops.taint import clean_and_mark, put_back
+from polewise.ops.taint import clean_and_mark, put_back_from_then_on
 
 CHUNK = 8
 """Steps whose products are taken at once; memory grows with it, key_dim numbers a pair."""
@@ -86,15 +86,13 @@ def gated_filter(
     if state is None:
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, key_dim, value_dim)")
-    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), q, triton=False)]
+    run = _BACKENDS[usable_backend(backend, _BACKENDS, q)]
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks or loops would cost more to call
 
     # Padding: no product, no decay.
-    if lengths is not None:
-        lengths = rows_of_lengths(lengths, q)
-        real = torch.arange(length, device=q.device) < lengths[:, None]
-        decay = torch.where(real[..., None, None], decay, 1)
+    lengths = checked_lengths(lengths, q)
+    decay = hide_padding(decay, lengths, fill=1)
     given = v.dtype
     q, k, v = (hide_padding(part, lengths).to(dtype) for part in (q, k, v))
     with without_autocast(q.device):
@@ -127,7 +125,7 @@ def _by_chunks(q, k, v, decay, state):
     if not length:
         return torch.zeros_like(v), state.clone()
     (k, v, decay), marks = clean_and_mark(k, v, decay)
-    q, k, v, marks = (_chunks(part) for part in (q, k, v, marks))
+    q, k, v = (_chunks(part) for part in (q, k, v))
     decay = _chunks(decay, fill=1.0)
 
     # How much of step j is left at step i. Products of decays never overflow, where quotients of
@@ -147,12 +145,8 @@ def _by_chunks(q, k, v, decay, state):
         starts.append(state)
         state = kept * state + new
     y = weights @ v + (q * carried) @ torch.stack(starts, 2)
-
-    y = put_back(y, marks.cumsum(-1)[..., None])
-    tainted = marks.sum(-1).cumsum(-1)
-    y = put_back(y, (tainted - marks.sum(-1))[..., None, None])
-    state = put_back(state, tainted[:, :, -1, None, None])
-    return y.flatten(2, 3).transpose(1, 2)[:, :length], state
+    y = y.flatten(2, 3).transpose(1, 2)[:, :length]
+    return put_back_from_then_on(y, state, marks)
 
 
 def _compiled(q, k, v, decay, state):

@@ -80,17 +80,16 @@ def gated_norm(
     return run(x, gate, weight, projection, eps)
 
 
-def _backend(backend: str | None, x: Tensor, *others: Tensor | None) -> str:
-    given = [x, *(each for each in others if each is not None)]
-    all_float32 = all(each.dtype == torch.float32 for each in given)
+def _backend(
+    backend: str | None, x: Tensor, gate: Tensor | None, weight: Tensor, projection: Tensor | None
+) -> str:
+    dtypes = {each.dtype for each in (x, gate, weight, projection) if each is not None}
     on_cpu = x.device.type == "cpu"  # autocast knows nothing of some others, such as "meta"
-    narrowed = others[-1] is not None and on_cpu and torch.is_autocast_enabled("cpu")
-    if backend is None and (not all_float32 or narrowed or x.shape[1] <= 1):
+    narrowed = projection is not None and on_cpu and torch.is_autocast_enabled("cpu")
+    if backend is None and (narrowed or x.shape[1] <= 1):
         return "torch"
-    name = usable_backend(backend, tuple(_BACKENDS), x, triton=False)
-    if name == "cpu" and not all_float32:
-        raise ValueError("backend 'cpu' must have float32 tensors throughout. Use None.")
-    return name
+    takes = f"float32 tensors throughout; got {', '.join(sorted(map(str, dtypes)))}"
+    return usable_backend(backend, _BACKENDS, x, cpu=None if dtypes == {torch.float32} else takes)
 
 
 def _definition(x, gate, weight, projection, eps):

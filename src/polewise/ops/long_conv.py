@@ -13,10 +13,10 @@ from torch import Tensor
 
 from polewise.ops._checks import (
     accumulator_dtype,
-    require_backend,
+    checked_lengths,
     require_like,
     require_sequence,
-    rows_of_lengths,
+    usable_backend,
 )
 from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding, newest
@@ -74,13 +74,11 @@ def long_conv(
         raise ValueError("kernel must have at least 1 tap; got 0.")
     require_like("kernel", kernel, (taps, dim), x, "(taps, dim)")
     history = taps - 1
-    lengths = None if lengths is None else rows_of_lengths(lengths, x)
+    lengths = checked_lengths(lengths, x)
     if state is None:
         state = x.new_zeros(batch, history, dim)
     require_like("state", state, (batch, history, dim), x, "(batch, taps - 1, dim)")
-    run = {"reference": _definition, "torch": _by_fft}[
-        require_backend(backend, ("reference", "torch"), "torch")
-    ]
+    run = _BACKENDS[usable_backend(backend, _BACKENDS, x)]
 
     x_real = hide_padding(x, lengths)
     past = torch.cat([state.to(x.dtype), x_real], 1)
@@ -168,3 +166,6 @@ def _by_fft(past: Tensor, kernel: Tensor, length: int, spectrum: KernelSpectrum 
         response = _spectrum(kernel, size) if spectrum is None else spectrum.of(kernel, size)
         y = torch.fft.irfft(torch.fft.rfft(past.to(dtype), size, dim=1) * response, size, dim=1)
     return y[:, kernel.shape[0] - 1 :][:, :length].to(past.dtype)
+
+
+_BACKENDS = {"reference": _definition, "torch": _by_fft}

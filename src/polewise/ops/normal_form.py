@@ -128,7 +128,7 @@ def normal_form_filter(
         y, state = _one_step(x.to(dtype), decay, angle, mix, skip, state)
         return y.to(x.dtype), state
 
-    run = _BACKENDS[usable_backend(backend, tuple(_BACKENDS), x)]
+    run = _BACKENDS[usable_backend(backend, _BACKENDS, x)]
     if mix is None:
         mix = torch.eye(2, dtype=dtype, device=x.device)[0].expand(dim, 2)
     if mix.ndim == 2:
@@ -243,7 +243,9 @@ def _triton(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, res
     pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
     mix = mix.expand(*decay.shape, 2)
     y, last, _ = forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
-    return y if skip is None else y + skip * hide_padding(x, lengths), last
+    if skip is not None:  # in the precision of the sequence: another sum in float32 costs more
+        y = torch.addcmul(y, skip.to(y.dtype), hide_padding(x, lengths))
+    return y, last
 
 
 def _compiled(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):

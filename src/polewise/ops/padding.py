@@ -8,13 +8,15 @@ from torch import Tensor
 
 
 def hide_padding(
-    x: Float[Tensor, "batch length ..."], lengths: Int[Tensor, " batch"] | None
+    x: Float[Tensor, "batch length ..."],
+    lengths: Int[Tensor, " batch"] | None,
+    fill: float = 0,
 ) -> Float[Tensor, "batch length ..."]:
-    """`x` with zeros from each row's length on; NaN there disappears, also from gradients."""
+    """`x` with `fill` from each row's length on; NaN there disappears, also from gradients."""
     if lengths is None:
         return x
     real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-    return torch.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), x, 0)
+    return torch.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), x, fill)
 
 
 def real_steps(

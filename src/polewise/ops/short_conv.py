@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
+    checked_lengths,
     refuse_second_derivative,
     require_like,
     require_sequence,
-    rows_of_lengths,
     usable_backend,
 )
 from polewise.ops.padding import hide_padding, newest
@@ -74,7 +74,7 @@ def short_conv(
     else:
         require_like("state", state, (batch, width - 1, dim), x, "(batch, width - 1, dim)")
         state = state.to(x.dtype)
-    lengths = None if lengths is None else rows_of_lengths(lengths, x)
+    lengths = checked_lengths(lengths, x)
     x = hide_padding(x, lengths)
     kernel = kernel.to(x.dtype)
     bias = x.new_zeros(dim) if bias is None else bias.to(x.dtype)
@@ -84,12 +84,10 @@ def short_conv(
 
 
 def _backend(backend: str | None, x: Tensor) -> str:
-    if backend is None and (x.dtype != torch.float32 or x.shape[1] == 1):
+    if backend is None and x.shape[1] <= 1:
         return "torch"  # a single step is the sum itself: any other form costs more to call
-    name = usable_backend(backend, tuple(_BACKENDS), x, triton=False)
-    if name == "cpu" and x.dtype != torch.float32:
-        raise ValueError(f"backend 'cpu' must have float32 sequences; got {x.dtype}. Use None.")
-    return name
+    takes = f"float32 sequences; got {x.dtype}"
+    return usable_backend(backend, _BACKENDS, x, cpu=None if x.dtype == torch.float32 else takes)
 
 
 def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:

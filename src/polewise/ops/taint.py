@@ -46,6 +46,17 @@ def put_back(y: Tensor, marks_seen: Tensor) -> Tensor:
     return y.masked_fill(marks_seen > 0, float("nan"))
 
 
+def put_back_from_then_on(y: Tensor, last: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+    """A recursion's outputs (batch, length, heads, ...) with NaN from each head's first mark on,
+    and its last state (batch, heads, ...) with NaN where there was a mark at all."""
+    if may_look(marks) and not bool(marks.any()):
+        return y, last
+    seen = marks.transpose(1, 2).cumsum(-1).transpose(1, 2)  # a scan in memory's order
+    everything = marks.sum(1)
+    beyond = (None,) * (last.ndim - 2)
+    return put_back(y, seen[..., None]), put_back(last, everything[(..., *beyond)])
+
+
 def _is_finite(x: Tensor) -> bool:
     """By one reading: a sum keeps every NaN and infinity. A sum that overflows only costs time."""
     return math.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)))

@@ -1,11 +1,8 @@
 """Complete runs, ready to train: the paper's rows and our defaults."""
 
-from polewise.recipes.demo import DemoOptions as DemoOptions
-from polewise.recipes.demo import run_demo as run_demo
 from polewise.recipes.mqar import focus_mqar as focus_mqar
 from polewise.recipes.pixels import digits as digits
 from polewise.recipes.pixels import smnist as smnist
-from polewise.recipes.recall import CHUNK_LENGTH as CHUNK_LENGTH
 from polewise.recipes.recall import focus_recall as focus_recall
 from polewise.recipes.recall import focus_recall_2000 as focus_recall_2000
 from polewise.recipes.series import etth1 as etth1

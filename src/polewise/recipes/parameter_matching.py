@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from polewise.tasks import TaskSpec
-from polewise.training import ModelOptions, build_model
+from polewise.training import ModelOptions
+from polewise.training.building import model_without_numbers
 
 
 def count_parameters(spec: TaskSpec, options: ModelOptions) -> int:
     """Return the number of parameters of a model, which is not built."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(spec, options).parameters())
+    return sum(parameter.numel() for parameter in model_without_numbers(spec, options).parameters())
 
 
 def match_parameters(spec: TaskSpec, options: ModelOptions, parameters: int) -> ModelOptions:

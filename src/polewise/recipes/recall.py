@@ -7,8 +7,6 @@ from dataclasses import replace
 from polewise.tasks import RecallTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
-CHUNK_LENGTH = 32
-
 
 def focus_recall(length: int = 128) -> Run:
     """Return causal Focus on associative recall at the paper's size: width 64, 2 layers.
@@ -17,7 +15,7 @@ def focus_recall(length: int = 128) -> Run:
     a fixed set of 2000 sequences: `focus_recall_2000`.
     """
     return Run(
-        task=RecallTask(length=length, align_to=CHUNK_LENGTH),
+        task=RecallTask(length=length),
         model=ModelOptions(
             mixer="focus",
             hidden_size=64,
@@ -35,5 +33,5 @@ def focus_recall(length: int = 128) -> Run:
 
 def focus_recall_2000(length: int = 128) -> Run:
     """Return `focus_recall` on the paper's fixed set of 2000 sequences."""
-    task = RecallTask(length=length, align_to=CHUNK_LENGTH, num_train=2000)
+    task = RecallTask(length=length, num_train=2000)
     return replace(focus_recall(length), task=task)

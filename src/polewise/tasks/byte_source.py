@@ -14,8 +14,9 @@ from typing import IO, Protocol
 
 import numpy as np
 
-_END = 2**20
-"""Bytes at either end of a file that its fingerprint looks at."""
+_BLOCK = 2**20
+_MOST_BLOCKS = 256
+"""A fingerprint looks at so many blocks of a file at most, evenly spread: all of it up to that."""
 
 MOST_UNPACKED_BYTES = 2 * 2**30
 """An archive is unpacked in memory; one that holds more is refused."""
@@ -31,7 +32,7 @@ class ByteSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hash of the size and of the ends."""
+        """Return a hash of the size and the content; of more than 256 MiB, of parts of it."""
         ...
 
 
@@ -144,6 +145,8 @@ def _read_all(file: IO[bytes] | gzip.GzipFile) -> bytes:
 def _fingerprint(source: ByteSource) -> str:
     size = len(source)
     digest = hashlib.sha256(str(size).encode())
-    digest.update(source.read(0, min(size, _END)).tobytes())
-    digest.update(source.read(max(size - _END, 0), size).tobytes())
+    blocks = min(-(-size // _BLOCK), _MOST_BLOCKS)
+    for block in range(blocks):
+        start = block * max(size - _BLOCK, 0) // max(blocks - 1, 1)
+        digest.update(source.read(start, min(start + _BLOCK, size)).tobytes())
     return digest.hexdigest()

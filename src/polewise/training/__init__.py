@@ -1,5 +1,6 @@
 """Training: a run, its folder, and the loop that fills it. Importing it needs the extra `train`."""
 
+from polewise.training.building import build_model as build_model
 from polewise.training.errors import LostProcessError as LostProcessError
 from polewise.training.errors import NonFiniteError as NonFiniteError
 from polewise.training.errors import SaveError as SaveError
@@ -16,7 +17,6 @@ from polewise.training.run import ModelOptions as ModelOptions
 from polewise.training.run import ModelShape as ModelShape
 from polewise.training.run import Run as Run
 from polewise.training.run import TrainingOptions as TrainingOptions
-from polewise.training.run import build_model as build_model
 from polewise.training.run import run_from_json as run_from_json
 from polewise.training.run import run_to_json as run_to_json
 from polewise.training.run_folder import RunFolder as RunFolder

@@ -135,17 +135,24 @@ def verify_checkpoint(path: Path, *, max_bytes: int | None = None) -> None:
 
 
 def find_checkpoint(
-    folder: Path, *, max_bytes: int | None, note: Callable[[str], object]
+    folder: Path,
+    *,
+    max_bytes: int | None,
+    note: Callable[[str], object],
+    before: int | None = None,
 ) -> Path | None:
     """Return the newest checkpoint that is whole; None where there is none at all.
 
-    Every damaged one that is passed over is named to `note`.
+    Every damaged one that is passed over is named to `note`. Those of the step `before` and later
+    do not count.
 
     Raises:
         ValueError: there are checkpoints, and every one of them is damaged.
     """
     damaged = []
     for path in reversed(list_checkpoints(folder)):
+        if before is not None and _step(path) >= before:
+            continue
         try:
             verify_checkpoint(path, max_bytes=max_bytes)
         except ValueError as error:
@@ -162,15 +169,11 @@ def find_checkpoint(
 
 
 def checkpoint_limit(model: nn.Module) -> int:
-    """Return more bytes than any checkpoint of the model has."""
-    return limit_for(sum(v.numel() * v.element_size() for v in model.state_dict().values()))
-
-
-def limit_for(model_bytes: int) -> int:
-    """Return more bytes than any checkpoint of a model of so many bytes has.
+    """Return more bytes than any checkpoint of the model has.
 
     The parameters, two averages of each in at least float32, and room for names and generators.
     """
+    model_bytes = sum(v.numel() * v.element_size() for v in model.state_dict().values())
     return 8 * model_bytes + 64 * 2**20
 
 

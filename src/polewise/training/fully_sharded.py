@@ -49,7 +49,7 @@ def spread_parameters(whole: nn.Module, model: nn.Module) -> None:
 
 
 def whole_tensor(value: Tensor) -> Tensor:
-    """Return a tensor whole. All processes must ask where it is in shares."""
+    """Return a tensor whole; where it is sharded every process must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed import DistError
 
-from polewise.training.errors import LostProcessError
+from polewise.training.errors import LostProcessError, TrainingError
 from polewise.training.run import TrainingOptions
 
 _SECONDS_TO_ANSWER = 600.0
@@ -60,6 +60,8 @@ def explained_losses() -> Iterator[None]:
     """Turn an exchange that failed, because another process has gone, into a LostProcessError."""
     try:
         yield
+    except TrainingError:  # ours, whatever its paths are called
+        raise
     except RuntimeError as error:
         if not isinstance(error, DistError) and not re.search("gloo|nccl", str(error), re.I):
             raise

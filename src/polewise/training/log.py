@@ -23,16 +23,23 @@ class MetricsLog:
             file then ends; `metrics.jsonl` goes on as soon as it can.
     """
 
-    def __init__(self, folder: RunFolder, progress: Progress, accelerator: Accelerator) -> None:
+    def __init__(self, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.folder, self.is_main_process = folder, accelerator.is_main_process
+        self.progress = Progress()
+        self.writer: Any = None
+
+    def begin(self, progress: Progress) -> None:
+        """Go on from where a run stands: what was written after it is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.progress = folder, progress
-        self.is_main_process = accelerator.is_main_process
-        self.writer: Any = None
-        if self.is_main_process:
-            with explained_saving("the log", folder.path):
-                folder.forget_metrics_after(progress.step)
-                self.writer = SummaryWriter(str(folder.path), purge_step=progress.step + 1)
+        self.close()
+        self.progress = progress
+        if not self.is_main_process:
+            return
+        with explained_saving("the log", self.folder.path):
+            lines, progress.lines = progress.lines, len(self.folder.read_metrics())
+            progress.lines = self.folder.keep_metrics(lines)
+            self.writer = SummaryWriter(str(self.folder.path), purge_step=progress.step + 1)
 
     def write(self, kind: Kind, values: dict[str, float]) -> None:
         """Write one line, at the step where the run stands."""
@@ -41,6 +48,7 @@ class MetricsLog:
         where = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3)}
         with explained_saving("the log", self.folder.path):
             self.folder.append_metrics({"kind": kind, **where, **values})
+            self.progress.lines += 1
             writer, self.writer = self.writer, None
             if writer is not None:
                 for name, value in values.items():
@@ -49,6 +57,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Finish the TensorBoard file."""
-        if self.writer is not None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
             with contextlib.suppress(OSError):
-                self.writer.close()
+                writer.close()

@@ -12,15 +12,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from polewise.training.checkpoint import find_checkpoint, limit_for, read_progress
+from polewise.training.building import planned_model, require_splittable
+from polewise.training.checkpoint import checkpoint_limit, find_checkpoint, read_progress
 from polewise.training.display import Display
 from polewise.training.errors import explained_saving
 from polewise.training.launch import explained_losses, join_processes
 from polewise.training.memory import keep_freed_memory
 from polewise.training.optimizer import learning_rate_share
-from polewise.training.run import Run, require_buildable, require_splittable
+from polewise.training.progress import spent_share
+from polewise.training.run import Run
 from polewise.training.run_folder import RunFolder
-from polewise.training.session import Session, spent_share
+from polewise.training.session import Session
 from polewise.training.stopping import StopRequest, stop_requests
 
 
@@ -62,7 +64,7 @@ def train(
         StalledError: the data source gave no batch in time. The run was saved.
     """
     run.task.prepare()
-    require_buildable(run)
+    planned_model(run)
     accelerator = join_processes(run.training)
     if run.training.split_sequence:
         require_splittable(run, accelerator.num_processes)
@@ -104,7 +106,7 @@ def resume(
         run = replace(run, training=budget)
     run.task.prepare()
     folder.require_same_data(run)
-    limit = limit_for(require_buildable(run))
+    limit = checkpoint_limit(planned_model(run))
     accelerator = join_processes(run.training)
     if run.training.split_sequence:
         require_splittable(run, accelerator.num_processes)
@@ -145,6 +147,7 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
     options = session.options
     counted = False  # the first step compiles, and does not count
     stops = False
+    saves = False
     if session.progress.owes_evaluation:
         session.measure()
     session.model.train()
@@ -168,22 +171,23 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
         spent = session.spent()
         is_due = progress.step % options.log_every == 0
         evaluates = progress.step % options.evaluate_every == 0
-        saves = progress.step % options.checkpoint_every == 0
-        stops = bool(session.agreed(float(stop.signal is not None)))
+        saves = saves or progress.step % options.checkpoint_every == 0
+        stops = session.any_says(stop.signal is not None)
         ends = stops or spent >= 1
         if session.has_diverged(looks=is_due or evaluates or saves or ends):
             session.roll_back(batches, rate)
-            spent = session.spent()
+            spent, saves = session.spent(), False
             continue
         if is_due:
             session.log_window(rate)
         progress.owes_evaluation = stops and (evaluates or spent >= 1)
         if evaluates and not stops:
             session.measure()
-        # The last checkpoint comes at the very end, and in the middle of trouble none does:
-        # a roll back goes to a step from before it.
+        # The last checkpoint comes at the very end, and one that is due in the middle of trouble
+        # after it: a roll back goes to a step from before.
         ends = ends or session.has_reached_target()
         if saves and not ends and not progress.skipped_in_a_row:
+            saves = False
             with session.tolerance():
                 session.save()
 
@@ -191,7 +195,7 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
         session.measure()
     # The last checkpoint comes last: where it stands, all that a run leaves does.
     session.save_model(best=False)
-    if session.agreed(float(session.saved_at != session.progress.step)) > 0:
+    if session.any_says(session.saved_at != session.progress.step):
         session.save()
     session.accelerator.wait_for_everyone()
     reached = session.has_reached_target()

@@ -60,7 +60,7 @@ def verify_folder(folder: Path, *, names: Iterable[str] = (), max_bytes: int | N
             )
     total = sum(entry["size"] for entry in files.values())
     if max_bytes is not None and total > max_bytes:
-        raise ValueError(f"its files have {total:,} bytes; a checkpoint of this model has fewer")
+        raise ValueError(f"its files have {total:,} bytes; those of this model have fewer")
     for name, entry in files.items():
         try:
             found = _hash_file(folder / name)

@@ -9,6 +9,7 @@ from typing import Any
 
 from polewise.options import require_types
 from polewise.tasks import Batch
+from polewise.training.run import TrainingOptions
 
 _REMEMBERED = 0.98
 """How much of the usual loss stays when a new one comes: a memory of 50 steps."""
@@ -100,6 +101,8 @@ class Progress:
     """How many of them came last."""
     rollbacks: int = 0
     """Times the run went back to a checkpoint; each halves the learning rate."""
+    lines: int = 0
+    """Lines of the log written by then."""
     owes_evaluation: bool = False
     """Whether the run was asked to stop where an evaluation was due, or at its very end."""
     window: StepWindow = field(default_factory=StepWindow)
@@ -120,6 +123,19 @@ class Progress:
             for name, value in values.items()
         }
         return _from_values(cls, built)
+
+
+def spent_share(progress: Progress, options: TrainingOptions) -> float:
+    """Return the share of the budget that is spent, by steps or by seconds, whichever is more."""
+    by_steps = progress.step / options.max_steps if options.max_steps else 0.0
+    by_seconds = progress.seconds / options.max_seconds if options.max_seconds else 0.0
+    return max(by_steps, by_seconds)
+
+
+def remaining_seconds(progress: Progress, options: TrainingOptions) -> float:
+    """Return the seconds of training that remain at the rate so far."""
+    spent = spent_share(progress, options)
+    return progress.seconds * (1 - spent) / spent if spent > 0 else 0.0
 
 
 def _from_values(kind: Any, values: Any) -> Any:

@@ -6,15 +6,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
 from polewise.did_you_mean import did_you_mean
-from polewise.layers import sharding
-from polewise.mixers import all_options, feed_forward_width, mixer_config
+from polewise.mixers import all_options, mixer_config
 from polewise.models.pooling import Pooling
-from polewise.options import require_at_least, require_choice, require_memory, require_types
-from polewise.tasks import TASKS, AnyTask, TaskSpec
+from polewise.options import require_at_least, require_choice, require_types
+from polewise.tasks import TASKS, AnyTask
 
 FORMAT = 2
 """Version of the JSON that `run_to_json` writes. Format 1 had no version and fewer options."""
@@ -39,7 +35,7 @@ class ModelShape:
     dropout: float = 0.0
     """Share of what mixers and feed-forwards add that is dropped in training."""
     pooling: Pooling = "mean"
-    """Where a sequence has a class, what names it: the mean of its steps, or the last of them."""
+    """Of classification: what names the class, the mean of all real steps or the last of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +96,8 @@ class TrainingOptions:
     """With several processes: each keeps its share of parameters, gradients and averages (FSDP2)
     instead of all of them. `accelerate launch --use_fsdp --fsdp_version 2` asks for the same."""
     checkpoint_activations: bool = False
-    """Compute what a block did again on the way back instead of keeping it: less memory, more
-    time."""
+    """Compute blocks again in the backward pass instead of keeping what they computed: less memory,
+    more time."""
     compile: bool = False
     """Compile the blocks with `torch.compile`."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -120,10 +116,10 @@ class TrainingOptions:
     """When a checkpoint or the log cannot be written (full disk, no permission): end the run, or
     say so and train on."""
     skip_limit: int = 3
-    """A step whose loss or gradient is NaN or infinite is skipped; so many in a row end that."""
+    """Steps in a row whose loss or gradient is NaN or infinite. Fewer are skipped."""
     on_skip_limit: Literal["stop", "roll_back"] = "stop"
-    """Then stop with a diagnosis, or go back to the last good checkpoint and on with new
-    data at half the learning rate; three times at most."""
+    """After `skip_limit` skipped steps: stop with a diagnosis, or go back to the last good
+    checkpoint and on with new data at half the learning rate, three times at most."""
     data_timeout: float = 600.0
     """Seconds to wait for a batch. A source that takes longer has stalled: the run is saved and
     ends."""
@@ -226,98 +222,6 @@ def run_from_json(values: dict[str, Any]) -> Run:
         model=_from_options(ModelOptions, values["model"]),
         training=_from_options(TrainingOptions, training),
     )
-
-
-def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
-    """Return a freshly initialised model for a task of this shape."""
-    from polewise.models import PolewiseConfig
-
-    shape: dict[str, Any] = {}
-    if spec.vocab_size is not None:
-        shape["vocab_size"] = spec.vocab_size
-    if spec.num_features is not None:
-        shape["num_input_features"] = spec.num_features
-    if spec.num_classes is not None:
-        shape["num_labels"] = spec.num_classes
-    if spec.horizon is not None:
-        shape["prediction_length"] = spec.horizon
-    config = PolewiseConfig(
-        mixer=options.mixer,
-        mixer_options=dict(options.mixer_options),
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.num_layers,
-        intermediate_size=options.intermediate_size,
-        dropout=options.dropout,
-        pooling=options.pooling,
-        **shape,
-    )
-    return model_class(spec)(config)
-
-
-def require_splittable(run: Run, processes: int) -> None:
-    """Check that the run's sequences can be cut into one piece for each process.
-
-    Raises:
-        ValueError: a piece would not hold whole bins and chunks, or the mixer looks ahead.
-    """
-    with torch.device("meta"):
-        model = build_model(run.task.spec, run.model)
-    try:
-        sharding.require_splittable(model)
-    except ValueError as error:
-        raise ValueError(f"split_sequence must be False for this mixer: {error}") from error
-    for part in model.modules():
-        for name, steps in getattr(part, "units", {}).items():
-            unit = processes * steps
-            if run.task.spec.length % unit:
-                raise ValueError(
-                    f"split_sequence needs a length that is a multiple of processes x {name} = "
-                    f"{unit}; got {run.task.spec.length}."
-                )
-
-
-def require_buildable(run: Run) -> int:
-    """Check that the model can be built and trained here; return the bytes of its parameters.
-
-    Nothing is allocated: the model is built without numbers.
-
-    Raises:
-        ValueError: its options do not go together, or it cannot fit into memory.
-    """
-    spec, hidden = run.task.spec, run.model.hidden_size
-    mixer = mixer_config(run.model.mixer, hidden, run.model.mixer_options)
-    inner = feed_forward_width(mixer, run.model.intermediate_size)
-    names = "hidden_size, intermediate_size and num_layers"
-    # Parameter, gradient and two averages of 4 bytes each; a mixer has one square matrix at least.
-    require_memory(names, 16 * run.model.num_layers * hidden * (hidden + inner))
-    try:
-        with torch.device("meta"):
-            model = build_model(spec, run.model)
-    except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"model must have options that go together; {run.model.mixer} with "
-            f"{run.model.mixer_options} cannot be built: {error}."
-        ) from error
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    require_memory("the model's options", 16 * numbers)
-    # Mixers pad a sequence to whole bins and chunks, and a block keeps at least 16 bytes a channel
-    # and position for the way back; the output has a number per token.
-    pieces = (v for name, v in run.model.mixer_options.items() if name.endswith("_length"))
-    positions = run.task.batch_size * max(spec.length, *pieces, 1)
-    kept = positions * max(16 * hidden * run.model.num_layers, 4 * (spec.vocab_size or 0))
-    require_memory("batch_size, length, hidden_size and the mixer's lengths", kept)
-    return sum(part.numel() * part.element_size() for part in model.state_dict().values())
-
-
-def model_class(spec: TaskSpec) -> Any:
-    """Return the class of the models for this kind of task."""
-    from polewise import models
-
-    return {
-        "language": models.PolewiseForCausalLM,
-        "classification": models.PolewiseForSequenceClassification,
-        "forecast": models.PolewiseForForecasting,
-    }[spec.kind]
 
 
 def _from_options(kind: Any, options: dict[str, Any]) -> Any:

@@ -14,29 +14,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import io
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from polewise.training.checkpoint import list_checkpoints, require_finite
+from polewise.training.building import model_class, planned_model
+from polewise.training.checkpoint import checkpoint_limit, list_checkpoints, require_finite
 from polewise.training.durable import clear_up, replace_file, replace_folder
+from polewise.training.environment import describe_environment
 from polewise.training.errors import explained_saving
 from polewise.training.json_files import read_json_object
 from polewise.training.manifest import MANIFEST, verify_folder
-from polewise.training.run import Run, model_class, run_from_json, run_to_json
-
-_PACKAGES = ("polewise", "torch", "numpy", "numba", "transformers", "accelerate", "safetensors")
+from polewise.training.run import Run, run_from_json, run_to_json
 
 
 class RunFolder:
@@ -59,8 +53,7 @@ class RunFolder:
                     raise ValueError(f"out must be a new or empty folder; {folder.path} exists.")
                 folder.write_config(run)
                 return folder
-            partial = cls(folder.path.with_name(f".{folder.path.name}.partial"))
-            shutil.rmtree(partial.path, ignore_errors=True)
+            partial = cls(folder.path.with_name(f".{folder.path.name}.{os.getpid()}.partial"))
             try:
                 partial.path.mkdir(parents=True)
                 partial.write_config(run)
@@ -200,10 +193,11 @@ class RunFolder:
                 file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics_path))
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop what was logged after `step`, before a run resumes there."""
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
+    def keep_metrics(self, lines: int) -> int:
+        """Drop what was logged after the first so many lines; return how many there are now."""
+        kept = self.read_metrics()[:lines]
         replace_file(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+        return len(kept)
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint, or None."""
@@ -226,8 +220,29 @@ class RunFolder:
             for part in (model, *([] if tokenizer is None else [tokenizer])):
                 part.save_pretrained(path)
 
-        with _without_progress_bars(), explained_saving("the model", self.path):
+        from polewise.models.progress_bars import without_progress_bars
+
+        with without_progress_bars(), explained_saving("the model", self.path):
             replace_folder(target, write)
+
+    def verified_model_path(self) -> Path:
+        """Return the folder of the best model, whose files are as they were written.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        # `.model.old` holds the best one if a process died while it was being replaced.
+        found = (self.model_path, self.path / ".model.old", self.last_model_path)
+        path = next((path for path in found if path.is_dir()), None)
+        if path is None:
+            raise ValueError(f"run must hold a saved model; {self.path} has none yet.")
+        if (path / MANIFEST).exists():
+            limit = checkpoint_limit(planned_model(self.read_run()))
+            try:
+                verify_folder(path, max_bytes=limit)
+            except ValueError as error:
+                raise ValueError(f"run must hold a complete model; {path}: {error}.") from error
+        return path
 
     def load_model(self) -> nn.Module:
         """Return the best model, in evaluation mode.
@@ -235,16 +250,11 @@ class RunFolder:
         Raises:
             ValueError: there is none, it is damaged, or it is not of this run's kind.
         """
-        # `.model.old` holds the best one if a process died while it was being replaced.
-        found = (self.model_path, self.path / ".model.old", self.last_model_path)
-        path = next((path for path in found if path.is_dir()), None)
-        if path is None:
-            raise ValueError(f"run must hold a saved model; {self.path} has none yet.")
-        kind = model_class(self.read_run().task.spec)
+        from polewise.models.progress_bars import without_progress_bars
+
+        path, kind = self.verified_model_path(), model_class(self.read_run().task.spec)
         try:
-            if (path / MANIFEST).exists():
-                verify_folder(path)
-            with _without_progress_bars():
+            with without_progress_bars():
                 model, loading = kind.from_pretrained(
                     path, use_safetensors=True, output_loading_info=True
                 )
@@ -253,47 +263,3 @@ class RunFolder:
             return model.eval()
         except Exception as error:  # transformers meets a bad config.json with anything
             raise ValueError(f"run must hold a complete model; {path}: {error}.") from error
-
-
-def _without_progress_bars() -> contextlib.redirect_stderr:
-    """Keep transformers from drawing bars for files that take milliseconds."""
-    return contextlib.redirect_stderr(io.StringIO())
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return versions, git commit and machine: what a result depends on besides its options."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {
-        "python": sys.version.split()[0],
-        "versions": versions,
-        "git_commit": _git_commit(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "num_cores": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the source checkout, with `+changes` if it has any; None elsewhere."""
-    here = Path(__file__).parent
-    if not (here.parents[2] / ".git").exists():
-        return None
-    try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(here, "status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=10
-    ).stdout.strip()

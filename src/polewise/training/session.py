@@ -16,6 +16,7 @@ from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.models.backbone import Backbone
 from polewise.models.block import Block
 from polewise.tasks import Batch, TextTask
+from polewise.training.building import build_model
 from polewise.training.checkpoint import (
     checkpoint_limit,
     find_checkpoint,
@@ -37,9 +38,9 @@ from polewise.training.fully_sharded import (
 from polewise.training.launch import asks_for_shares
 from polewise.training.log import Kind, MetricsLog
 from polewise.training.optimizer import build_optimizer, set_learning_rate
-from polewise.training.progress import Progress, StepWindow
+from polewise.training.progress import Progress, StepWindow, remaining_seconds, spent_share
 from polewise.training.random_state import seed_everything
-from polewise.training.run import Run, TrainingOptions, build_model
+from polewise.training.run import Run
 from polewise.training.run_folder import RunFolder
 from polewise.training.stopping import StopRequest
 
@@ -69,6 +70,7 @@ class Session:
         self.progress = Progress() if checkpoint is None else self._load(checkpoint)
         self.metrics: dict[str, float] = {}
         self.complaints: set[str] = set()
+        self.log = MetricsLog(folder, accelerator)
         self.begin_where_it_stands()
 
     def _prepare(self, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -116,7 +118,8 @@ class Session:
     def begin_where_it_stands(self) -> None:
         """Let the log and the data go on from the run's progress."""
         self.evaluated_at = self.saved_at = -1
-        self.log = MetricsLog(self.folder, self.progress, self.accelerator)
+        with self.tolerance():
+            self.log.begin(self.progress)
         stream = 0 if self.splits else self.accelerator.process_index
         batches = self.task.train_batches(
             self.options.seed + _SEED_STRIDE * stream,
@@ -139,10 +142,10 @@ class Session:
             batches = self.source.take(self.options.accumulate, stop)
         except (StalledError, ValueError) as failed:
             error = failed
-        if self.agreed(float(batches is not None)) == 1 and batches is not None:
+        if self.all_say(batches is not None) and batches is not None:
             device = self.accelerator.device
             return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
-        if self.agreed(float(error is not None)) == 0:
+        if not self.any_says(error is not None):
             return None
         if self.saved_at != self.progress.step:
             self.save()
@@ -156,6 +159,9 @@ class Session:
         """Go one step along the mean gradient of the batches; skip it if that is not finite."""
         options, progress, accelerator = self.options, self.progress, self.accelerator
         set_learning_rate(self.optimizer, rate)
+        if rank := accelerator.process_index:
+            # Masks of its own: a checkpoint holds the main process's generators alone.
+            torch.manual_seed(options.seed + _SEED_STRIDE * rank + progress.data_step)
         total = torch.zeros((), device=accelerator.device)
         for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
             with accelerator.no_sync(self.model) if left else nullcontext():
@@ -166,7 +172,7 @@ class Session:
         norm = whole_tensor(norm)
         # Reading two numbers is the one time in a step that a GPU is waited for.
         loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
-        healthy = self.agreed(float(isfinite(loss_value) and isfinite(norm_value))) == 1
+        healthy = self.all_say(isfinite(loss_value) and isfinite(norm_value))
 
         progress.step += 1
         progress.data_step += 1
@@ -188,7 +194,7 @@ class Session:
             return True
         if not looks:
             return False
-        return self.agreed(float(first_bad_parameter(self.bare_model) is not None)) > 0
+        return self.any_says(first_bad_parameter(self.bare_model) is not None)
 
     def roll_back(self, batches: list[Batch], rate: float) -> None:
         """Go back to the last good checkpoint, on with data not seen yet and half the rate.
@@ -198,9 +204,11 @@ class Session:
         """
         self.accelerator.wait_for_everyone()  # until the main process has saved what it saves
         before = self.progress
+        first = before.step - max(before.skipped_in_a_row, 1) + 1
         try:
             last = find_checkpoint(
                 self.folder.checkpoints_path,
+                before=first,
                 max_bytes=checkpoint_limit(self.bare_model),
                 note=self.display.note,
             )
@@ -209,7 +217,6 @@ class Session:
             last, kept = None, str(error)
         may = self.options.on_skip_limit == "roll_back" and before.rollbacks < _MOST_ROLLBACKS
         what = "the loss or its gradient" if before.skipped_in_a_row else "a parameter"
-        first = before.step - max(before.skipped_in_a_row, 1) + 1
         found = (
             f"{what} became NaN or infinite at step {first}; "
             f"{self.diagnosis(batches, rate)}; nothing of it was saved"
@@ -217,7 +224,7 @@ class Session:
         if last is None or not may:
             raise NonFiniteError(f"{found}, {kept}")
         self.display.note(f"{found}; back to {last} with half the learning rate")
-        self.close()
+        self.source.close()
         self.progress = self._load(last)
         self.progress.data_step = before.data_step
         self.progress.skipped, self.progress.best = before.skipped, before.best
@@ -251,12 +258,12 @@ class Session:
         self.display.note(f"step {progress.step}: " + _in_words(self.metrics))
         value = self.metrics[task.headline]
         if isfinite(value) and (progress.best is None or _better(task, value, progress.best)):
-            saved = 0.0
+            saved = False
             with self.tolerance():
                 self.save_model(best=True)
-                saved = 1.0
+                saved = True
             # Only the main process writes; whether there is a better one yet is for all to know.
-            if self.agreed(saved) == 1:
+            if self.all_say(saved):
                 progress.best = value
 
     def log_window(self, rate: float) -> None:
@@ -283,7 +290,8 @@ class Session:
                 model,
                 averages,
                 self.progress,
-                keep=self.options.keep_checkpoints,
+                # One from the middle of trouble is to resume from, not to roll back to.
+                keep=self.options.keep_checkpoints + bool(self.progress.skipped_in_a_row),
             )
         self.saved_at = self.progress.step
 
@@ -332,27 +340,21 @@ class Session:
 
     def spent(self) -> float:
         """Return the share of the budget that is spent, the same in all processes."""
-        return self.agreed(spent_share(self.progress, self.options))
+        return self._mean(spent_share(self.progress, self.options))
 
-    def agreed(self, value: float) -> float:
-        """Return the mean of `value` over the processes, which must all decide alike."""
+    def all_say(self, value: bool) -> bool:
+        """Whether it is so in every process; all must ask, and all get the same answer."""
+        return self._mean(float(value)) == 1
+
+    def any_says(self, value: bool) -> bool:
+        """Whether it is so in one process at least; all must ask, and all get the same answer."""
+        return self._mean(float(value)) > 0
+
+    def _mean(self, value: float) -> float:
         if self.accelerator.num_processes == 1:
             return value
         shared = torch.tensor(value, device=self.accelerator.device)
         return self.accelerator.reduce(shared, reduction="mean").item()
-
-
-def spent_share(progress: Progress, options: TrainingOptions) -> float:
-    """Return the share of the budget that is spent, by steps or by seconds, whichever is more."""
-    by_steps = progress.step / options.max_steps if options.max_steps else 0.0
-    by_seconds = progress.seconds / options.max_seconds if options.max_seconds else 0.0
-    return max(by_steps, by_seconds)
-
-
-def remaining_seconds(progress: Progress, options: TrainingOptions) -> float:
-    """Return the seconds of training that remain at the rate so far."""
-    spent = spent_share(progress, options)
-    return progress.seconds * (1 - spent) / spent if spent > 0 else 0.0
 
 
 def _better(task: Any, value: float, than: float) -> bool:

@@ -66,10 +66,11 @@ def equal_systems(
 ) -> tuple[System, ...]:
     """Return systems with as many parameters as a Transformer of that width and depth.
 
-    Its feed-forward is as wide as usual, `4 * dim`, and wider by `2 * dim`, at least 256, for the
-    mixers that are larger than attention by so much. It depends on no other system of the house, so
-    a change to one leaves the others as they are. Systems named in `deep` have no feed-forward and
-    as many layers as there are parameters for. All name classes by the same `pooling`.
+    Its feed-forward has the width `4 * dim + max(2 * dim, 256)`: more than the usual four times,
+    to make room for mixers that are larger than attention. It depends on no other system of the
+    house, so a change to one leaves the others as they are. Systems named in `deep` have no
+    feed-forward and as many layers as there are parameters for. All name classes by the same
+    `pooling`.
 
     Raises:
         ValueError: a mixer does not exist, or has more parameters by itself.

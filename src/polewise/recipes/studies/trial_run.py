@@ -35,7 +35,7 @@ from polewise.training import (
 from polewise.training.checkpoint import find_checkpoint, read_progress
 from polewise.training.durable import replace_file
 from polewise.training.json_files import read_json_object
-from polewise.training.session import spent_share
+from polewise.training.progress import spent_share
 
 OUTCOME = "outcome.json"
 """The file that a run folder has once its run is done."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from polewise.recipes import demo
+from polewise.cli import demo
 from polewise.tasks import RecallTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
@@ -29,7 +29,7 @@ def run_small(tmp_path, monkeypatch):
         monkeypatch.setattr(demo, "demo_runs", small)
         console = Console(file=io.StringIO(), width=200)
         options = demo.DemoOptions(out=tmp_path / "demo", text=text)
-        code = demo.run_demo(options, lambda folder: [folder.figures_path / "a.png"], console)
+        code = demo.run_demo(options, console)
         return code, console.file.getvalue()
 
     return run

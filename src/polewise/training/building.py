@@ -1,0 +1,108 @@
+"""From the options of a run to its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from polewise.layers import sharding
+from polewise.mixers import feed_forward_width, mixer_config
+from polewise.options import require_memory
+from polewise.tasks import TaskSpec
+from polewise.training.run import ModelOptions, Run
+
+
+def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
+    """Return a freshly initialised model for a task of this shape."""
+    from polewise.models import PolewiseConfig
+
+    shape: dict[str, Any] = {}
+    if spec.vocab_size is not None:
+        shape["vocab_size"] = spec.vocab_size
+    if spec.num_features is not None:
+        shape["num_input_features"] = spec.num_features
+    if spec.num_classes is not None:
+        shape["num_labels"] = spec.num_classes
+    if spec.horizon is not None:
+        shape["prediction_length"] = spec.horizon
+    config = PolewiseConfig(
+        mixer=options.mixer,
+        mixer_options=dict(options.mixer_options),
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.num_layers,
+        intermediate_size=options.intermediate_size,
+        dropout=options.dropout,
+        pooling=options.pooling,
+        **shape,
+    )
+    return model_class(spec)(config)
+
+
+def model_without_numbers(spec: TaskSpec, options: ModelOptions) -> nn.Module:
+    """Return a model for a task of this shape for which no memory is taken."""
+    with torch.device("meta"):
+        return build_model(spec, options)
+
+
+def require_splittable(run: Run, processes: int) -> None:
+    """Check that the run's sequences can be cut into one piece for each process.
+
+    Raises:
+        ValueError: a piece would not hold whole bins and chunks, or the mixer looks ahead.
+    """
+    model = model_without_numbers(run.task.spec, run.model)
+    try:
+        sharding.require_splittable(model)
+    except ValueError as error:
+        raise ValueError(f"split_sequence must be False for this mixer: {error}") from error
+    for part in model.modules():
+        for name, steps in getattr(part, "units", {}).items():
+            unit = processes * steps
+            if run.task.spec.length % unit:
+                raise ValueError(
+                    f"split_sequence needs a length that is a multiple of processes x {name} = "
+                    f"{unit}; got {run.task.spec.length}."
+                )
+
+
+def planned_model(run: Run) -> nn.Module:
+    """Return the run's model without numbers, checked to be one that can be trained here.
+
+    Raises:
+        ValueError: its options do not go together, or it cannot fit into memory.
+    """
+    spec, hidden = run.task.spec, run.model.hidden_size
+    mixer = mixer_config(run.model.mixer, hidden, run.model.mixer_options)
+    inner = feed_forward_width(mixer, run.model.intermediate_size)
+    names = "hidden_size, intermediate_size and num_layers"
+    # Parameter, gradient and two averages of 4 bytes each; a mixer has one square matrix at least.
+    require_memory(names, 16 * run.model.num_layers * hidden * (hidden + inner))
+    try:
+        model = model_without_numbers(spec, run.model)
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model must have options that go together; {run.model.mixer} with "
+            f"{run.model.mixer_options} cannot be built: {error}."
+        ) from error
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    require_memory("the model's options", 16 * numbers)
+    # Mixers pad a sequence to whole bins and chunks, and a block keeps at least 16 bytes a channel
+    # and position for the way back; the output has a number per token.
+    pieces = (v for name, v in run.model.mixer_options.items() if name.endswith("_length"))
+    positions = run.task.batch_size * max(spec.length, *pieces, 1)
+    kept = positions * max(16 * hidden * run.model.num_layers, 4 * (spec.vocab_size or 0))
+    require_memory("batch_size, length, hidden_size and the mixer's lengths", kept)
+    return model
+
+
+def model_class(spec: TaskSpec) -> Any:
+    """Return the class of the models for this kind of task."""
+    from polewise import models
+
+    return {
+        "language": models.PolewiseForCausalLM,
+        "classification": models.PolewiseForSequenceClassification,
+        "forecast": models.PolewiseForForecasting,
+    }[spec.kind]
