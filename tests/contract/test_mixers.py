@@ -92,14 +92,14 @@ def test_every_mixer_names_an_input_or_an_option_that_does_not_fit(name):
 def test_a_whole_backbone_keeps_the_contract(hypernetwork):
     mixer = PublishedFocusConfig(dim=8, **SMALL["published_focus"], hypernetwork=hypernetwork)
     torch.manual_seed(0)
-    backbone = Backbone(BackboneConfig(mixer=mixer, num_layers=2, hidden_dim=12))
+    backbone = Backbone(BackboneConfig(mixer=mixer, num_layers=2, intermediate_size=12))
     backbone.uses_fft = "long_conv" in hypernetwork
     check_mixer(backbone, dim=8)
 
 
 def test_a_backbone_whose_layers_differ_keeps_the_contract():
     torch.manual_seed(0)
-    config = BackboneConfig(mixer=MIXERS["focus"](dim=8), num_layers=3, hidden_dim=0)
+    config = BackboneConfig(mixer=MIXERS["focus"](dim=8), num_layers=3, intermediate_size=0)
     check_mixer(Backbone(config), dim=8)
 
 

@@ -66,7 +66,7 @@ def run(rank: int, size: int, folder: str) -> None:
 def built(mixer: str, options: dict) -> nn.Module:
     torch.manual_seed(0)
     config = MIXERS[mixer](dim=8, **options)
-    return Backbone(BackboneConfig(mixer=config, num_layers=2, hidden_dim=12)).double()
+    return Backbone(BackboneConfig(mixer=config, num_layers=2, intermediate_size=12)).double()
 
 
 def drawn() -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import fields
 from typing import Annotated
 
@@ -45,7 +44,7 @@ def data(fetch: str | None = None) -> int:
     Args:
         fetch: Download the public original of this data set and check it.
     """
-    from polewise.tasks.data_sets import DATA_SETS, data_folders, how_to_get, locate
+    from polewise.tasks.data_sets import DATA_SETS, data_folders, how_to_get, locate, place_for
     from polewise.tasks.fetch import fetch_data_set
 
     if fetch is not None:
@@ -61,9 +60,8 @@ def data(fetch: str | None = None) -> int:
             where = str(found[0] if len(found) == 1 else found[0].parent)  # type: ignore[union-attr]
             print(f"{name:16} found: {where}")
         else:
-            folder = os.environ.get("POLEWISE_DATA") or "data"
             missing = [
-                f"{folder}/{file.paths[0]}"
+                str(place_for(file))
                 for file, path in zip(data_set.files, found, strict=True)
                 if path is None
             ]

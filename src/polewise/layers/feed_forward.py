@@ -13,10 +13,10 @@ class FeedForward(nn.Module):
     Source: Ma et al. 2023 (MEGA), its normalised feed-forward without the norm.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, intermediate_size: int) -> None:
         super().__init__()
-        self.up = nn.Linear(dim, hidden_dim)
-        self.down = nn.Linear(hidden_dim, dim)
+        self.up = nn.Linear(dim, intermediate_size)
+        self.down = nn.Linear(intermediate_size, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return self.down(functional.silu(self.up(x)))

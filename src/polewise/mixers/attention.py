@@ -101,70 +101,54 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], FullAttentionState | None]:
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
-        batch, length, _ = x.shape
-        steps = real_steps(x, lengths)
+        length, steps = x.shape[1], real_steps(x, lengths)
         position = torch.zeros_like(steps) if state is None else state.position
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
             position = position + self.shards.rank * length
         time = position[:, None] + torch.arange(length, device=x.device)
-        if self.places is not None:
-            if state is None and lengths is None:
-                self._require_places(length * (self.shards.size if self.shards else 1))
-            place = self._places_at(hide_padding(time, lengths)).to(x.dtype)
-            x = hide_padding(x + place, lengths)
-        neighbours = None
-        if self.short_conv is not None:
-            mixed, neighbours = self.short_conv(x, state.neighbours if state else None, lengths)
-            x = hide_padding(x + mixed, lengths)
-        heads = (self.config.heads, -1)
+        x, neighbours = self._placed(x, time, state, lengths)
         q, k, v = (
-            project(x).unflatten(-1, heads)
+            project(x).unflatten(-1, (self.config.heads, -1))
             for project in (self.to_query, self.to_key, self.to_value)
         )
         angle = self._angles(time, q.dtype)
         q, k = turn(q, angle), turn(k, angle)
         k, v = hide_padding(k, lengths), hide_padding(v, lengths)
         if state is not None:
-            k, v = (
-                functional.pad(old.to(new.dtype), (0, 0, 0, 0, 0, length)).scatter_add(
-                    1, time[..., None, None].expand_as(new), new
-                )
-                for old, new in ((state.keys, k), (state.values, v))
-            )
+            k, v = _appended(state.keys, k, time), _appended(state.values, v, time)
         if self.shards is not None:
             k, v = (self.shards.gather(part).movedim(0, 1).flatten(1, 2) for part in (k, v))
-        (clean_k, clean_v), marks = clean_and_mark(k.flatten(2), v.flatten(2))
-        from_the_start = self.causal and state is None and self.shards is None
-        if from_the_start:
-            mask, marks_seen = None, marks.cumsum(1)
-        else:
+        visible = None  # all up to the step itself
+        if state is not None or self.shards is not None or not self.causal:
             key_time = torch.arange(k.shape[1], device=x.device)
-            visible = (
-                key_time <= time[..., None] if self.causal else key_time < steps[:, None, None]
-            )
-            visible = visible.expand(batch, length, k.shape[1])
-            mask = visible[:, None] | ~visible.any(-1)[:, None, :, None]
-            marks_seen = (visible.to(marks.dtype) @ marks[..., None]).squeeze(-1)
-        y = functional.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            clean_k.unflatten(-1, heads).transpose(1, 2),
-            clean_v.unflatten(-1, heads).transpose(1, 2),
-            attn_mask=mask,
-            is_causal=from_the_start,
-        )
-        y = put_back(y.transpose(1, 2).flatten(2), marks_seen[..., None])
-        y = hide_padding(self.to_output(y), lengths)
+            seen = key_time <= time[..., None] if self.causal else key_time < steps[:, None, None]
+            visible = seen.expand(*time.shape, len(key_time))
+        y = hide_padding(self.to_output(_attend(q, k, v, visible)), lengths)
         if not self.causal:
             return y, None
         if self.shards is not None:  # keys of later pieces are not this one's past
             k, v = (part[:, : (self.shards.rank + 1) * length] for part in (k, v))
         return y, FullAttentionState(neighbours, k, v, position + steps)
 
-    def _places_at(self, time: Tensor) -> Tensor:
-        assert self.places is not None
+    def _placed(
+        self, x: Tensor, time: Tensor, state: FullAttentionState | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sequence with its learned positions and its short convolution added, and the
+        convolution's state."""
+        if self.places is not None:
+            if state is None and lengths is None:
+                self._require_places(x.shape[1] * (self.shards.size if self.shards else 1))
+            place = self._places_at(hide_padding(time, lengths), self.places).to(x.dtype)
+            x = hide_padding(x + place, lengths)
+        if self.short_conv is None:
+            return x, None
+        mixed, neighbours = self.short_conv(x, state.neighbours if state else None, lengths)
+        return hide_padding(x + mixed, lengths), neighbours
+
+    def _places_at(self, time: Tensor, places: Tensor) -> Tensor:
         try:
-            return functional.embedding(time, self.places)
+            return functional.embedding(time, places)
         except IndexError:  # on a CPU; an accelerator reports it in its own way
             self._require_places(int(time.max()) + 1)
             raise
@@ -182,3 +166,30 @@ class Attention(nn.Module):
         dtype = torch.promote_types(dtype, torch.float32)
         rates = self.config.base ** (-torch.arange(half, device=time.device, dtype=dtype) / half)
         return (time[..., None] * rates)[:, :, None]
+
+
+def _appended(old: Tensor, new: Tensor, time: Tensor) -> Tensor:
+    """Keys or values so far, (batch, seen, heads, head_dim), with the new ones at their times."""
+    room = functional.pad(old.to(new.dtype), (0, 0, 0, 0, 0, new.shape[1]))
+    return room.scatter_add(1, time[..., None, None].expand_as(new), new)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Softmax attention, (batch, length, channels), to the keys that are visible to each step,
+    (batch, length, keys); None is all up to the step itself."""
+    heads = (q.shape[2], -1)
+    (clean_k, clean_v), marks = clean_and_mark(k.flatten(2), v.flatten(2))
+    if visible is None:
+        mask, marks_seen = None, marks.cumsum(1)
+    else:
+        # What sees nothing, as padding may, sees everything: a softmax of nothing is NaN.
+        mask = visible[:, None] | ~visible.any(-1)[:, None, :, None]
+        marks_seen = (visible.to(marks.dtype) @ marks[..., None]).squeeze(-1)
+    y = functional.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        clean_k.unflatten(-1, heads).transpose(1, 2),
+        clean_v.unflatten(-1, heads).transpose(1, 2),
+        attn_mask=mask,
+        is_causal=visible is None,
+    )
+    return put_back(y.transpose(1, 2).flatten(2), marks_seen[..., None])

@@ -28,14 +28,14 @@ class BackboneConfig:
     `in_layer(layer, num_layers)` where the options of layers differ."""
     num_layers: int
     """Blocks."""
-    hidden_dim: int
+    intermediate_size: int
     """Width of the feed-forward; 0 leaves it out."""
     dropout: float = 0.0
     """Share of what each half of a block adds that is dropped in training."""
 
     def __post_init__(self) -> None:
         require_at_least("num_layers", self.num_layers, 1)
-        require_at_least("hidden_dim", self.hidden_dim, 0)
+        require_at_least("intermediate_size", self.intermediate_size, 0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
 
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         layers = [in_layer(layer, config.num_layers) for layer in range(config.num_layers)]
         mixers = [layer.build() for layer in layers]
         self.blocks = nn.ModuleList(
-            Block(mixer, dim, config.hidden_dim, config.dropout) for mixer in mixers
+            Block(mixer, dim, config.intermediate_size, config.dropout) for mixer in mixers
         )
         self.norm = RmsNorm(dim)
         self.causal = all(mixer.causal for mixer in mixers)

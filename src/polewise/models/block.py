@@ -19,18 +19,20 @@ class Block(nn.Module):
     Args:
         mixer: any module `(x, state, lengths) -> (y, state)`.
         dim: channels.
-        hidden_dim: width of the feed-forward; 0 leaves it out.
+        intermediate_size: width of the feed-forward; 0 leaves it out.
         dropout: share of what each half adds that is dropped in training.
     """
 
-    def __init__(self, mixer: nn.Module, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, mixer: nn.Module, dim: int, intermediate_size: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.own_norm = bool(getattr(mixer, "own_norm", False))
         self.mixer_norm = nn.Identity() if self.own_norm else RmsNorm(dim)
         self.mixer = mixer
-        if hidden_dim:
+        if intermediate_size:
             self.feed_forward_norm = RmsNorm(dim)
-            self.feed_forward: FeedForward | None = FeedForward(dim, hidden_dim)
+            self.feed_forward: FeedForward | None = FeedForward(dim, intermediate_size)
         else:
             self.feed_forward = None
         self.dropout = nn.Dropout(dropout)

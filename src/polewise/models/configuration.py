@@ -75,7 +75,7 @@ class PolewiseConfig(PreTrainedConfig):
             warnings.warn(f"{unknown} It is kept as a note.", stacklevel=2)
         backbone = self.backbone()
         self.mixer_options = all_options(backbone.mixer)
-        self.intermediate_size = backbone.hidden_dim
+        self.intermediate_size = backbone.intermediate_size
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -90,14 +90,12 @@ class PolewiseConfig(PreTrainedConfig):
             require_at_least(name, getattr(self, name), 1)
         for name in ("num_input_features", "prediction_length"):
             require_at_least(name, getattr(self, name), 0)
-        if self.intermediate_size is not None:
-            require_at_least("intermediate_size", self.intermediate_size, 0)
         require_choice("pooling", self.pooling, get_args(Pooling))
         mixer = mixer_config(self.mixer, self.hidden_size, self.mixer_options or {})
         return BackboneConfig(
             mixer=mixer,
             num_layers=self.num_hidden_layers,
-            hidden_dim=feed_forward_width(mixer, self.intermediate_size),
+            intermediate_size=feed_forward_width(mixer, self.intermediate_size),
             dropout=self.dropout,
         )
 

@@ -155,11 +155,21 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 
+def named_folder() -> Path | None:
+    """Return the folder that `POLEWISE_DATA` names, if it is set."""
+    named = os.environ.get("POLEWISE_DATA")
+    return Path(named) if named else None
+
+
+def place_for(file: DataFile) -> Path:
+    """Return where to put a file that was not found."""
+    return (named_folder() or Path("data")) / file.paths[0]
+
+
 def data_folders() -> list[Path]:
     """Return the folders in which data sets are looked for, first to last."""
-    named = os.environ.get("POLEWISE_DATA")
-    if named:
-        return [Path(named)]
+    if (named := named_folder()) is not None:
+        return [named]
     checkout = Path(__file__).resolve().parents[3]
     return [
         Path("data"),
@@ -171,8 +181,7 @@ def data_folders() -> list[Path]:
 
 def download_folder() -> Path:
     """Return the folder that downloads go to: `POLEWISE_DATA`, or `~/.cache/polewise`."""
-    named = os.environ.get("POLEWISE_DATA")
-    return Path(named) if named else Path.home() / ".cache" / "polewise"
+    return named_folder() or Path.home() / ".cache" / "polewise"
 
 
 def how_to_get(name: str) -> str:
@@ -201,9 +210,8 @@ def find(name: str) -> list[Path]:
     found = [locate(file) for file in files]
     missing = [file for file, path in zip(files, found, strict=True) if path is None]
     if missing:
-        folder = Path(os.environ.get("POLEWISE_DATA") or "data")
         raise ValueError(
-            f"source {name!r} must be on disk; place {folder / missing[0].paths[0]} there "
+            f"source {name!r} must be on disk; place it at {place_for(missing[0])} "
             f"(or set POLEWISE_DATA to the folder that holds {missing[0].paths[0]}; "
             f"{how_to_get(name)})."
         )

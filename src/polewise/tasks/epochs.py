@@ -1,10 +1,12 @@
-"""Epoch after epoch through a fixed set, each in an order of its own."""
+"""Through a fixed set: epoch after epoch, each in an order of its own, or once in order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from polewise.tasks.task import Batch
 
 
 def epoch_rows(stream: Sequence[int], step: int, batch_size: int, num: int) -> np.ndarray:
@@ -20,3 +22,9 @@ def epoch_rows(stream: Sequence[int], step: int, batch_size: int, num: int) -> n
         here = wanted // num == epoch
         rows[here] = order[wanted[here] % num]
     return rows
+
+
+def in_order(sequences: Batch, batch_size: int) -> Iterator[Batch]:
+    """Yield all sequences, so many at a time."""
+    for first in range(0, len(sequences["inputs"]), batch_size):
+        yield {name: part[first : first + batch_size] for name, part in sequences.items()}

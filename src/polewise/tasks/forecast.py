@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -113,12 +114,10 @@ class ForecastTask:
         """Yield random windows of the training part without end."""
         self.prepare()
         _, last = self._bounds("train")
-        step = first_step
-        while True:
+        for step in count(first_step):
             generator = np.random.default_rng([seed, step])
             least, past = self.length, last - self.horizon + 1
             yield self._batch(generator.integers(least, past, size=self.batch_size))
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the windows of the held-out part in order."""

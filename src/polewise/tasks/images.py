@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from math import prod
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -105,10 +106,8 @@ class ImagesTask:
         """Yield batches without end, every image once per epoch in an order drawn from the seed."""
         self.prepare()
         num = self.num_train or len(self._train.labels)
-        step = first_step
-        while True:
+        for step in count(first_step):
             yield self._batch(self._train, epoch_rows([seed], step, self.batch_size, num))
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out images in order."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
+from polewise.tasks.epochs import in_order
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 _SHORTEST = 3  # the special token, its answer, the special token
@@ -91,18 +93,14 @@ class InductionTask:
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches of the training length without end."""
-        step = first_step
-        while True:
+        for step in count(first_step):
             generator = np.random.default_rng([_FRESH, seed, step])
             yield self._draw(generator, self.batch_size, self.length)
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out sequences, length after length."""
         for sequences in self._held_out:
-            for first in range(0, self.num_eval, self.batch_size):
-                rows = slice(first, first + self.batch_size)
-                yield {name: part[rows] for name, part in sequences.items()}
+            yield from in_order(sequences, self.batch_size)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the last position, in nats."""

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -126,16 +127,14 @@ class ListOpsTask:
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end."""
         self.prepare()
-        step = first_step
         taken = {expression for part in self._held_out.values() for expression in part}
-        while True:
+        for step in count(first_step):
             if self.source is None:
                 expressions = self._draw(f"train {seed} {step}", self.batch_size, taken)
             else:
                 rows = epoch_rows([seed], step, self.batch_size, len(self._fixed))
                 expressions = [self._fixed[row] for row in rows]
             yield self._batch(expressions)
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out expressions in order."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
+from polewise.tasks.epochs import in_order
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 FILLER = 0
@@ -110,18 +112,14 @@ class MqarTask:
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end, cell after cell."""
         cells = _cells("train_on", self.train_on)
-        step = first_step
-        while True:
+        for step in count(first_step):
             generator = np.random.default_rng([_FRESH, seed, step])
             yield self._draw(generator, self.batch_size, *cells[step % len(cells)])
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out sequences, cell after cell."""
         for cell in self._held_out:
-            for first in range(0, self.num_eval, self.batch_size):
-                rows = slice(first, first + self.batch_size)
-                yield {name: part[rows] for name, part in cell.items()}
+            yield from in_order(cell, self.batch_size)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the queries, in nats."""

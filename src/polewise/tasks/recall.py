@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -150,8 +151,7 @@ class RecallTask:
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end; labels are the next token, at every position or the last."""
-        step = first_step
-        while True:
+        for step in count(first_step):
             if self._fixed is None:
                 generator = np.random.default_rng([_FRESH, seed, step])
                 sequences = self._draw(generator, self.batch_size)
@@ -159,7 +159,6 @@ class RecallTask:
                 rows = epoch_rows([_ORDER, seed], step, self.batch_size, len(self._fixed))
                 sequences = self._fixed[rows]
             yield self._batch(sequences, last_only=self.answer_only)
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out sequences; only the last position has a label."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
+from polewise.tasks.epochs import in_order
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NOISE = 0
@@ -88,16 +90,12 @@ class SelectiveCopyTask:
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end."""
-        step = first_step
-        while True:
+        for step in count(first_step):
             yield self._draw(np.random.default_rng([_FRESH, seed, step]), self.batch_size)
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out sequences."""
-        for first in range(0, self.num_eval, self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            yield {name: part[rows] for name, part in self._held_out.items()}
+        yield from in_order(self._held_out, self.batch_size)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the markers, in nats."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -96,11 +97,10 @@ class SeriesTask:
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end, every series once per epoch in an order of the seed."""
         self.prepare()
-        several, step = self._parts["train"], first_step
-        while True:
+        several = self._parts["train"]
+        for step in count(first_step):
             rows = epoch_rows([seed], step, self.batch_size, len(several))
             yield self._batch([several[row] for row in rows])
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out series in order."""

@@ -10,6 +10,7 @@ import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -125,11 +126,10 @@ class SpokenDigitsTask:
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end, every recording once per epoch in an order of the seed."""
         self.prepare()
-        recordings, step = self._parts["train"], first_step
-        while True:
+        recordings = self._parts["train"]
+        for step in count(first_step):
             rows = epoch_rows([seed], step, self.batch_size, len(recordings))
             yield self._batch([recordings[row] for row in rows])
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out recordings in order."""

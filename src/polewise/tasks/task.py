@@ -94,3 +94,8 @@ class Task(Protocol):
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return the measures of a held-out batch as (sum, count)."""
         ...
+
+
+def is_better(task: Task, value: float, than: float) -> bool:
+    """Whether a headline metric is better than another."""
+    return value > than if task.higher_is_better else value < than

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from math import log
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -97,14 +98,12 @@ class TextTask:
         """Yield random windows of the training part without end."""
         self.prepare()
         _, last = self._bounds("train")
-        step = first_step
-        while True:
+        for step in count(first_step):
             generator = np.random.default_rng([seed, step])
             starts = generator.integers(0, last - self.length, size=self.batch_size)
             rows = [self._text.read(start, start + self.length + 1) for start in starts.tolist()]
             windows = torch.from_numpy(np.stack(rows).astype(np.int64))
             yield {"inputs": windows[:, :-1].contiguous(), "labels": windows[:, 1:].contiguous()}
-            step += 1
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out windows in order; the last one is padded on the right."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +14,7 @@ from torch import nn
 from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.models.backbone import Backbone
 from polewise.models.block import Block
-from polewise.tasks import Batch, TextTask
+from polewise.tasks import Batch, TextTask, is_better
 from polewise.training.building import build_model
 from polewise.training.checkpoint import (
     checkpoint_limit,
@@ -257,7 +256,7 @@ class Session:
         self.write("eval", {k: v for k, v in self.metrics.items() if isfinite(v)})
         self.display.note(f"step {progress.step}: " + _in_words(self.metrics))
         value = self.metrics[task.headline]
-        if isfinite(value) and (progress.best is None or _better(task, value, progress.best)):
+        if isfinite(value) and (progress.best is None or is_better(task, value, progress.best)):
             saved = False
             with self.tolerance():
                 self.save_model(best=True)
@@ -336,7 +335,7 @@ class Session:
         if self.options.stop_at is None or self.evaluated_at != self.progress.step:
             return False
         value, target = self.metrics[self.task.headline], self.options.stop_at
-        return value == target or _better(self.task, value, target)
+        return value == target or is_better(self.task, value, target)
 
     def spent(self) -> float:
         """Return the share of the budget that is spent, the same in all processes."""
@@ -355,10 +354,6 @@ class Session:
             return value
         shared = torch.tensor(value, device=self.accelerator.device)
         return self.accelerator.reduce(shared, reduction="mean").item()
-
-
-def _better(task: Any, value: float, than: float) -> bool:
-    return value > than if task.higher_is_better else value < than
 
 
 def _in_words(values: dict[str, float]) -> str:

@@ -112,12 +112,11 @@ def _recallers(names: tuple[str, ...], length: int) -> Mixers:
     with what they may only lack by the terms of this house: sight of the whole sequence, or the
     short convolution that Focus and Mamba-2 begin with."""
     with_convolution = (name for name, (mixer, _) in WITH_CONVOLUTION.items() if mixer in names)
-    chosen = mixers(*names, *with_convolution, chunk_length=32, length=length)
+    whole = ("mega-whole",) if "mega" in names and 32 < length <= 1024 else ()
+    chosen = mixers(*names, *with_convolution, *whole, chunk_length=32, length=length)
     for name, (mixer, options) in chosen.items():
         if mixer == "attention":
             chosen[name] = (mixer, {"heads": 1, **options})
-    if "mega" in names and 32 < length <= 1024:
-        chosen["mega-whole"] = ("mega", {"chunk_length": length})
     return chosen
 
 

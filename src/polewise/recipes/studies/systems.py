@@ -32,8 +32,9 @@ WITH_CONVOLUTION: Mixers = {
     f"{mixer}-conv": (mixer, {"conv_width": 4}) for mixer in ("attention", "gated_linear_attention")
 }
 """Peers with the short convolution of Focus and Mamba-2, which may be all that they lack."""
-DEEP = ("focus", "mamba2-deep", *WITHOUT_MEMORY)
-"""Systems that are stacked without feed-forwards, in more layers: their mixers contain one."""
+DEEP = ("focus", "mamba2-deep", "s4d-deep", "attention-conv-deep", *WITHOUT_MEMORY)
+"""Systems that are stacked without feed-forwards, in more layers: their mixers contain one, or
+their authors stack them so (S4D); the Transformer as a control of what depth alone does."""
 
 _LOCAL = ("mega", "chunk_attention", "sliding_attention")
 _LONG = ("hyena", "long_conv")
@@ -42,17 +43,18 @@ _LONG = ("hyena", "long_conv")
 def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
     """Return mixers with their default options, or those of a variant named above.
 
-    Those that look nearby see `chunk_length`; convolutions have kernels of `length`.
+    Those that look nearby see `chunk_length`, as `-whole` all of `length`; convolutions have
+    kernels of `length`. `-deep` is a name for `DEEP`.
     """
     options: dict[str, dict[str, Any]] = {
         **{key: {"chunk_length": chunk_length} for key in _LOCAL},
         **{key: {"taps": length} for key in _LONG},
     }
     variants = WITHOUT_MEMORY | WITH_CONVOLUTION
-    return {
-        name: variants.get(name, (name.removesuffix("-deep"), options.get(name, {})))
-        for name in names
-    }
+    for mixer in _LOCAL:
+        variants[f"{mixer}-whole"] = (mixer, {"chunk_length": length})
+    bases = {name: name.removesuffix("-deep") for name in names}
+    return {name: variants.get(base, (base, options.get(base, {}))) for name, base in bases.items()}
 
 
 def equal_systems(

@@ -16,6 +16,7 @@ from polewise.recipes.studies.systems import (
 from polewise.tasks import TextTask
 
 _DICKENS = TextTask(source="dickens", length=512, batch_size=8, eval_bytes=50_000)
+_OTHERWISE = ("attention-conv-deep", "s4d-deep", "mega-whole")
 _PARTS = ("focus-fixed-filters", "focus-convolution")
 
 
@@ -59,7 +60,9 @@ def table2(size: Size) -> Study:
 def text(size: Size) -> Study:
     """Whose bits per byte are fewest in equal steps, and how far apart are seeds?
 
-    The models and the text of `table2` at its cpu size, and a Transformer with a short convolution.
+    The models and the text of `table2` at its cpu size, and some as they are not there: a
+    Transformer with a short convolution, it and S4D without feed-forwards in more layers, MEGA with
+    a chunk as long as the window.
     """
     cpu = size == "cpu"
     return study_of(
@@ -69,7 +72,8 @@ def text(size: Size) -> Study:
             name="equal-steps",
             task=_DICKENS,
             systems=_text_systems(
-                _DICKENS, (*PEERS, *RELATIVES, "mamba2-deep", "attention-conv", *_PARTS)
+                _DICKENS,
+                (*PEERS, *RELATIVES, "mamba2-deep", "attention-conv", *_OTHERWISE, *_PARTS),
             ),
             training=in_steps(600 if cpu else 10_000),
             learning_rates=(2e-3, 6e-3),

@@ -20,6 +20,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from polewise.recipes.studies.study import Study, Trial
+from polewise.tasks import is_better
 from polewise.training import (
     NonFiniteError,
     Outcome,
@@ -168,9 +169,7 @@ def _is_over(folder: RunFolder, run: Run) -> bool:
     if run.training.stop_at is None or not last or last[0]["step"] != progress.step:
         return False
     value, target = last[0].get(run.task.headline), run.training.stop_at
-    if value is None:
-        return False
-    return value >= target if run.task.higher_is_better else value <= target
+    return value is not None and (value == target or is_better(run.task, value, target))
 
 
 def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any]:
