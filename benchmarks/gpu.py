@@ -183,7 +183,7 @@ def block(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
 def say(row: dict[str, Any]) -> None:
@@ -289,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"a check failed: nothing is timed. Written to {output}")
             return 1
     print(f"\n{markdown(report)}\nwritten to {output} and {output.with_suffix('.md')}")
-    return 0
+    return int(not all(row.get("ok", True) for row in sections.get("checks", [])))
 
 
 if __name__ == "__main__":

@@ -175,12 +175,17 @@ def without_tuning() -> Iterator[None]:
 
 def verdict(what: str, allowed: float, find: Callable[[], float]) -> dict[str, Any]:
     """What was found; a check that cannot be made is one that failed."""
-    row: dict[str, Any] = {"what": what, "found": math.inf, "allowed": allowed, "error": ""}
+    found, said = math.inf, ""
     try:
-        row["found"] = find()
+        found = find()
     except Exception as error:  # the others are to be made all the same
-        row["error"] = f"{type(error).__name__}: {error}"[:500]
-    row["ok"] = row["found"] <= allowed
-    said = f"{'ok  ' if row['ok'] else 'FAIL'} {row['found']:9.2e} <= {allowed:.0e}  {what}"
-    print(f"{said}  {row['error']}".rstrip(), flush=True)
-    return row
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    ok = found <= allowed
+    print(
+        f"{'ok  ' if ok else 'FAIL'} {found:9.2e} <= {allowed:.0e}  {what}  {said}".rstrip(),
+        flush=True,
+    )
+    return {
+        "what": what, "found": found if math.isfinite(found) else None, "allowed": allowed,
+        "ok": ok, "error": said,
+    }  # fmt: skip

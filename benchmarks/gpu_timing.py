@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-HEAD_START = 4_000_000
-"""Cycles, some two milliseconds, for which a device waits before a call is timed: what it takes
-Python to launch the call's kernels is no time of theirs."""
+CYCLES = 2e9
+"""Of a GPU in a second, about."""
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -35,10 +34,13 @@ def measure(
     A system that cannot do it, for want of memory or of a kernel, is named and left out.
     """
     times: dict[str, list[float]] = {}
+    launches: dict[str, float] = {}
     for name, call in systems.items():
         try:
             call()
+            begin = time.perf_counter()
             call()
+            launches[name] = time.perf_counter() - begin
             times[name] = []
         except RuntimeError as error:
             print(f"left out: {name}: {str(error).splitlines()[0]}", flush=True)
@@ -46,18 +48,20 @@ def measure(
     for number in range(rounds):
         turn = number % max(len(names), 1)
         for name in names[turn:] + names[:turn]:
-            times[name].append(_seconds(systems[name], device))
+            times[name].append(_seconds(systems[name], device, launches[name]))
     return times
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
+def _seconds(call: Callable[[], object], device: str, launch: float) -> float:
+    """Of one call. A device waits until Python has launched all of it, which took `launch` before:
+    the gaps between launches are no time of the kernels."""
     if device == "cpu":
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    torch.cuda._sleep(HEAD_START)
+    torch.cuda._sleep(int(CYCLES * (1e-3 + 2 * launch)))
     start.record()
     call()
     stop.record()

@@ -11,7 +11,7 @@ from polewise.cli.output import pairs
 from polewise.cli.parsing import RunPath
 from polewise.tasks import ForecastTask, TextTask
 from polewise.training import RunFolder, evaluate
-from polewise.training.building import planned_model
+from polewise.training.building import model_without_numbers
 
 
 def eval(  # noqa: A001
@@ -62,7 +62,7 @@ def info(run: RunPath) -> int:
     folder = RunFolder.open(run)
     config, records = folder.read_config(), folder.read_metrics()
     described = folder.read_run()
-    model: Any = planned_model(described)
+    model: Any = model_without_numbers(described.task.spec, described.model)
     print(f"run         {folder.path}")
     print(f"task        {described.task_name} {pairs(config['task'], 'name')}")
     print(f"model       {described.model.mixer} {pairs(config['model'], 'mixer', 'mixer_options')}")

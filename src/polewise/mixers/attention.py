@@ -33,8 +33,8 @@ class AttentionConfig:
     """Learned positions, beside the rotary ones: an embedding for each of so many steps, which is
     as long as a sequence may be. 0 leaves them out."""
     conv_width: int = 0
-    """Taps of a short convolution that is added to the sequence first, as in Focus; 0 leaves it
-    out."""
+    """Taps of a short convolution that is added to the sequence before queries, keys and values are
+    made of it; 0 leaves it out."""
     causal: bool = True
     """Never look ahead."""
 

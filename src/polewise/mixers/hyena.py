@@ -125,8 +125,8 @@ class Hyena(nn.Module):
     """Hyena of order 2, `(batch, length, dim)` to the same shape.
 
     Source: Poli et al. 2023 (arXiv 2302.10866), the order 2 of its published code, which has one
-    long convolution, with the published start of its language models; settings of its recall
-    experiments.
+    long convolution, with the published start of its language models, but for output maps that they
+    rescale by their depth; settings of its recall experiments.
     """
 
     uses_fft = True

@@ -79,7 +79,8 @@ class Mamba2(nn.Module):
     B and C are shared by all heads (one group), as published; its learned initial state and
     limits of the step are left out.
 
-    Source: Dao & Gu 2024 (arXiv 2405.21060), with its published start.
+    Source: Dao & Gu 2024 (arXiv 2405.21060), with its published start, but for output maps that
+    its models rescale by their depth.
     """
 
     causal = True

@@ -93,7 +93,8 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
             "attention_mask must end in a 1 in every row: what is written follows the last "
             "column. Pad at the left (padding_side='left')."
         )
-    cache = arguments.get("cache", arguments.get("past_key_values"))
+    cache = arguments.get("cache")
+    cache = arguments.get("past_key_values") if cache is None else cache
     if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
         columns = prompt.shape[1] if mask is None else mask.shape[1]
         if columns <= cache.length:

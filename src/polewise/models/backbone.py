@@ -15,7 +15,7 @@ from polewise.layers import RmsNorm
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
-from polewise.options import require_at_least
+from polewise.options import require_at_least, require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class BackboneConfig:
     """Share of what each half of a block adds that is dropped in training."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_at_least("num_layers", self.num_layers, 1)
         require_at_least("intermediate_size", self.intermediate_size, 0)
         if not 0 <= self.dropout < 1:

@@ -47,7 +47,8 @@ def generate(
             f"prompt must be one row of at least one token, shape (1, length); "
             f"got {tuple(prompt.shape)}."
         )
-    require_at_least("max_new_tokens", max_new_tokens, 0)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0; got {max_new_tokens}.")
     if not temperature >= 0:
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
     if top_k is not None:

@@ -243,9 +243,7 @@ def _triton(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, res
     pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
     mix = mix.expand(*decay.shape, 2)
     y, last, _ = forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
-    if skip is not None:  # in the precision of the sequence: another sum in float32 costs more
-        y = torch.addcmul(y, skip.to(y.dtype), hide_padding(x, lengths))
-    return y, last
+    return y if skip is None else y + skip * hide_padding(x, lengths), last
 
 
 def _compiled(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):

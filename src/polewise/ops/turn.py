@@ -62,12 +62,12 @@ def _backend(backend: str | None, x: Tensor, angle: Tensor) -> str:
         and angle.shape[1] == x.shape[1]
         and angle.shape[2] in (1, x.shape[2])
     )
+    if backend is None and fits and x.shape[1] <= 1:
+        return "torch"  # a single step costs less than calling a compiled loop
     takes = (
         "float32 x, (batch, length, heads, channels), and angle, (1 or batch, length, 1 or heads, "
         f"pairs); got {x.dtype} {tuple(x.shape)} and {angle.dtype} {tuple(angle.shape)}"
     )
-    if backend is None and fits and x.shape[1] <= 1:
-        return "torch"  # a single step costs less than calling a compiled loop
     return usable_backend(backend, _BACKENDS, x, cpu=None if fits else takes)
 
 

@@ -91,7 +91,7 @@ class TextTask:
             )
 
     def fingerprint(self) -> str:
-        """Return a hash of the text's size and of its first and last megabyte."""
+        """Return a hash of the text's size and content, of more than 256 MiB of parts of it."""
         return self._text.fingerprint()
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:

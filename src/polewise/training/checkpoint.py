@@ -43,9 +43,10 @@ def save_checkpoint(
     averages: dict[str, Tensor],
     progress: Progress,
     *,
-    keep: int,
+    keep: int | None,
 ) -> Path:
-    """Write `folder/step-N` beside its place, put it there, then drop the oldest beyond `keep`.
+    """Write `folder/step-N` beside its place, put it there, then drop the oldest beyond `keep`;
+    None drops none.
 
     The averages are the optimiser's, `dict(named_averages(optimizer))`.
 
@@ -68,7 +69,7 @@ def save_checkpoint(
         replace_folder(target, write)
         # A newer one can only be damaged: the run would have gone on from it.
         older = [path for path in list_checkpoints(folder) if _step(path) < progress.step]
-        for path in older[: max(len(older) - keep + 1, 0)]:
+        for path in [] if keep is None else older[: max(len(older) - keep + 1, 0)]:
             remove_folder(path)
     return target
 
@@ -113,7 +114,12 @@ def read_progress(path: Path) -> Progress:
     Raises:
         ValueError: its progress.json is damaged.
     """
-    return Progress.from_json(read_json_object(path / "progress.json"))
+    try:
+        return Progress.from_json(read_json_object(path / "progress.json"))
+    except ValueError as error:
+        raise ValueError(
+            f"checkpoint must be one that this Polewise writes; {path / 'progress.json'}: {error}"
+        ) from error
 
 
 def verify_checkpoint(path: Path, *, max_bytes: int | None = None) -> None:
@@ -166,6 +172,18 @@ def find_checkpoint(
             f"damaged, the newest: {damaged[0]}"
         )
     return None
+
+
+def forget_checkpoints_after(path: Path) -> None:
+    """Remove those that are newer than this one, to which the run has gone back.
+
+    Raises:
+        SaveError: they cannot be removed.
+    """
+    with explained_saving("a checkpoint", path.parent):
+        for newer in list_checkpoints(path.parent):
+            if _step(newer) > _step(path):
+                remove_folder(newer)
 
 
 def checkpoint_limit(model: nn.Module) -> int:

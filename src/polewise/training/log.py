@@ -38,7 +38,7 @@ class MetricsLog:
             return
         with explained_saving("the log", self.folder.path):
             lines, progress.lines = progress.lines, len(self.folder.read_metrics())
-            progress.lines = self.folder.keep_metrics(lines)
+            progress.lines = self.folder.keep_metrics(lines, progress.step)
             self.writer = SummaryWriter(str(self.folder.path), purge_step=progress.step + 1)
 
     def write(self, kind: Kind, values: dict[str, float]) -> None:

@@ -20,10 +20,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import nn
 
-from polewise.training.building import model_class, planned_model
+from polewise.training.building import model_class, model_without_numbers
 from polewise.training.checkpoint import checkpoint_limit, list_checkpoints, require_finite
 from polewise.training.durable import clear_up, replace_file, replace_folder
 from polewise.training.environment import describe_environment
@@ -53,7 +54,7 @@ class RunFolder:
                     raise ValueError(f"out must be a new or empty folder; {folder.path} exists.")
                 folder.write_config(run)
                 return folder
-            partial = cls(folder.path.with_name(f".{folder.path.name}.{os.getpid()}.partial"))
+            partial = cls(folder.path.with_name(f".{folder.path.name}.{uuid4().hex}.partial"))
             try:
                 partial.path.mkdir(parents=True)
                 partial.write_config(run)
@@ -193,9 +194,10 @@ class RunFolder:
                 file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics_path))
 
-    def keep_metrics(self, lines: int) -> int:
-        """Drop what was logged after the first so many lines; return how many there are now."""
-        kept = self.read_metrics()[:lines]
+    def keep_metrics(self, lines: int, step: int) -> int:
+        """Drop what was logged after the first so many lines, or after `step`; return how many
+        lines there are now."""
+        kept = [record for record in self.read_metrics()[:lines] if record["step"] <= step]
         replace_file(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
         return len(kept)
 
@@ -237,7 +239,8 @@ class RunFolder:
         if path is None:
             raise ValueError(f"run must hold a saved model; {self.path} has none yet.")
         if (path / MANIFEST).exists():
-            limit = checkpoint_limit(planned_model(self.read_run()))
+            run = self.read_run()
+            limit = checkpoint_limit(model_without_numbers(run.task.spec, run.model))
             try:
                 verify_folder(path, max_bytes=limit)
             except ValueError as error:

@@ -19,6 +19,7 @@ from polewise.training.building import build_model
 from polewise.training.checkpoint import (
     checkpoint_limit,
     find_checkpoint,
+    forget_checkpoints_after,
     load_checkpoint,
     named_averages,
     save_checkpoint,
@@ -224,6 +225,10 @@ class Session:
             raise NonFiniteError(f"{found}, {kept}")
         self.display.note(f"{found}; back to {last} with half the learning rate")
         self.source.close()
+        self.accelerator.wait_for_everyone()  # until all have chosen the same
+        if self.accelerator.is_main_process:
+            with self.tolerance():
+                forget_checkpoints_after(last)
         self.progress = self._load(last)
         self.progress.data_step = before.data_step
         self.progress.skipped, self.progress.best = before.skipped, before.best
@@ -289,8 +294,8 @@ class Session:
                 model,
                 averages,
                 self.progress,
-                # One from the middle of trouble is to resume from, not to roll back to.
-                keep=self.options.keep_checkpoints + bool(self.progress.skipped_in_a_row),
+                # In the middle of trouble none goes: a roll back needs one from before.
+                keep=None if self.progress.skipped_in_a_row else self.options.keep_checkpoints,
             )
         self.saved_at = self.progress.step
 

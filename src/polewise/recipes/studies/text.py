@@ -89,8 +89,8 @@ def leak(size: Size) -> Study:
     """How far below the honest bits per byte does the literal formula of the paper go?
 
     `literal` is the paper's filter as printed, circular and conjugate, which shows every output
-    the rest of its bin; the causal two differ from it in the filter alone, and `focus` is ours. Its
-    figure is not a result.
+    the rest of its bin; the causal two have its filter's recursion, or the normal form's, with the
+    starts of those, and `focus` is ours. Its figure is not a result.
     """
     cpu = size == "cpu"
     dim = 64 if cpu else 512
