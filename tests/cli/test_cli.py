@@ -220,6 +220,16 @@ def test_serve_hands_over_no_model_that_is_damaged_or_missing(text_run, monkeypa
     assert "parameters" in capsys.readouterr().out
 
 
+def test_a_finished_run_is_read_without_the_memory_to_train_it(text_run, monkeypatch, capsys):
+    def too_large(names, num_bytes):
+        raise ValueError(f"{names} must fit into memory")
+
+    monkeypatch.setattr("polewise.training.building.require_memory", too_large)
+    assert main(["info", text_run]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert RunFolder.open(text_run).load_model() is not None
+
+
 def test_a_package_that_serve_misses_is_named(text_run, monkeypatch, capsys):
     def missing(*_, **__):
         raise ImportError("serve needs more packages: pip install ...")

@@ -8,6 +8,7 @@ from torch import nn
 
 from polewise.training import NonFiniteError
 from polewise.training.checkpoint import (
+    forget_checkpoints_after,
     list_checkpoints,
     load_checkpoint,
     named_averages,
@@ -95,3 +96,10 @@ def test_a_checkpoint_of_another_model_or_a_broken_one_is_explained(tmp_path):
     (path / "progress.json").write_text("{")
     with pytest.raises(ValueError, match="checkpoint must be complete"):
         load_checkpoint(path, trained()[0])
+
+
+def test_a_run_that_goes_back_forgets_the_checkpoints_after(tmp_path):
+    for step in (2, 4, 7, 10):
+        (tmp_path / f"step-{step}").mkdir()
+    forget_checkpoints_after(tmp_path / "step-4")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-2", "step-4"]

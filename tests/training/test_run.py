@@ -1,11 +1,11 @@
 """Facts about the description of a run."""
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import pytest
 
-from polewise import FocusConfig
+from polewise import MIXERS, FocusConfig
 from polewise.recipes import dickens, digits, focus_recall, focus_recall_2000, smnist
 from polewise.tasks import TaskSpec
 from polewise.training import (
@@ -89,3 +89,14 @@ def test_a_model_has_the_shape_its_task_asks_for():
     classifier = build_model(shape, options)
     assert classifier.config.num_input_features == 2
     assert classifier.config.num_labels == 4
+
+
+def test_options_of_a_mixer_of_ones_own_are_asked_for_their_types(monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class OwnConfig:
+        dim: int
+        width: int = 4
+
+    monkeypatch.setitem(MIXERS, "own", OwnConfig)
+    with pytest.raises(ValueError, match=r"width must be of type int; got '8'"):
+        ModelOptions(mixer="own", mixer_options={"width": "8"})
