@@ -283,22 +283,12 @@ def test_engines_that_the_loop_does_not_know_are_refused(variables, message, mon
         join_processes(TrainingOptions(max_steps=1))
 
 
-def test_each_process_draws_masks_of_its_own_and_draws_them_again_after_a_stop(
-    tmp_path, monkeypatch
-):
-    drawn = []
-    for name, jobs in {
-        "whole": [(recall(Drawing), tmp_path / "a")],
-        "in two": [(recall(Drawing, max_steps=4), tmp_path / "b"), (8, tmp_path / "b")],
-    }.items():
-        (folder := tmp_path / name).mkdir()
-        monkeypatch.setenv("DRAWN_IN", str(folder))
-        together(2, *jobs)
-        drawn.append([(folder / rank).read_text().split() for rank in "01"])
-    (first, second), again = drawn
-    assert len(first) >= 8
-    assert not set(first) & set(second)
-    assert again[1][:8] == second[:8]
+def test_each_process_draws_masks_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRAWN_IN", str(tmp_path))
+    together(2, (recall(Drawing), tmp_path / "run"))
+    first, second = ((tmp_path / rank).read_text().split() for rank in "01")
+    assert len(first) == len(second) >= 8
+    assert len({*first, *second}) == len(first) + len(second)
 
 
 def test_what_ends_a_run_of_ours_is_not_taken_for_a_lost_process():

@@ -135,7 +135,7 @@ def test_a_table_that_will_not_do_is_explained(text, message, tmp_path):
 
 def test_a_source_that_is_no_table_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=r"place .*ett/ETTh1\.csv there .*data --fetch etth1"):
+    with pytest.raises(ValueError, match=r"place it at .*ett/ETTh1\.csv .*data --fetch etth1"):
         ForecastTask().prepare()
     with pytest.raises(ValueError, match=r"there is no file eth1\. Did you mean 'etth1'"):
         ForecastTask(source="eth1").prepare()

@@ -130,7 +130,7 @@ def test_other_values_have_another_fingerprint(vowels):
 def test_absent_series_name_the_place_and_the_way(tmp_path, monkeypatch):
     monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"place .*/JapaneseVowels_TRAIN\.ts there .*timeseriescla"
+        ValueError, match=r"place it at .*/JapaneseVowels_TRAIN\.ts .*timeseriescla"
     ):
         SeriesTask().prepare()
     with pytest.raises(ValueError, match="Did you mean 'basic_motions'"):

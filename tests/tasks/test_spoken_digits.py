@@ -187,7 +187,7 @@ def test_a_mistyped_speaker_is_answered_with_the_nearest(recordings):
 
 def test_absent_recordings_name_the_place_and_the_way(tmp_path, monkeypatch):
     monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=r"place .*/fsdd_recordings.tar.gz there .*--source"):
+    with pytest.raises(ValueError, match=r"place it at .*/fsdd_recordings.tar.gz .*--source"):
         SpokenDigitsTask().prepare()
     with pytest.raises(ValueError, match=r"there is no .*nowhere"):
         SpokenDigitsTask(source=str(tmp_path / "nowhere")).prepare()

@@ -115,7 +115,7 @@ def test_named_texts_have_their_published_splits(name, sizes):
 
 def test_an_absent_data_set_is_named_with_its_place(tmp_path, monkeypatch):
     monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=r"place .*dickens/dickens there"):
+    with pytest.raises(ValueError, match=r"place it at .*dickens/dickens "):
         TextTask(source="dickens").prepare()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 def hide_padding(
     x: Float[Tensor, "batch length ..."],
     lengths: Int[Tensor, " batch"] | None,
-    fill: float = 0,
+    fill: int = 0,
 ) -> Float[Tensor, "batch length ..."]:
     """`x` with `fill` from each row's length on; NaN there disappears, also from gradients."""
     if lengths is None:

@@ -28,8 +28,9 @@ class MetricsLog:
         self.progress = Progress()
         self.writer: Any = None
 
-    def begin(self, progress: Progress) -> None:
-        """Go on from where a run stands: what was written after it is dropped."""
+    def begin(self, progress: Progress, *, also: Kind | None = None) -> None:
+        """Go on from where a run stands: what was written after it is dropped, but for the kind
+        `also`."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
@@ -38,7 +39,7 @@ class MetricsLog:
             return
         with explained_saving("the log", self.folder.path):
             lines, progress.lines = progress.lines, len(self.folder.read_metrics())
-            progress.lines = self.folder.keep_metrics(lines, progress.step)
+            progress.lines = self.folder.keep_metrics(lines, progress.step, also=also)
             self.writer = SummaryWriter(str(self.folder.path), purge_step=progress.step + 1)
 
     def write(self, kind: Kind, values: dict[str, float]) -> None:

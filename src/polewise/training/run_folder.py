@@ -194,10 +194,14 @@ class RunFolder:
                 file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics_path))
 
-    def keep_metrics(self, lines: int, step: int) -> int:
-        """Drop what was logged after the first so many lines, or after `step`; return how many
-        lines there are now."""
-        kept = [record for record in self.read_metrics()[:lines] if record["step"] <= step]
+    def keep_metrics(self, lines: int, step: int, *, also: str | None = None) -> int:
+        """Drop what was logged after the first so many lines, or after `step`, but for the kind
+        `also`; return how many lines there are now."""
+        kept = [
+            record
+            for number, record in enumerate(self.read_metrics())
+            if record["step"] <= step and (number < lines or record.get("kind") == also)
+        ]
         replace_file(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
         return len(kept)
 

@@ -115,11 +115,11 @@ class Session:
         gather_parameters(self.bare_model, whole)
         return whole
 
-    def begin_where_it_stands(self) -> None:
-        """Let the log and the data go on from the run's progress."""
+    def begin_where_it_stands(self, *, also: Kind | None = None) -> None:
+        """Let the log and the data go on from the run's progress; lines of the kind `also` stay."""
         self.evaluated_at = self.saved_at = -1
         with self.tolerance():
-            self.log.begin(self.progress)
+            self.log.begin(self.progress, also=also)
         stream = 0 if self.splits else self.accelerator.process_index
         batches = self.task.train_batches(
             self.options.seed + _SEED_STRIDE * stream,
@@ -234,7 +234,7 @@ class Session:
         self.progress.skipped, self.progress.best = before.skipped, before.best
         self.progress.skipped_in_a_row = 0
         self.progress.rollbacks = before.rollbacks + 1
-        self.begin_where_it_stands()
+        self.begin_where_it_stands(also="roll_back")
         self.write("roll_back", {"from_step": before.step, "rollbacks": self.progress.rollbacks})
 
     def diagnosis(self, batches: list[Batch], rate: float) -> str:
