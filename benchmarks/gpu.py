@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
             if name != "checks":
                 say(row)
             sections[name].append(row)
-            write(output, report)  # a session may end at any moment
+            write(output, report)  # the machine may go at any moment
         free()
         if not all(row.get("ok", True) for row in sections[name]) and not options.keep_going:
             print(f"a check failed: nothing is timed. Written to {output}")
