@@ -122,8 +122,12 @@ def associative_filter(
         state = torch.zeros(shape, dtype=dtype, device=q.device)
     require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
     fits = q.dtype != torch.float64 and key_dim <= LARGEST_KEY
-    takes = f"up to float32 and keys of at most {LARGEST_KEY} channels; got {q.dtype} and {key_dim}"
-    run = _BACKENDS[usable_backend(backend, _BACKENDS, q, triton=None if fits else takes)]
+    takes = None
+    if not fits:
+        takes = (
+            f"up to float32 and keys of at most {LARGEST_KEY} channels; got {q.dtype} and {key_dim}"
+        )
+    run = _BACKENDS[usable_backend(backend, _BACKENDS, q, triton=takes)]
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks or loops would cost more to call
 

@@ -88,8 +88,10 @@ def _backend(
     narrowed = projection is not None and on_cpu and torch.is_autocast_enabled("cpu")
     if backend is None and (narrowed or x.shape[1] <= 1):
         return "torch"
-    takes = f"float32 tensors throughout; got {', '.join(sorted(map(str, dtypes)))}"
-    return usable_backend(backend, _BACKENDS, x, cpu=None if dtypes == {torch.float32} else takes)
+    takes = None
+    if dtypes != {torch.float32}:
+        takes = f"float32 tensors throughout; got {', '.join(sorted(map(str, dtypes)))}"
+    return usable_backend(backend, _BACKENDS, x, cpu=takes)
 
 
 def _definition(x, gate, weight, projection, eps):

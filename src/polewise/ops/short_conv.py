@@ -86,8 +86,8 @@ def short_conv(
 def _backend(backend: str | None, x: Tensor) -> str:
     if backend is None and x.shape[1] <= 1:
         return "torch"  # a single step is the sum itself: any other form costs more to call
-    takes = f"float32 sequences; got {x.dtype}"
-    return usable_backend(backend, _BACKENDS, x, cpu=None if x.dtype == torch.float32 else takes)
+    takes = None if x.dtype == torch.float32 else f"float32 sequences; got {x.dtype}"
+    return usable_backend(backend, _BACKENDS, x, cpu=takes)
 
 
 def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:

@@ -64,11 +64,13 @@ def _backend(backend: str | None, x: Tensor, angle: Tensor) -> str:
     )
     if backend is None and fits and x.shape[1] <= 1:
         return "torch"  # a single step costs less than calling a compiled loop
-    takes = (
-        "float32 x, (batch, length, heads, channels), and angle, (1 or batch, length, 1 or heads, "
-        f"pairs); got {x.dtype} {tuple(x.shape)} and {angle.dtype} {tuple(angle.shape)}"
-    )
-    return usable_backend(backend, _BACKENDS, x, cpu=None if fits else takes)
+    takes = None
+    if not fits:
+        takes = (
+            "float32 x, (batch, length, heads, channels), and angle, (1 or batch, length, 1 or "
+            f"heads, pairs); got {x.dtype} {tuple(x.shape)} and {angle.dtype} {tuple(angle.shape)}"
+        )
+    return usable_backend(backend, _BACKENDS, x, cpu=takes)
 
 
 def _by_tensors(x: Tensor, angle: Tensor) -> Tensor:
