@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from polewise.recipes.studies.plan import in_seconds, in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import DEEP, PEERS, WITHOUT_MEMORY, equal_systems, mixers
+from polewise.recipes.studies.systems import (
+    DEEP,
+    PAPER,
+    PEERS,
+    WITHOUT_MEMORY,
+    equal_systems,
+    mixers,
+)
 from polewise.tasks import ImagesTask, SpokenDigitsTask
 
-CLASSIFIERS = (*(name for name in PEERS if name != "hyena"), "mamba2-deep")
+CLASSIFIERS = (*(name for name in PEERS if name != "hyena"), "mamba2-deep", "s4d-deep")
 
 
 def table4(size: Size) -> Study:
@@ -24,7 +31,7 @@ def _digits(size: Size, *, permuted: bool) -> Comparison:
     cpu = size == "cpu"
     task = ImagesTask(source="mnist", permuted=permuted, batch_size=10 if cpu else 50)
     length = task.spec.length
-    names = (*CLASSIFIERS, *WITHOUT_MEMORY) if permuted else CLASSIFIERS
+    names = (*CLASSIFIERS, *(WITHOUT_MEMORY if permuted else PAPER))
     chosen = mixers(*names, chunk_length=32, length=length)
     # What Transformers have that classify images: sight both ways, and positions of their own.
     chosen["attention-positions"] = ("attention", {"causal": False, "positions": length})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
 from polewise.recipes.studies.systems import (
+    PAPER,
     PEERS,
     RELATIVES,
     WITH_CONVOLUTION,
@@ -27,8 +28,11 @@ def table1(size: Size) -> Study:
         return study_of(
             table1,
             size,
-            _recall(30, batch_size=64, max_steps=1000, seconds=90, num_seeds=3),
-            _recall(1024, batch_size=8, max_steps=800, seconds=280, names=PEERS),
+            _recall(
+                30, batch_size=64, max_steps=1000, seconds=90, num_seeds=3,
+                names=(*PEERS, *RELATIVES, *PAPER),
+            ),
+            _recall(1024, batch_size=8, max_steps=800, seconds=280, names=(*PEERS, *PAPER)),
             _recall(
                 1024, batch_size=8, max_steps=800, seconds=280, num_train=2000,
                 names=("focus", "attention"), rates=(2e-3,),
@@ -153,7 +157,7 @@ def mqar(size: Size) -> Study:
                 dim=128,
                 max_steps=500,
                 seconds=270,
-                names=("focus", "attention", "mega", "mamba2", "mamba3"),
+                names=("focus", "attention", "mega", "hyena", "s4d", "mamba2", "mamba3"),
             ),
         )
     mixture = MqarTask(test_on="64:4,64:8,64:16,128:32,256:64,512:128,1024:256", num_eval=1000)

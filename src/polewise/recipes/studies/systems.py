@@ -28,6 +28,9 @@ WITHOUT_MEMORY: Mixers = {
 }
 """Focus as filters of channels and nothing else, chosen for every bin or learned once for all; and
 as its short convolution and its gate, the control: what is learned without looking far."""
+PAPER = ("published_focus", "published_focus-fixed")
+"""Focus by the equations of its publication, its filter causal: with the network that places the
+poles, the published long convolution shared by all layers, and without it (Focus-H)."""
 WITH_CONVOLUTION: Mixers = {
     f"{mixer}-conv": (mixer, {"conv_width": 4}) for mixer in ("attention", "gated_linear_attention")
 }
@@ -36,7 +39,7 @@ DEEP = ("focus", "mamba2-deep", "s4d-deep", "attention-conv-deep", *WITHOUT_MEMO
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one, or
 their authors stack them so (S4D); the Transformer as a control of what depth alone does."""
 
-_LOCAL = ("mega", "chunk_attention", "sliding_attention")
+_LOCAL = ("mega", "chunk_attention", "sliding_attention", "published_focus")
 _LONG = ("hyena", "long_conv")
 
 
@@ -46,11 +49,15 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
     Those that look nearby see `chunk_length`, as `-whole` all of `length`; convolutions have
     kernels of `length`. `-deep` is a name for `DEEP`.
     """
-    options: dict[str, dict[str, Any]] = {
-        **{key: {"chunk_length": chunk_length} for key in _LOCAL},
-        **{key: {"taps": length} for key in _LONG},
+    options: dict[str, dict[str, Any]] = {key: {"chunk_length": chunk_length} for key in _LOCAL}
+    options |= {key: {"taps": length} for key in _LONG}
+    fixed = {**options["published_focus"], "hypernetwork": "none"}
+    options["published_focus"] |= {"hypernetwork": "shared_long_conv", "taps": length}
+    variants = {
+        **WITHOUT_MEMORY,
+        **WITH_CONVOLUTION,
+        "published_focus-fixed": ("published_focus", fixed),
     }
-    variants = WITHOUT_MEMORY | WITH_CONVOLUTION
     for mixer in _LOCAL:
         variants[f"{mixer}-whole"] = (mixer, {"chunk_length": length})
     bases = {name: name.removesuffix("-deep") for name in names}

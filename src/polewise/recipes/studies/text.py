@@ -7,6 +7,7 @@ from polewise.recipes.studies.plan import in_seconds, in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study, System
 from polewise.recipes.studies.systems import (
     DEEP,
+    PAPER,
     PEERS,
     RELATIVES,
     Mixers,
@@ -62,7 +63,7 @@ def text(size: Size) -> Study:
 
     The models and the text of `table2` at its cpu size, and some as they are not there: a
     Transformer with a short convolution, it and S4D without feed-forwards in more layers, MEGA with
-    a chunk as long as the window.
+    a chunk as long as the window, the paper's own Focus, causal.
     """
     cpu = size == "cpu"
     return study_of(
@@ -73,7 +74,7 @@ def text(size: Size) -> Study:
             task=_DICKENS,
             systems=_text_systems(
                 _DICKENS,
-                (*PEERS, *RELATIVES, "mamba2-deep", "attention-conv", *_OTHERWISE, *_PARTS),
+                (*PEERS, *RELATIVES, *PAPER, "mamba2-deep", "attention-conv", *_OTHERWISE, *_PARTS),
             ),
             training=in_steps(600 if cpu else 10_000),
             learning_rates=(2e-3, 6e-3),
