@@ -1,4 +1,5 @@
-"""The filters from a single step to a million: calls, lengths, memory. Parts of `filters.py`."""
+"""The filters from a single step to a million: calls, lengths, memory, errors. Parts of
+`filters.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from filter_systems import (
     torchlpc_systems,
 )
 from interleaved import measure, progress, seconds
-from polewise.ops import direct_form_filter, normal_form_filter
+from polewise.ops import associative_filter, direct_form_filter, normal_form_filter
 
 LENGTHS = [1, 16, 256, 1024, 4096, 16384, 65536, 262144, 1048576]
 DIM = 64
@@ -36,6 +38,8 @@ CALLS = 300
 """Calls whose mean is one sample of `calls`."""
 MEMORY_RUNS = 5
 FORMS = ("direct", "normal")
+RADII = [0.9, 0.999, 0.99999]
+ERROR_LENGTHS = [1024, 32768, 1048576]
 FROM_OURS = "torchlpc, from our layout"
 
 # Longest sequence for each group: beyond, a call takes seconds or gigabytes.
@@ -171,6 +175,54 @@ def extra_here(form: str, batch: int, length: int, dim: int, bin_length: int) ->
     results = step(work)
     wanted = sum(result.nbytes for result in results)
     return {"extra": resident("VmHWM") - before - wanted, "input": work.x.nbytes}
+
+
+def errors(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """How far float32 is from float64, by the norm, as sequences and memories grow."""
+    rows = []
+    for radius in RADII:
+        for length in ERROR_LENGTHS:
+            progress(f"radius {radius}, length {length}")
+            generator = torch.Generator().manual_seed(options.seed)
+            work = make_work(1, length, DIM, options.bin_length, options.seed)
+            angle = 0.1 + 2.9 * torch.rand(1, 1, DIM, generator=generator)
+            a = torch.stack([-2 * radius * angle.cos(), torch.full_like(angle, radius**2)], -1)
+            q, k, v = torch.randn(3, 1, length, 4, 8, generator=generator)
+            runs: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
+                # Where its poles move the direct form may grow: one bin.
+                "direct form": (partial(direct_form_filter, bin_length=length), (work.x, a)),
+                "normal form": (
+                    partial(normal_form_filter, bin_length=options.bin_length),
+                    (work.x, torch.full_like(work.decay, radius), work.angle),
+                ),
+                "filtered products": (
+                    associative_filter, (q, k, v, torch.full((1, length, 4), radius))
+                ),
+            }  # fmt: skip
+            for name, (run, inputs) in runs.items():
+                results = [
+                    with_gradients(run, [t.to(dtype) for t in inputs])
+                    for dtype in (torch.float32, torch.float64)
+                ]
+                y, *gradients = [
+                    float((got.double() - exact).norm() / exact.norm())
+                    for got, exact in zip(*results, strict=True)
+                ]
+                rows.append(
+                    {
+                        "system": name, "memory": round(1 / (1 - radius)), "length": length,
+                        "output": y,
+                        "gradients": max(gradients),
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def with_gradients(run: Callable[..., Any], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Output, and the gradient of every input of half its square."""
+    leaves = [t.requires_grad_() for t in inputs]
+    y, _ = run(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, y.detach())]
 
 
 def resident(field: str) -> int:

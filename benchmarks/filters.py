@@ -13,6 +13,7 @@ size      one size, everything that runs in bounded time at it
 calls     what a single step costs: (1, 1, 64), without gradient
 lengths   1 to 1,048,576 steps of 64 channels, and a figure of it
 memory    the most that forward and backward hold beside inputs, outputs and gradients
+errors    how far float32 is from float64, for 1K to 1M steps and memories of 10 to 100,000
 products  filtered products of keys and values beside attention over them: `batch` rows of a
           sixteenth of `length`, one of half of it, one of four times
 
@@ -55,7 +56,7 @@ from interleaved import measure, ratio
 from polewise.ops import direct_form_filter, normal_form_filter
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "filter-lengths.svg"
-PARTS = ["size", "calls", "lengths", "memory", "products"]
+PARTS = ["size", "calls", "lengths", "memory", "errors", "products"]
 INSTALL_TORCHLPC = "pip install --no-build-isolation --no-deps torchlpc==0.7.2"
 
 
@@ -208,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         "calls": lambda: {"rows": filter_lengths.calls(options)},
         "lengths": lambda: {"rows": filter_lengths.lengths(options, has_torchlpc)},
         "memory": lambda: {"rows": filter_lengths.memory(options)},
+        "errors": lambda: {"rows": filter_lengths.errors(options)},
         "products": lambda: {"rows": filter_products.products(options)},
     }
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ checks    every backend against float64 in every dtype: ragged rows, offsets, re
           bits; nothing compiled again for a new length
 filters   forward and forward + backward beside a copy: time, and bytes per second over the
           copy's, counting the fewest bytes the work can move (x and y; with the backward also
-          grad y, x or y again, and grad x)
+          grad y, x or y again, and grad x); kernels are tuned at the first size, for all
 segments  the same at one size for several lengths of a segment, the one number to tune
 products  the associative filter, by kernels and by batched products, beside attention by
           torch's kernels with the same queries, keys and values
@@ -39,8 +39,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpu_checks import checks
-from gpu_timing import free, measure, peak_bytes, spread
+from gpu_checks import checks, tuned_kernels
+from gpu_timing import free, measure, one_line, peak_bytes, spread
 from gpu_work import FORMS, FULL, SMOKE, Products, Scale, Work, quietly, short
 from polewise import FocusConfig
 from polewise.models import Block
@@ -70,6 +70,15 @@ def filters(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
         del works, x, out, systems
         free()
+        keep_winners()
+
+
+def keep_winners() -> None:
+    """From here on every kernel has the configuration that won at the first size: to compile and
+    time all of them again for every width takes minutes."""
+    for kernel in tuned_kernels():
+        if kernel.cache:
+            kernel.configs = [next(iter(kernel.cache.values()))]
 
 
 def segments(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
@@ -170,8 +179,8 @@ def block(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
             for name, each in blocks.items():
                 try:
                     peaks[name] = peak_bytes(partial(step, each, x))
-                except torch.OutOfMemoryError:
-                    print(f"{name}, {kind}, {length}: out of memory", flush=True)
+                except Exception as error:  # the others are to be measured all the same
+                    print(f"left out: {name}, {kind}, {length}: {one_line(error)}", flush=True)
                     continue
                 systems[name] = partial(step, each, x)
             for name, seconds in measure(systems, rounds, scale.device).items():
@@ -234,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ["checks", "filters", "segments", "products", "block"]
+    names = ["checks", "filters", "products", "block", "segments"]
     parser.add_argument(
         "--sections", nargs="+", choices=names, default=names, help="which (default all)"
     )
@@ -272,9 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     runs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "checks": lambda: checks(scale),
         "filters": lambda: filters(scale, options.rounds),
-        "segments": lambda: segments(scale, options.rounds),
         "products": lambda: products(scale, options.rounds),
         "block": lambda: block(scale, options.rounds),
+        "segments": lambda: segments(scale, options.rounds),
     }
     for name in [name for name in names if name in options.sections]:
         print(f"\n{name}", flush=True)

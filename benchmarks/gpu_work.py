@@ -39,8 +39,9 @@ FULL = Scale(
     backend=None,
     checked=[
         ("plain", (2, 256, 96), {"bin_length": 32}),
-        ("ragged", (3, 333, 96), {"bin_length": 37, "ragged": True}),
-        ("reset", (3, 333, 96), {"bin_length": 37, "ragged": True, "reset": True}),
+        # Several segments, in each several bins.
+        ("ragged", (3, 3333, 96), {"bin_length": 37, "ragged": True}),
+        ("reset", (3, 3333, 96), {"bin_length": 37, "ragged": True, "reset": True}),
         ("bins of many segments", (2, 5000, 96), {"bin_length": 3000, "ragged": True}),
         ("long", (2, 20000, 96), {}),
     ],
@@ -48,6 +49,7 @@ FULL = Scale(
         ((2, 333, 3, 64, 64), (torch.float32, torch.float16, torch.bfloat16)),
         ((1, 100, 2, 20, 40), (torch.bfloat16,)),
         ((2, 700, 2, 128, 32), (torch.bfloat16,)),
+        ((1, 100, 1, 128, 128), (torch.bfloat16,)),
     ],
     long=[2**12, 2**16, 2**20],
     new_lengths=[4000, 3999, 4001, 5120, 12345],

@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
                         default=MIXERS_WITH_FORMULAS)  # fmt: skip
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096, 16384])
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--out", type=Path, help="where the figures go as JSON")
+    parser.add_argument("--output", type=Path, help="where the figures go as JSON")
     options = parser.parse_args(arguments)
     rows = []
     for size in options.processes:
@@ -136,13 +136,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"| {row['mixer']} | {row['length']:,} | {row['processes']} | "
             f"{row['state_bytes']:,} | {' | '.join(figures)} |"
         )
-    if options.out:
+    if options.output:
         report = {
             "date": datetime.date.today().isoformat(), "hardware": machine(), "dim": DIM,
             "rows": rows,
         }  # fmt: skip
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"\nwritten to {options.out}")
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nwritten to {options.output}")
     return 0
 
 

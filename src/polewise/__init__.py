@@ -6,7 +6,8 @@ Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequen
            PolewiseForForecasting, PolewiseCache (with the extra `models`), Backbone,
            BackboneConfig and generate in plain torch
 Ops        direct_form_filter, normal_form_filter, associative_filter, gated_filter,
-           long_conv, short_conv, chunked_attention, gated_norm, turn, circular_filter
+           long_conv, short_conv, chunked_attention, gated_norm, turn, circular_filter;
+           hide_padding
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
 States     polewise.states: select_batch, detach, to, num_bytes, save, load
 Processes  shard_sequence, whole_sequence: one long sequence split over many
@@ -59,6 +60,7 @@ from polewise.ops import (
     short_conv,
     turn,
 )
+from polewise.ops.padding import hide_padding
 
 __version__ = "0.1.0"
 
@@ -107,6 +109,7 @@ __all__ = [
     "gated_filter",
     "gated_norm",
     "generate",
+    "hide_padding",
     "long_conv",
     "normal_form_filter",
     "shard_sequence",

@@ -50,9 +50,10 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def require_multiple(name: str, value: int, of_name: str, of: int) -> None:
-    """Raise ValueError unless one option is a multiple of another."""
+    """Raise ValueError unless one option is a multiple of another, or of a number."""
     if value % of:
-        raise ValueError(f"{name} must be a multiple of {of_name}; got {value} and {of}.")
+        others = "" if of_name == str(of) else f" and {of}"
+        raise ValueError(f"{name} must be a multiple of {of_name}; got {value}{others}.")
 
 
 def require_memory(names: str, num_bytes: int) -> None:

@@ -7,6 +7,7 @@ snapshot, and going back to it is using it again. These functions treat every tr
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
@@ -123,8 +124,11 @@ def save(state: Any, path: str | Path) -> None:
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # Cloned: of a view the whole of what it looks into would be written.
-        torch.save([leaf.detach().cpu().clone() for leaf in tensors(state)], beside)
+        # Cloned: of a view the whole of what it looks into would be written. Not straight to the
+        # file: torch tells a full disk as a RuntimeError like any other.
+        written = io.BytesIO()
+        torch.save([leaf.detach().cpu().clone() for leaf in tensors(state)], written)
+        beside.write_bytes(written.getbuffer())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from polewise.analysis import PlacedFilters, placed_filters
 from polewise.analysis.figures import draw_frequency_responses, draw_poles
@@ -63,7 +64,8 @@ def test_without_filters_the_poles_are_those_of_the_memory(turning):
         assert placed.poles.imag.min() >= 0
         assert (placed.poles.imag.max() > 0) == turning
         assert placed.poles[:, :1].sub(placed.poles[:, 1:2]).abs().max() > 0  # at every step
-        assert placed.frequency_response(torch.zeros(1)).isfinite().all()
+        with pytest.raises(ValueError, match="must filter channels; it filters keys and values"):
+            placed.frequency_response(torch.zeros(1))
 
 
 @pytest.mark.parametrize("realisation", ["normal", "direct"])
@@ -94,6 +96,16 @@ def test_the_response_is_that_of_the_filter_the_mixer_runs(realisation):
     )
     frequency = torch.linspace(0, 0.5, 1025, dtype=torch.float64)
     torch.testing.assert_close(placed.frequency_response(frequency)[0, 0], wanted)
+
+
+def test_padding_has_no_filters():
+    model, batch = model_and_batch(hypernetwork="recurrent", memory=False, filters=1)
+    padded = {name: functional.pad(value, (0, 17)) for name, value in batch.items()}
+    padded["lengths"] = torch.full((3,), batch["inputs"].shape[1])
+    for with_padding, without in zip(
+        placed_filters(model, padded), placed_filters(model, batch), strict=True
+    ):
+        torch.testing.assert_close(with_padding.coefficients, without.coefficients)
 
 
 def test_looking_changes_nothing():

@@ -2,11 +2,15 @@
 
 import copy
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from polewise.analysis import PUBLISHED, PublishedTable, render_html, render_markdown, study_section
 from polewise.analysis.study_summary import summarize
+from polewise.recipes.studies import read_results
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 ENVIRONMENT = {
     "python": "3.11.7",
@@ -154,6 +158,36 @@ def test_runs_of_a_short_grid_choose_the_rate_and_are_no_results():
     assert cells["missing"] == "1 of 2 seeds"
 
 
+def test_a_whole_run_at_a_rate_that_the_short_ones_did_not_choose_is_shown_as_such():
+    short = [row("focus", rate, 0, 0.9 - rate, share=0.1) for rate in (0.001, 0.01)]
+    whole = [row("focus", rate, 0, accuracy) for rate, accuracy in ((0.001, 0.7), (0.01, 0.95))]
+    early = row("mega", 0.01, 0, 0.5)  # its rates were never tried
+    values = study(*short, *whole, early, grid_share=0.1, num_seeds=1)
+    table = study_section(values).parts[0].table
+    shown = [tuple(line[i] for i in (0, 2, 3, -1)) for line in table.rows]
+    assert shown == [
+        ("focus", "(0.01)", "95.0 %", ""),
+        ("focus", "0.001", "70.0 %", ""),
+        ("mega", "(0.01)", "50.0 %", ""),
+        ("attention", "", "", "2 of 2 rates"),
+        ("mega", "", "", "2 of 2 rates"),
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("study-*.json")), ids=lambda path: path.stem)
+def test_no_whole_run_of_a_committed_study_is_left_out_of_its_tables(path):
+    values = read_results(path)
+    for comparison in values["comparisons"]:
+        shown = {run["run"] for each in summarize(comparison, values["rows"]) for run in each.runs}
+        rates = {each.system: each.grid for each in summarize(comparison, values["rows"])}
+        for run in values["rows"]:
+            if run["comparison"] == comparison["name"] and run["share"] == 1:
+                tried = (
+                    comparison["grid_share"] == 1 and run["learning_rate"] in rates[run["system"]]
+                )
+                assert run["run"] in shown or tried
+
+
 def test_figures_on_test_data_stand_beside_those_that_chose():
     tested = row("focus", 0.001, 0, 0.98, test={"accuracy": 0.91})
     assert table_of(study(tested))["focus"]["on test"] == "91.0 %"
@@ -198,10 +232,10 @@ class Parsed(HTMLParser):
 
 
 def test_the_html_report_is_one_well_formed_page_that_loads_nothing():
-    parsed = Parsed(render_html([study(*FOCUS)]))
+    parsed = Parsed(render_html([study(*FOCUS, row("mega", 0.01, 0, 0.5))]))
     assert parsed.open == []
     assert parsed.links == []
-    assert parsed.seen.count("svg") == 2  # learning curves; published beside ours
+    assert parsed.seen.count("svg") == 3  # learning curves; costs; published beside ours
     assert parsed.seen.count("table") == 2
     said = " ".join(parsed.said)
     assert "can reach <67 %>." in said  # escaped

@@ -1,5 +1,9 @@
 """A folder of its own for every test, and text runs whose models are random."""
 
+import resource
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -37,3 +41,22 @@ def make_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def text_run(make_run):
     return make_run()
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    """A context in which no file may grow beyond 300 bytes, as on a disk that is nearly full."""
+
+    # Python would leave half of what it compiled, and read it ever after.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    @contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from polewise import states
 from polewise.cli import main, streams
+from polewise.models.byte_stream import start_of_stream
 from polewise.models.generation import Generation
 from polewise.training import RunFolder
 
 TEXT = "It was the best of times, it was the wörst of times. ".encode() * 8
-PROGRAM = [sys.executable, "-m", "polewise.cli"]
+PROGRAM = [sys.executable, "-m", "polewise"]
 
 
 @pytest.fixture
@@ -270,10 +272,34 @@ def test_a_prompt_that_was_not_begun_is_not_forgotten(text_run, pipe_in, monkeyp
     assert first[0] * first[1] + prompt == pytest.approx(both[0] * both[1], abs=0.01)
 
 
-def test_a_state_that_cannot_be_written_fails(text_run, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("polewise.states.save", full)
-    assert main(["generate", text_run, "--prompt", "a", "--state", "memory"]) == 1
+def test_a_state_that_cannot_be_written_fails(text_run, tmp_path, capsys, little_room):
+    with little_room():
+        assert main(["generate", text_run, "--prompt", "a", "--state", "memory"]) == 1
     assert "state could not be written to memory" in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if "memory" in path.name]
+
+
+def test_without_standard_input_a_file_must_be_named(text_run, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["stream", text_run]) == 2
+    assert "input must be given: standard input is closed." in capsys.readouterr().err
+
+
+def test_a_prompt_is_the_bytes_that_the_shell_gave(text_run, tmp_path):
+    """Also where they are no text."""
+    words = f"{' '.join(PROGRAM)} generate {text_run} --max-new-tokens 1 --state memory"
+    script = words + " --prompt $'caf\\xe9 '"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    assert done.stdout.startswith("caf� ".encode())
+    model = RunFolder(text_run).load_model()
+    like = start_of_stream(model), torch.zeros(1, 32, dtype=torch.uint8)
+    kept, _ = states.load(tmp_path / "memory", like=like)
+    _, expected = model.step(torch.tensor([list(b"caf\xe9 ")]))
+    for ours, wanted in zip(states.tensors(kept.model), states.tensors(expected), strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_that_is_none_is_refused(text_run, seed, capsys):
+    assert main(["generate", text_run, "--prompt", "a", "--seed", seed]) == 2
+    assert "seed must be between 0 and 2**63 - 1" in capsys.readouterr().err

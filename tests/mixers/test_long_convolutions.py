@@ -101,3 +101,24 @@ def test_a_single_step_of_a_long_convolution_is_the_sum_itself(taps):
     whole, end = long_conv(x, kernel)
     torch.testing.assert_close(y, whole[:, -1:], rtol=1e-10, atol=1e-10)
     assert torch.equal(after, end)
+
+
+def test_a_hyena_writes_its_kernel_once_until_it_changes(monkeypatch):
+    torch.manual_seed(0)
+    mixer, x = HyenaConfig(dim=4, taps=9).build(), torch.randn(1, 20, 4)
+    written = []
+    write = type(mixer.kernel)._write
+    monkeypatch.setattr(type(mixer.kernel), "_write", lambda k: written.append(1) or write(k))
+    with torch.no_grad():
+        before, state = mixer(x)
+        for _ in range(3):
+            _, state = mixer(x[:, :1], state)
+        assert len(written) == 1
+        mixer.kernel.layers[0].weight.data += 0.1
+        after, _ = mixer(x)
+        assert len(written) == 2
+        afresh, _ = copy.deepcopy(mixer)(x)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, afresh)
+    mixer(x)[0].sum().backward()
+    assert mixer.kernel.sharpness.grad is not None

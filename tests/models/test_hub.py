@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from polewise import (  # noqa: E402
 )
 from polewise.models.hub import export_for_hub, flat_sources  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 LOAD = """
 import json, sys
 if sys.argv[2] == "without":
@@ -94,7 +97,9 @@ def test_the_code_is_the_packages_own_with_nothing_else(tmp_path):
 def test_no_file_asks_for_more_than_the_card_says(byte_model, tmp_path):
     export_for_hub(byte_model, tmp_path)
     card = (tmp_path / "README.md").read_text()
-    named = set(card.split("pip install ")[1].splitlines()[0].split())
+    words = shlex.split(card.split("pip install ")[1].splitlines()[0])
+    assert any(word in (ROOT / "pyproject.toml").read_text() for word in words if ">=" in word)
+    named = {word.partition(">=")[0] for word in words}
     # What transformers insists on, file by file, when the folder comes from the Hub.
     wanted = {package for file in tmp_path.glob("*.py") for package in get_imports(file)}
     named.add("huggingface_hub")  # comes with transformers

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional
 
 from polewise import (
@@ -102,7 +103,10 @@ def test_any_split_of_a_text_gives_the_logits_of_one_pass(cuts):
 
 @pytest.mark.parametrize(
     ("preset", "adaptive", "static"),
-    [("focus-22m", 22_223_232, 21_173_248), ("focus-22m-noffn", 22_206_848, 21_156_864)],
+    [
+        ("published-focus-22m", 22_223_232, 21_173_248),
+        ("published-focus-22m-noffn", 22_206_848, 21_156_864),
+    ],
 )
 def test_presets_have_the_published_sizes(preset, adaptive, static):
     def count(**options):
@@ -327,6 +331,68 @@ def test_what_a_mask_hides_and_what_follows_it_is_no_target():
     expected = model(ids, attention_mask=mask, labels=labels).loss
     ids[0, :4] = 10**6  # not looked at, as a target either
     torch.testing.assert_close(model(ids, attention_mask=mask, labels=ids).loss, expected)
+    # A Trainer has counted all labels but the first of each row, and divides by that.
+    counted = model(ids, attention_mask=mask, labels=ids, num_items_in_batch=torch.tensor(22)).loss
+    torch.testing.assert_close(counted, expected)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "several labels", "one of several"])
+def test_a_share_of_a_larger_batch_is_a_share_of_its_loss(kind):
+    """As a Trainer sums the losses of the parts that it accumulates."""
+    labels = {
+        "numbers": torch.randn(4),
+        "several labels": torch.randint(0, 2, (4, 3)).float(),
+        "one of several": torch.randint(0, 3, (4,)),
+    }[kind]
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        hidden_size=8, num_hidden_layers=1, vocab_size=30, mixer_options=FOCUS,
+        num_labels=1 if kind == "numbers" else 3,
+    )  # fmt: skip
+    model, ids, count = PolewiseForSequenceClassification(config), tokens(4, 6), labels.numel()
+    whole = model(ids, labels=labels).loss
+    parts = [
+        model(ids[rows], labels=labels[rows], num_items_in_batch=count).loss
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize(
+    "make", [PolewiseForCausalLM, PolewiseForSequenceClassification, PolewiseForForecasting]
+)
+def test_a_configuration_may_ask_for_tuples(make):
+    numbers = {"num_input_features": 2, "prediction_length": 1}
+    options = numbers if make is PolewiseForForecasting else {"vocab_size": 30}
+    config = PolewiseConfig(hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS, **options)
+    model = make(config).eval()
+    given = {"input_ids": tokens(1, 5)}
+    if options == numbers:
+        given = {"input_values": torch.randn(1, 5, 2)}
+    expected = model(**given).logits
+    config.return_dict = False
+    got = model(**given)
+    assert isinstance(got, tuple)
+    assert torch.equal(got[0], expected)
+
+
+def test_labels_are_smoothed_where_they_stand():
+    """A Trainer that smooths labels shifts them by itself, for models that it knows to need it."""
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert known["polewise"] == PolewiseForCausalLM.__name__
+
+
+def test_a_prompt_that_ends_in_the_padding_token_is_refused():
+    model, ids = language_model(), tokens(2, 6)
+    ids[ids == 29], ids[1, -1] = 3, 29
+    with pytest.raises(ValueError, match="no row may end in the padding token"):
+        model.generate(ids, pad_token_id=29, max_new_tokens=1)
+
+
+def test_a_model_that_is_saved_again_promises_no_code_of_the_folder_it_came_from(tmp_path):
+    config = PolewiseConfig(hidden_size=8, mixer_options=FOCUS, auto_map={"AutoModel": "a.B"})
+    config.save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_a_configuration_can_be_read_back_with_the_notes_of_others(tmp_path):
@@ -388,3 +454,39 @@ def test_a_forecasting_model_needs_to_know_what_and_how_far(name):
 def test_a_language_model_must_be_causal():
     with pytest.raises(ValueError, match="must have causal=True"):
         PolewiseForCausalLM(PolewiseConfig(hidden_size=8, mixer_options={"causal": False}))
+
+
+@pytest.mark.parametrize("mixer", ["focus", "mamba2", "attention"])
+def test_a_whole_model_is_one_graph_that_learns_the_same_at_any_length(mixer):
+    """In float32, where the compiled loops are at work."""
+    model = language_model(mixer, **({"filters": 1, "memory_every": 2} if mixer == "focus" else {}))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for length in (24, 40):
+        ids = tokens(2, length)
+        found = []
+        for each in (model, compiled):
+            model.zero_grad()
+            loss = each(ids, labels=ids).loss
+            loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+        for ours, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(ours, wanted)
+
+
+def test_a_model_is_a_function_for_torch_func():
+    """Gradients of single rows, and second derivatives, as the guide says."""
+    model = language_model("focus", filters=1, memory_every=2).double()
+    weights, ids = dict(model.named_parameters()), tokens(3, 12)
+
+    def loss(weights, row):
+        return functional_call(model, weights, (row[None],), {"labels": row[None]}).loss
+
+    by_row = vmap(grad(loss), in_dims=(None, 0))(weights, ids)
+    for number, row in enumerate(ids):
+        model.zero_grad()
+        model(row[None], labels=row[None]).loss.backward()
+        for name, weight in weights.items():
+            torch.testing.assert_close(by_row[name][number], weight.grad, rtol=1e-8, atol=1e-10)
+    direction = {name: torch.randn_like(weight) for name, weight in weights.items()}
+    _, curvature = jvp(lambda weights: grad(loss)(weights, ids[0]), (weights,), (direction,))
+    assert all(part.isfinite().all() for part in curvature.values())

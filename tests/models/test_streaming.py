@@ -417,20 +417,20 @@ def test_tokens_out_of_range_are_named(model):
 )
 def test_the_state_of_another_model_is_refused_by_name(model, other):
     theirs = language_model(**other).step(tokens(1, 4))[1]
-    with pytest.raises(ValueError, match=r"cache\.layers\[0\].* this model"):
+    with pytest.raises(ValueError, match=r"state\.layers\[0\].* this model"):
         model.step(tokens(1, 4), theirs)
 
 
 def test_the_state_of_a_deeper_model_is_refused_by_name(model):
     _, state = model.step(tokens(1, 4))
     deeper = state._replace(layers=state.layers * 2)
-    with pytest.raises(ValueError, match=r"cache.layers must be a tuple of 2"):
+    with pytest.raises(ValueError, match=r"state.layers must be a tuple of 2"):
         model.step(tokens(1, 4), deeper)
 
 
 def test_the_state_of_another_batch_is_refused_by_name(model):
     _, state = model.step(tokens(2, 4))
-    with pytest.raises(ValueError, match=r"cache.* must have shape \(3.*got \(2"):
+    with pytest.raises(ValueError, match=r"state.* must have shape \(3.*got \(2"):
         model.step(tokens(3, 4), state)
 
 

@@ -11,12 +11,18 @@ poles, at most rho^k / sin(angle) after k steps.
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.drawing import Draw
 
-from polewise.ops import direct_form_filter, normal_form_filter
+from polewise.ops import (
+    associative_filter,
+    direct_form_filter,
+    long_conv,
+    normal_form_filter,
+)
 
 UNIT = {torch.float64: 2**-53, torch.float32: 2**-24, torch.bfloat16: 2**-8}
 A_STEP = 8
@@ -218,3 +224,106 @@ def test_over_a_million_steps_the_error_grows_no_further_than_the_memory():
     past = torch.nn.functional.pad(exact.abs(), (0, 0, 2, 0))
     sizes = x.abs() + a[..., 0].abs() * past[:, 1:-1] + a[..., 1].abs() * past[:, :-2]
     assert ((y - exact).abs() <= carried(3 * unit * sizes, rho, gain)).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    dtype=st.sampled_from(list(UNIT)),
+    layout=st.sampled_from(list(LAYOUTS)),
+    batch=st.integers(1, 2),
+    length=st.sampled_from([1, 2, 31, 33, 64, 65, 200]),
+    heads=st.integers(1, 3),
+    key_dim=st.sampled_from([1, 3, 16]),
+    value_dim=st.sampled_from([1, 5, 70]),
+    radius=radii,
+    ragged=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_filtered_products_and_their_gradients_stay_within_the_bound_of_rounding(
+    dtype, layout, batch, length, heads, key_dim, value_dim, radius, ragged, seed
+):
+    draw = Draw(seed)
+    accumulator = torch.promote_types(dtype, torch.float32)
+    lengths = (length - torch.arange(batch)).clamp(min=0) if ragged else None
+    q, k = (draw.normal(batch, length, heads, key_dim) for _ in range(2))
+    v = draw.normal(batch, length, heads, value_dim)
+    q, k, v = (LAYOUTS[layout](part.to(dtype)) for part in (q, k, v))
+    near = draw.uniform(batch, length, heads) < 0.5
+    decay = torch.where(near, max(radius, 1e-30), draw.uniform(heads)).to(accumulator)
+    step = draw.uniform(batch, length, heads).to(accumulator)
+    state = draw.normal(batch, heads, 1, key_dim, value_dim).to(accumulator)
+    by_y = draw.normal(*v.shape).to(torch.bfloat16).double()
+    by_last = draw.normal(*state.shape).to(torch.bfloat16).double()
+
+    def run(backend, inputs, by_y, by_last):
+        *sequences, step, state = leaves = [t.detach().requires_grad_() for t in inputs]
+        y, last = associative_filter(
+            *sequences, step=step, state=state, lengths=lengths, backend=backend
+        )
+        weights = by_y.to(y.dtype), by_last.to(last.dtype)
+        return [y, last, *torch.autograd.grad((y, last), leaves, weights, materialize_grads=True)]
+
+    inputs = (q, k, v, decay, step, state)
+    ours = run("cpu", inputs, by_y, by_last)
+    exact = run("reference", [t.double() for t in inputs], by_y, by_last)
+    positive = run("reference", [t.double().abs() for t in inputs], by_y.abs(), by_last.abs())
+    # A product and an addition a step; sums over keys, values and the two ways through time.
+    n = A_STEP * (length + key_dim + value_dim + 4)
+    for got, wanted, terms in zip(ours, exact, positive, strict=True):
+        allowed = n * UNIT[accumulator] * terms
+        if got.dtype != accumulator:
+            allowed = allowed + 1.01 * UNIT[got.dtype] * wanted.abs()
+        assert ((got.double() - wanted).abs() <= allowed + 1e-300).all()
+
+
+@pytest.mark.parametrize("length", [2**12, 2**18])
+def test_products_over_many_steps_are_off_by_no_more_than_their_memory_allows(length):
+    """Errors do not grow with the length: each fades as what it is an error of."""
+    draw = Draw()
+    q, k, v = (draw.normal(1, length, 1, 4) for _ in range(3))
+    decay = torch.full((1, length, 1), 0.999).double()
+    exact, _ = associative_filter(q, k, v, decay, backend="cpu")
+    ours, _ = associative_filter(*(t.float() for t in (q, k, v, decay)), backend="cpu")
+    # A few roundings a step, over the thousand that are remembered.
+    assert (ours.double() - exact).norm() < 1000 * 2**-24 * exact.norm()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    dtype=st.sampled_from(list(UNIT)),
+    layout=st.sampled_from(list(LAYOUTS)),
+    length=st.sampled_from([1, 2, 50, 333]),
+    taps=st.sampled_from([1, 2, 60, 700]),
+    ragged=st.booleans(),
+    with_state=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_a_long_convolution_and_its_gradients_are_exact_to_rounding_of_their_norms(
+    dtype, layout, length, taps, ragged, with_state, seed
+):
+    """What a transform does to a number depends on all of them: an error is a share of the norm."""
+    draw = Draw(seed)
+    lengths = torch.tensor([length, length // 2]) if ragged else None
+    x = LAYOUTS[layout](draw.normal(2, length, 3).to(dtype))
+    kernel, state = draw.normal(taps, 3).to(dtype), draw.normal(2, taps - 1, 3).to(dtype)
+    by_y = draw.normal(2, length, 3).to(torch.bfloat16).double()
+
+    def run(backend, *inputs):
+        x, kernel, *state = leaves = [t.detach().requires_grad_() for t in inputs]
+        y, _ = long_conv(
+            x, kernel, lengths=lengths, state=state[0] if state else None, backend=backend
+        )
+        gradients = torch.autograd.grad(y, leaves, by_y.to(y.dtype), materialize_grads=True)
+        return [y, *gradients]
+
+    inputs = (x, kernel, state) if with_state else (x, kernel)
+    ours = run("torch", *inputs)
+    exact = run("reference", *(t.double() for t in inputs))
+    unit = UNIT[torch.promote_types(dtype, torch.float32)]
+    sizes = [t.double().norm() for t in (x, kernel, state, by_y)]
+    size = (sizes[0] + sizes[2]) * sizes[1] + sizes[3] * (sizes[0] + sizes[1] + sizes[2])
+    for got, wanted in zip(ours, exact, strict=True):
+        allowed = 20 * unit * size
+        if got.dtype == torch.bfloat16:
+            allowed = allowed + 1.01 * UNIT[got.dtype] * wanted.abs()
+        assert ((got.double() - wanted).abs() <= allowed).all()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.ops.drawing import Draw
 
-from polewise.layers import LongConvEmbedder
+from polewise.layers import RegularisedConv
 from polewise.ops import KernelSpectrum, long_conv
 
 
@@ -53,28 +53,28 @@ def step_an_optimizer(layer):
 
 def load_another(layer):
     torch.manual_seed(1)
-    layer.load_state_dict(LongConvEmbedder(3, 20).state_dict())
+    layer.load_state_dict(RegularisedConv(3, 20).state_dict())
 
 
 def narrow_and_widen(layer):
     layer.bfloat16().float()
 
 
-def squash_more(layer):
-    layer.squash = 0.05
+def raise_the_threshold(layer):
+    layer.threshold = 0.05
 
 
 @pytest.mark.parametrize(
     "change",
     [
         add_in_place, write_past_the_version_counter, exchange_the_memory, step_an_optimizer,
-        load_another, narrow_and_widen, squash_more,
+        load_another, narrow_and_widen, raise_the_threshold,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_changed_kernel_is_never_answered_with_an_old_spectrum(change, mode):
     torch.manual_seed(0)
-    layer, x = LongConvEmbedder(3, 20), Draw().normal(2, 50, 3).float()
+    layer, x = RegularisedConv(3, 20), Draw().normal(2, 50, 3).float()
     with mode():
         before, _ = layer(x)
     change(layer)
@@ -98,7 +98,7 @@ def test_lengths_may_change_from_call_to_call():
 
 def test_gradients_are_those_of_the_kernel_as_it_is():
     torch.manual_seed(0)
-    layer, x = LongConvEmbedder(3, 20).double(), Draw().normal(2, 50, 3)
+    layer, x = RegularisedConv(3, 20).double(), Draw().normal(2, 50, 3)
     with torch.inference_mode():
         layer(x)
     layer(x)[0].square().sum().backward()
@@ -117,7 +117,7 @@ def test_gradients_are_those_of_the_kernel_as_it_is():
 
 def test_copies_and_files_go_without_the_spectrum():
     torch.manual_seed(0)
-    layer, x = LongConvEmbedder(3, 20), Draw().normal(2, 50, 3).float()
+    layer, x = RegularisedConv(3, 20), Draw().normal(2, 50, 3).float()
     fresh, used = io.BytesIO(), io.BytesIO()
     torch.save(layer, fresh)
     with torch.no_grad():

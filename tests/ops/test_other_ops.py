@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.ops.drawing import Draw, all_gradients
 
 from polewise.ops import (
-    AttentionState,
+    WindowState,
     associative_filter,
     chunked_attention,
     circular_filter,
@@ -164,10 +164,11 @@ def test_one_head_of_queries_and_keys_is_that_of_all(turning, length):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch", "reference", None])
-@pytest.mark.parametrize("key_head", [[1, 0], [1, 1]])
+@pytest.mark.parametrize("key_head", [[1, 0], [1, 1], [1], [0]])
 @pytest.mark.parametrize("length", [1, 100, 1100])
 def test_heads_look_up_with_the_keys_they_are_given(length, key_head, backend):
     (q, k, *others), state = products(length, turning=False)
+    others, state = [part[:, :, : len(key_head)] for part in others], state[:, : len(key_head)]
     results = []
     for pairs, looks in (((q, k), key_head), ((q[:, :, key_head], k[:, :, key_head]), None)):
         y, end = associative_filter(*pairs, *others, state=state, key_head=looks, backend=backend)
@@ -314,7 +315,7 @@ def test_attention_by_chunks_equals_the_sum(causal, sliding, length, ragged, bia
     state = None
     if stateful and causal:
         keys, values = draw.normal(BATCH, 4, HEADS, 5), draw.normal(BATCH, 4, HEADS, 3)
-        state = AttentionState(keys, values, torch.tensor([2, 9]))
+        state = WindowState(keys, values, torch.tensor([2, 9]))
     ys = [
         chunked_attention(
             q, k, v, 4, bias=bias, causal=causal, sliding=sliding, state=state, backend=backend,

@@ -126,7 +126,7 @@ def test_silu_is_exact_to_rounding_from_end_to_end():
     y, _ = short_conv(z[None, :, None], kernel, silu=True, backend="cpu")
     exact = z.double() * torch.sigmoid(z.double())
     error = (y[0, :, 0].double() - exact).abs() / exact.abs().clamp(min=1e-30)
-    assert error[:-3].max() < 5e-7
+    assert error.max() < 5e-7
     assert y[0, -2, 0] == 1e30
     nan, _ = short_conv(torch.full((1, 2, 1), torch.nan), kernel, silu=True, backend="cpu")
     assert nan.isnan().all()

@@ -142,7 +142,7 @@ def start(words, rank=0, processes=1, port=0):
 def test_a_killed_process_ends_the_others_with_a_message_and_the_run_resumes(tmp_path):
     words = [
         "-m",
-        "polewise.cli",
+        "polewise",
         *OPTIONS,
         "--max-steps",
         "100000",
@@ -201,7 +201,7 @@ def test_accelerate_launch_goes_on_sharded_with_what_was_not(runs, tmp_path):
             "--fsdp_version",
             "2",
             "-m",
-            "polewise.cli",
+            "polewise",
             "resume",
             str(run),
             "--max-steps",
@@ -241,6 +241,20 @@ def test_pieces_hold_whole_chunks_and_whole_bins_where_filters_go_by_them(mixer,
     run = replace(changed(split_sequence=True), model=model, task=RecallTask(length=90))
     wrong = pytest.raises(ValueError, match=f"multiple of processes x {unit}; got 92")
     with wrong if unit else contextlib.nullcontext():
+        require_splittable(run, 2)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (RecallTask(length=90, align_to=93), "multiple of processes = 2; got 93"),
+        (ListOpsTask(), "split_sequence must be False for listops: its rows have lengths"),
+    ],
+)
+def test_sequences_that_have_no_equal_pieces_are_refused(task, message):
+    model = ModelOptions(mixer="attention", hidden_size=64)
+    run = replace(changed(split_sequence=True), model=model, task=task)
+    with pytest.raises(ValueError, match=message):
         require_splittable(run, 2)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import signal
@@ -190,7 +191,9 @@ def test_a_finished_study_is_not_run_again_and_its_rows_tell_everything(
         assert row["cpu_seconds"] > 0
         assert row["num_processes"] == 1
         assert row["state_bytes"] > 0
-        assert row["command"].endswith(f"--only {row['run']} --out again")
+        assert row["command"] == (
+            f"polewise study {study.name} --size cpu --only {row['run']} --out again"
+        )
 
     monkeypatch.setattr(running, "run_trial", lambda *_: pytest.fail("it was run again"))
     written = places["results"].read_bytes()
@@ -394,12 +397,56 @@ def test_rows_whose_options_have_changed_do_not_count(tiny_study, tmp_path):
     assert len(Results(tiny_study(rates=(1e-3,)), path).rows) == 1
 
 
+def test_a_folder_whose_model_has_another_size_now_is_not_taken_for_todays(tiny_study, tmp_path):
+    places = {"out": tmp_path / "runs", "only": "*/attention/rate-0.001-seed-0"}
+    run_study(tiny_study(), **places, results=tmp_path / "a.json")
+    (done,) = (tmp_path / "runs").rglob(OUTCOME)
+    outcome = json.loads(done.read_text())
+    done.write_text(json.dumps(outcome | {"parameters": outcome["parameters"] + 1}))
+    with pytest.raises(ValueError, match="a model of another size"):
+        run_study(tiny_study(), **places, results=tmp_path / "b.json")
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_runs_of_a_comparison_are_all_trained_by_as_many_processes(tiny_study, tmp_path):
+    places = {"out": tmp_path / "runs", "results": tmp_path / "tiny.json"}
+    run_study(tiny_study(), **places, only="*/attention/rate-0.001-seed-0")
+    values = json.loads(places["results"].read_text())
+    values["rows"][0]["num_processes"] = 4
+    places["results"].write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"must be trained by 4 process\(es\), as those of short"):
+        run_study(tiny_study(), **places)
+
+
+def test_side_by_side_runs_have_the_gpus_that_the_call_was_given(tiny_study, tmp_path, monkeypatch):
+    given = []
+
+    class Process:
+        def __init__(self, **_):
+            given.append(os.environ["CUDA_VISIBLE_DEVICES"])
+
+        def start(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Process", Process, raising=False)
+    trial = tiny_study().open_trials({})[0]
+    for visible in ("2,3", "GPU-a,GPU-b", None):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        for slot in (0, 1, 2):
+            running._start(trial, tmp_path, slot)
+    assert given == ["2", "3", "2", "GPU-a", "GPU-b", "GPU-a", "0", "1", "0"]
+
+
 def test_seconds_are_not_shared_out_among_more_jobs_than_cores(tiny_study, tmp_path):
     study = tiny_study()
     comparison = study.comparisons[0]
     training = replace(comparison.training, max_steps=None, max_seconds=60.0)
     timed = replace(study, comparisons=(replace(comparison, training=training),))
-    jobs = (os.cpu_count() or 1) + 1
+    jobs = len(os.sched_getaffinity(0)) + 1
     with pytest.raises(ValueError, match=r"jobs must be at most .* short has a budget in seconds"):
         run_study(timed, out=tmp_path, results=tmp_path / "tiny.json", jobs=jobs)
 

@@ -113,6 +113,16 @@ def test_named_texts_have_their_published_splits(name, sizes):
     assert tuple(last - first for first, last in bounds) == sizes
 
 
+def test_a_named_text_of_another_size_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
+    for file in DATA_SETS["dickens"].files:
+        path = tmp_path / file.paths[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"It was the best of times" * 100)
+    with pytest.raises(ValueError, match=r"dickens must have 10,192,446 bytes; .* has 2,400\."):
+        TextTask(source="dickens").prepare()
+
+
 def test_an_absent_data_set_is_named_with_its_place(tmp_path, monkeypatch):
     monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"place it at .*dickens/dickens "):

@@ -23,8 +23,8 @@ _MOST_COLUMNS = 400
 def write_figures(folder: RunFolder) -> list[Path]:
     """Write the figures of a run into its folder, each with its caption in a `.txt` beside it.
 
-    The learning curve always; poles and frequency responses when the model places its own poles,
-    for the first held-out sequence.
+    The learning curve always; where the model places its own poles these, for the first held-out
+    sequence, and of filters of channels the frequency responses.
     """
     run = folder.read_run()
     written = [draw_learning_curve(folder)]
@@ -32,8 +32,9 @@ def write_figures(folder: RunFolder) -> list[Path]:
     batch = {name: value[:1] for name, value in batch.items()}
     for layer, placed in enumerate(placed_filters(folder.load_model(), batch)):
         written.append(draw_poles(folder.figures_path / f"poles-layer-{layer}.png", placed))
-        target = folder.figures_path / f"frequency-responses-layer-{layer}.png"
-        written.append(draw_frequency_responses(target, placed))
+        if placed.mix is not None:
+            target = folder.figures_path / f"frequency-responses-layer-{layer}.png"
+            written.append(draw_frequency_responses(target, placed))
     return written
 
 
@@ -101,7 +102,11 @@ def draw_poles(path: Path, placed: PlacedFilters) -> Path:
 
 def draw_frequency_responses(path: Path, placed: PlacedFilters) -> Path:
     """Draw the gain over frequency: the median over channels in every bin, or, where poles do not
-    move, how the channels differ."""
+    move, how the channels differ.
+
+    Raises:
+        ValueError: the poles are a memory's.
+    """
     frequency = torch.linspace(0, 0.5, 129, dtype=torch.float64)
     bins = placed.coefficients.shape[1]
     times = _evenly(bins if placed.moving else 1, _MOST_COLUMNS)

@@ -19,7 +19,7 @@ from polewise.filters import (
     normal_form_frequency_response,
     normal_form_to_poles,
 )
-from polewise.layers import Realisation
+from polewise.layers import Realisation, unit_noise_gain
 from polewise.mixers.watching import watch_poles
 from polewise.tasks import Batch
 from polewise.training import compute_logits
@@ -35,8 +35,9 @@ class PlacedFilters:
     """What the coefficients are: (decay, angle), or (a1, a2)."""
     coefficients: Float[Tensor, "batch bins dim filters 2"]
     """What was chosen."""
-    mix: Float[Tensor, "filters dim 2"]
-    """The learned weights with which the filters are summed."""
+    mix: Float[Tensor, "filters dim 2"] | None
+    """The learned weights with which the filters are summed. None where they are a memory's, which
+    filters products of keys and values: they have poles and, of a channel, no response."""
 
     @property
     def moving(self) -> bool:
@@ -56,12 +57,16 @@ class PlacedFilters:
         """Return what each channel's filters, summed, do to a frequency in cycles per sample.
 
         Every bin's filters are taken as if they held for ever.
+
+        Raises:
+            ValueError: they are a memory's.
         """
+        if self.mix is None:
+            raise ValueError(f"{self.name} must filter channels; it filters keys and values.")
         mix = self.mix.transpose(0, 1)
         if self.realisation == "normal":
             decay, angle = self.coefficients.unbind(-1)
-            # The gain with which `AdaptiveFilters` brings white noise to unit variance.
-            gain = (1 - decay**2).sqrt()[..., None] * mix
+            gain = unit_noise_gain(decay)[..., None] * mix
             responses = normal_form_frequency_response(decay, angle, frequency, mix=gain)
         else:
             responses = direct_form_frequency_response(self.coefficients, frequency)
@@ -88,14 +93,12 @@ def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
             name=name,
             realisation=placing.realisation,
             coefficients=placing.coefficients(),
-            mix=_mix(placing.mixer).detach().double().cpu(),
+            mix=_mix(placing.mixer),
         )
         for name, placing in seen.items()
     ]
 
 
-def _mix(focus: Any) -> Tensor:
-    """The weights of its filters; of a memory, the real part."""
-    if focus.filters is not None:
-        return focus.filters.mix[0]
-    return torch.tensor([1.0, 0.0]).expand(1, focus.config.num_heads, 2)
+def _mix(focus: Any) -> Tensor | None:
+    """The weights of its filters of channels, if it has some."""
+    return None if focus.filters is None else focus.filters.mix[0].detach().double().cpu()

@@ -17,6 +17,13 @@ from polewise.analysis.study_summary import SystemSummary, summarize
 
 _PANEL = 3.4  # inches
 _COLUMNS = 3
+_COSTS = {
+    "parameters": ("parameters (thousands)", 1e3),
+    "cpu_seconds": ("work (core seconds)", 1.0),
+    "peak_memory_bytes": ("peak memory of the process (MB)", 1e6),
+    "state_bytes": ("state when streaming (kB)", 1e3),
+}
+"""What a system takes, by its name in a row: label with unit, and what that unit is."""
 
 
 def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
@@ -29,13 +36,11 @@ def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
     for comparison in study["comparisons"]:
         summaries = [each for each in summarize(comparison, study["rows"]) if each.runs]
         if summaries:
-            panels.append((comparison, summaries))
+            panels.append((comparison, summaries[::-1]))  # the best is drawn last, above others
     if not panels:
         return None
     figure = _figure(len(panels))
-    names = dict.fromkeys(name for each in study["comparisons"] for name in each["systems"])
-    palette = matplotlib.colormaps["tab20"]
-    colours = {name: palette(index % palette.N) for index, name in enumerate(names)}
+    colours = _colours(study)
     drawn = {}
     for index, (comparison, summaries) in enumerate(panels):
         axes = _panel(figure, index, len(panels))
@@ -47,10 +52,41 @@ def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
         axes.set_xlabel("steps" if comparison["max_seconds"] is None else "seconds", fontsize=8)
         axes.set_ylabel(comparison["headline"].replace("_", " "), fontsize=8)
         axes.tick_params(labelsize=7)
-    figure.legend(
-        list(drawn.values()), list(drawn), loc="outside lower left", ncols=4, fontsize=7,
-        frameon=False,
-    )  # fmt: skip
+    _legend(figure, drawn)
+    return _svg(figure)
+
+
+def draw_costs(study: Mapping[str, Any]) -> str | None:
+    """Return the headline metric against parameters, work, memory and state, one row of panels per
+    comparison in which several systems have runs; None where there is none."""
+    rows = []
+    for comparison in study["comparisons"]:
+        summaries = [
+            each for each in summarize(comparison, study["rows"]) if each.runs and each.is_chosen
+        ]
+        if len(summaries) > 1:
+            rows.append((comparison, summaries))
+    if not rows:
+        return None
+    columns = len(_COSTS)
+    figure = Figure(figsize=(2.6 * columns, 2.4 * len(rows) + 0.6), layout="constrained")
+    colours, drawn = _colours(study), {}
+    for index, (comparison, summaries) in enumerate(rows):
+        headline = comparison["headline"]
+        for column, (cost, (label, unit)) in enumerate(_COSTS.items()):
+            axes = figure.add_subplot(len(rows), columns, index * columns + column + 1)
+            for summary in summaries:
+                spread, spent = summary.spread(headline), summary.median(cost)
+                if spread is not None and spent is not None:
+                    (drawn[summary.system],) = axes.plot(
+                        spent / unit, spread.mean, "o", markersize=4, color=colours[summary.system]
+                    )
+            axes.set_xlabel(label, fontsize=7)
+            axes.tick_params(labelsize=6)
+            if column == 0:
+                axes.set_title(comparison["name"], fontsize=8, loc="left")
+                axes.set_ylabel(headline.replace("_", " "), fontsize=7)
+    _legend(figure, drawn)
     return _svg(figure)
 
 
@@ -68,7 +104,7 @@ def draw_beside_published(study: Mapping[str, Any]) -> str | None:
     for comparison in study["comparisons"]:
         for summary in summarize(comparison, study["rows"]):
             spread = summary.spread(comparison["headline"])
-            if comparison["name"].isdigit() and spread is not None:
+            if comparison["name"].isdigit() and summary.is_chosen and spread is not None:
                 ours.setdefault(summary.system, {})[int(comparison["name"])] = 100 * spread.mean
     if not tables or not ours:
         return None
@@ -103,20 +139,37 @@ def _draw_curve(
     curves = [
         [(point[where], point.get(comparison["headline"])) for point in row["curve"]]
         for row in summary.runs
+        if row["curve"]
     ]
-    # Runs may stop early, at a target: the mean is over those that have come that far.
+    # A run that stopped early, at a target, stays where it was.
+    longest = max(curves, key=len, default=[])
     points = [
-        point
-        for point in zip(*curves, strict=False)
-        if all(value is not None for _, value in point)  # one that was not finite is left out
+        (x, values)
+        for number, (x, _) in enumerate(longest)
+        if None not in (values := [curve[: number + 1][-1][1] for curve in curves])  # not finite
     ]
-    middle = [sum(value for _, value in point) / len(point) for point in points]
-    at = [sum(x for x, _ in point) / len(point) for point in points]
-    (line,) = axes.plot(at, middle, linewidth=1.2, color=colour)
-    if len(curves) > 1:
-        low, high = ([each(y for _, y in point) for point in points] for each in (min, max))
+    at = [x for x, _ in points]
+    middle = [sum(values) / len(values) for _, values in points]
+    style = "-" if summary.is_chosen else ":"
+    (line,) = axes.plot(at, middle, style, linewidth=1.2, color=colour)
+    if len(curves) > 1 and points:
+        low, high = ([each(values) for _, values in points] for each in (min, max))
         axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
     return line
+
+
+def _colours(study: Mapping[str, Any]) -> dict[str, Any]:
+    """A colour for each system, the same in all figures of a study."""
+    names = dict.fromkeys(name for each in study["comparisons"] for name in each["systems"])
+    palette = matplotlib.colormaps["tab20"]
+    return {name: palette(index % palette.N) for index, name in enumerate(names)}
+
+
+def _legend(figure: Figure, drawn: Mapping[str, Line2D]) -> None:
+    figure.legend(
+        list(drawn.values()), list(drawn), loc="outside lower left", ncols=4, fontsize=7,
+        frameon=False,
+    )  # fmt: skip
 
 
 def _figure(panels: int) -> Figure:

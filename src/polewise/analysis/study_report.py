@@ -9,7 +9,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from polewise.analysis.published import PUBLISHED, PublishedTable
-from polewise.analysis.study_figures import draw_beside_published, draw_learning_curves
+from polewise.analysis.study_figures import (
+    draw_beside_published,
+    draw_costs,
+    draw_learning_curves,
+)
 from polewise.analysis.study_summary import Spread, SystemSummary, format_measure, summarize
 
 Study = Mapping[str, Any]
@@ -57,6 +61,8 @@ def study_section(study: Study) -> Section:
     figures = []
     if curves := draw_learning_curves(study):
         figures.append((curves, "Held-out figures while training: mean, lowest to highest seed."))
+    if costs := draw_costs(study):
+        figures.append((costs, "What the systems reached against what it took; medians of seeds."))
     if beside := draw_beside_published(study):
         figures.append((beside, "Accuracy against length: published (left) and ours (right)."))
     return Section(
@@ -126,7 +132,8 @@ _LEGEND = (
     "same parameters: to 2 %, or as many whole layers as fit, at most 4 % more; the parts of Focus "
     "in `ablations` have as many layers as the default instead. Metrics are the mean over seeds at "
     "a system's best rate by validation (among equals that of the fewest steps), with the lowest "
-    "and the highest, never the best run; what it took is the median over seeds. The state is what "
+    "and the highest, never the best run; what it took is the median over seeds. A rate in "
+    "parentheses was run whole although the shorter runs did not choose it. The state is what "
     "streaming keeps of one sequence as long as the task's. Core seconds are what the processors "
     "worked for a run, evaluations included, which other work on the machine hardly changes; "
     "positions a second are those of training steps, which it does change. The memory is the "
@@ -153,7 +160,7 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
         (
             summary.system,
             _number(summary.median("parameters")),
-            "" if summary.learning_rate is None else f"{summary.learning_rate:g}",
+            _rate(summary),
             _reached(summary, headline),
             *([_spread(summary, headline, "test")] if tested else []),
             *(_spread(summary, name) for name in also),
@@ -183,7 +190,7 @@ def _mean_part(study: Study) -> list[Part]:
     for comparison in chosen:
         for summary in summarize(comparison, study["rows"]):
             spread = summary.spread(comparison["headline"], "test")
-            if spread is not None:
+            if summary.is_chosen and spread is not None:
                 reached.setdefault(summary.system, []).append(spread.mean)
     if not reached:
         return []
@@ -284,6 +291,12 @@ def _reached(summary: SystemSummary, headline: str) -> str:
     seeds = len(summary.runs) + summary.num_diverged
     diverged = f"{summary.num_diverged} of {seeds} seeds diverged"
     return "; ".join(part for part in (_spread(summary, headline), diverged) if part)
+
+
+def _rate(summary: SystemSummary) -> str:
+    if summary.learning_rate is None:
+        return ""
+    return f"{summary.learning_rate:g}" if summary.is_chosen else f"({summary.learning_rate:g})"
 
 
 def _number(value: float | None) -> str:

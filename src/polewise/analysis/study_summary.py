@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSummary:
-    """What a system has reached in a comparison."""
+    """What a system has reached in a comparison, at one rate."""
 
     system: str
     """Its name."""
@@ -43,6 +43,9 @@ class SystemSummary:
     """Headline metric of each rate that was tried; None where the run diverged."""
     learning_rate: float | None
     """The best of them; None if there is none."""
+    is_chosen: bool = True
+    """Whether the grid chose that rate. Else a short grid chose another, or is not complete, and
+    these runs were asked for by name."""
     runs: tuple[Row, ...]
     """The runs of the whole budget at that rate that came to its end, one per seed."""
     num_diverged: int = 0
@@ -63,12 +66,18 @@ class SystemSummary:
 
 
 def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSummary]:
-    """Return what every system of a comparison has reached: the best first, those of which a seed
-    diverged after the others, those without runs last."""
+    """Return what every system of a comparison has reached at the rate that its grid chose, and at
+    others where a short grid was overruled: the best first, those of which a seed diverged after
+    the others, those without runs last."""
     mine = [row for row in rows if row["comparison"] == comparison["name"]]
-    summaries = [
-        _summarize_system(comparison, name, [row for row in mine if row["system"] == name])
-        for name in comparison["systems"]
+    by_system = {
+        name: [row for row in mine if row["system"] == name] for name in comparison["systems"]
+    }
+    summaries = [_summarize_system(comparison, *each) for each in by_system.items()]
+    overruled = [
+        other
+        for summary in summaries
+        for other in _other_rates(comparison, summary, by_system[summary.system])
     ]
     headline, sign = comparison["headline"], -1 if comparison["higher_is_better"] else 1
 
@@ -88,7 +97,7 @@ def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSumm
         value = math.inf if spread is None else sign * spread.mean
         return spread is None and not diverged, diverged, value
 
-    return sorted(summaries, key=place)
+    return sorted([*summaries, *overruled], key=place)
 
 
 def format_measure(measure: str, value: float) -> str:
@@ -120,6 +129,29 @@ def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row])
         runs=runs,
         num_diverged=len(whole) - len(runs),
     )
+
+
+def _other_rates(
+    comparison: Mapping[str, Any], chosen: SystemSummary, rows: list[Row]
+) -> list[SystemSummary]:
+    """Whole runs at rates that a grid of shorter ones did not choose."""
+    if comparison["grid_share"] == 1:
+        return []  # all of the grid is whole
+    others: dict[float, list[Row]] = {}
+    for row in rows:
+        if row["share"] == 1 and row["learning_rate"] != chosen.learning_rate:
+            others.setdefault(row["learning_rate"], []).append(row)
+    return [
+        SystemSummary(
+            system=chosen.system,
+            grid=chosen.grid,
+            learning_rate=rate,
+            is_chosen=False,
+            runs=(done := tuple(row for row in whole if row["status"] == "done")),
+            num_diverged=len(whole) - len(done),
+        )
+        for rate, whole in sorted(others.items())
+    ]
 
 
 def _missing(comparison: Mapping[str, Any], summary: SystemSummary, *, is_finalist: bool) -> str:

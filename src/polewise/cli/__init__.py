@@ -17,6 +17,7 @@ created), 130 Ctrl-C and 143 SIGTERM (the run is saved).
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -56,10 +57,14 @@ _LESS_MEMORY = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     if "--traceback" in words:
         return _run([word for word in words if word != "--traceback"])
+    code = 0
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()  # here, where it is no error that whoever read has gone
+        return code
     except ValueError as error:
         return _fail(str(error), EXIT_MISTAKE)
     except TrainingError as error:
@@ -68,13 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("stopped at once; what was saved before is kept", exit_code(stop))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return code
     except OSError as error:
         return _fail(str(error), EXIT_FAILED)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | OutOfMemoryError) and _NO_MEMORY not in str(error):
             raise
         return _fail(f"out of memory. {_LESS_MEMORY}", EXIT_FAILED)
+
+
+def _prepare_streams() -> None:
+    """Standard output that is closed takes what comes, and one that lacks a character says so by
+    another."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _run(words: list[str]) -> int:

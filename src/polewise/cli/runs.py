@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from polewise.cli.output import pairs
+from polewise.cli.output import exit_code, pairs
 from polewise.cli.parsing import RunPath
 from polewise.tasks import ForecastTask, TextTask
 from polewise.training import RunFolder, evaluate
 from polewise.training.building import model_without_numbers
+from polewise.training.errors import explained_saving
 
 
 def eval(  # noqa: A001
@@ -98,7 +100,13 @@ def export(run: RunPath, to_hub_folder: Path) -> int:
         raise ValueError(f"to_hub_folder must be a new or empty folder; {to_hub_folder} exists.")
     from polewise.models.hub import export_for_hub
 
-    export_for_hub(folder.load_model(), to_hub_folder)  # type: ignore[arg-type]
+    model: Any = folder.load_model()
+    with explained_saving("the model", to_hub_folder, then="export it again"):
+        to_hub_folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=to_hub_folder, prefix=".") as partial:
+            export_for_hub(model, partial)
+            for path in Path(partial).iterdir():
+                path.rename(to_hub_folder / path.name)
     print(f"everything is in {to_hub_folder}; its README.md says how to load it")
     return 0
 
@@ -115,6 +123,8 @@ def serve(run: RunPath, host: str = "127.0.0.1", port: int = 8000) -> int:
         host: Address to listen at; 0.0.0.0 also answers other machines.
         port: Port to listen at.
     """
+    if not 0 < port < 2**16:
+        raise ValueError(f"port must be between 1 and 65535; got {port}.")
     folder = require_text_run(run)
     from polewise.models import serving
 
@@ -122,6 +132,8 @@ def serve(run: RunPath, host: str = "127.0.0.1", port: int = 8000) -> int:
         serving.serve(folder.verified_model_path(), host=host, port=port)
     except ImportError as error:
         raise ValueError(str(error)) from error
+    except KeyboardInterrupt as stop:
+        return exit_code(stop)
     return 0
 
 

@@ -57,23 +57,26 @@ def generate(
     if not prompt and (state is None or not state.exists()):
         raise ValueError("prompt must not be empty where there is no state to continue.")
     require_at_least("max_new_tokens", max_new_tokens, 1)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be between 0 and 2**63 - 1; got {seed}.")
     if not temperature >= 0:
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
     if top_k is not None:
         require_at_least("top_k", top_k, 1)
     model: Any = folder.load_model()
     before = _read_state(state, model)
+    said = os.fsencode(prompt)  # whatever bytes the shell gave
     tokens = draw(
         model,
-        torch.cat([before.unread, torch.tensor([list(prompt.encode())]).long()], 1),
+        torch.cat([before.unread, torch.tensor([list(said)]).long()], 1),
         max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         generator=torch.Generator().manual_seed(seed),
         state=before.model,
     )
-    sys.stdout.write(prompt)
     to_text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    sys.stdout.write(to_text.decode(said))
     with _sigterm_interrupts():
         try:
             for token in tokens:
@@ -168,6 +171,8 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 def _open(source: Path | None) -> AbstractContextManager[BinaryIO]:
     """Return the file, or standard input, which is left open."""
+    if source is None and sys.stdin is None:
+        raise ValueError("input must be given: standard input is closed.")
     if source is None:
         return nullcontext(sys.stdin.buffer)
     try:

@@ -38,7 +38,7 @@ def study(
 
     A study trains several systems on equal terms: first each at every rate of one grid, then at
     its best rate with further seeds. Ctrl-C saves; the same command goes on. The results file is
-    rewritten after every run. `accelerate launch -m polewise.cli study NAME` trains each run on
+    rewritten after every run. `accelerate launch -m polewise study NAME` trains each run on
     all GPUs; --jobs trains several runs side by side, each on a GPU or a core of its own.
 
     For example:

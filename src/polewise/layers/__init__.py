@@ -1,17 +1,23 @@
 """Parts that mixers and models are made of."""
 
-from polewise.layers.adaptive_filters import AdaptiveFilters, Realisation, require_filters
+from polewise.layers.adaptive_filters import (
+    AdaptiveFilters,
+    Realisation,
+    require_filters,
+    unit_noise_gain,
+)
 from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
 from polewise.layers.damped_ema import DampedEma
-from polewise.layers.embedders import LongConvEmbedder, RecurrentEmbedder
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.fixed_filters import fixed_filters
 from polewise.layers.gated_output import gated_output
 from polewise.layers.heads import heads_for
-from polewise.layers.mixer_input import require_input
+from polewise.layers.mixer_input import require_input, steps_before
 from polewise.layers.nearby_attention import nearby_attention
 from polewise.layers.plain import is_plain
 from polewise.layers.position_bias import PositionBias
+from polewise.layers.recurrent_embedder import RecurrentEmbedder
+from polewise.layers.regularised_conv import RegularisedConv
 from polewise.layers.rms_norm import RmsNorm
 from polewise.layers.short_conv import ShortConv
 from polewise.layers.step_size import StepSize
@@ -23,10 +29,10 @@ __all__ = [
     "DampedEma",
     "Features",
     "FeedForward",
-    "LongConvEmbedder",
     "PositionBias",
     "Realisation",
     "RecurrentEmbedder",
+    "RegularisedConv",
     "RmsNorm",
     "ShortConv",
     "StepSize",
@@ -37,4 +43,6 @@ __all__ = [
     "nearby_attention",
     "require_filters",
     "require_input",
+    "steps_before",
+    "unit_noise_gain",
 ]

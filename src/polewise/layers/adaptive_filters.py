@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from polewise.filters import coefficients_to_unconstrained, unconstrained_to_coefficients
 from polewise.layers.bin_features import Features
+from polewise.layers.fixed_filters import FOREVER
 from polewise.ops import circular_filter, direct_form_filter, normal_form_filter
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards, direct_form_state_before, normal_form_state_before
@@ -20,8 +21,11 @@ Realisation = Literal["normal", "direct", "circular"]
 """normal: a contraction for any poles. direct: the paper's coefficients, over the whole stability
 triangle. circular: the published formula, which sees the future."""
 
-FOREVER = 2**31 - 1
-"""Steps of a bin that no sequence outlasts."""
+
+def unit_noise_gain(decay: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """What a filter in the normal form is multiplied by: white noise in, unit variance out. Slow
+    poles would drown the others."""
+    return (1 - decay**2).sqrt()
 
 
 def require_filters(realisation: Realisation, *, turning: bool, max_decay: float) -> None:
@@ -247,8 +251,7 @@ class AdaptiveFilters(nn.Module):
             before = None if state is None else state[:, :, n]
             if self.realisation == "normal":
                 decay, angle = coefficients[:, :, :, n].unbind(-1)
-                # White noise in, unit variance out: slow poles would drown the others.
-                gain = (1 - decay**2).sqrt()[..., None] * mix[n].to(decay.dtype)
+                gain = unit_noise_gain(decay)[..., None] * mix[n].to(decay.dtype)
                 if shards is not None:
                     before = normal_form_state_before(x, decay, angle, bin_length, shards)
                 filtered, end = normal_form_filter(

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polewise.layers.mixer_input import steps_before
 from polewise.ops.padding import real_steps
 from polewise.ops.shards import Shards
 
@@ -69,9 +70,7 @@ class BinFeatures(nn.Module):
         embedded, embedder_state = self.embedder(x, state.embedder if state else None, lengths)
         steps = real_steps(x, lengths)
         if state is None:
-            position = torch.zeros_like(steps)
-            if self.shards is not None:
-                position = position + self.shards.rank * x.shape[1]
+            position = steps_before(x, None, self.shards)
             running = x.new_full((batch, self.windows, dim), -torch.inf)
             finished = x.new_zeros(batch, self.windows, dim)
         else:

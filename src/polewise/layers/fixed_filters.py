@@ -9,6 +9,9 @@ from torch import Tensor
 from polewise.ops import normal_form_filter
 from polewise.ops.shards import Shards, normal_form_state_before
 
+FOREVER = 2**31 - 1
+"""Steps of a bin that no sequence outlasts."""
+
 
 def fixed_filters(
     x: Float[Tensor, "batch length dim"],
@@ -47,15 +50,15 @@ def fixed_filters(
     if state is not None and state.shape[1] != len(decay):
         raise ValueError(f"state must hold {len(decay)} filters; got {state.shape[1]}.")
     batch, length, dim = x.shape
-    one_bin, bin_length = (batch, min(length, 1), dim), max(length, 1)
+    one_bin = batch, min(length, 1), dim
     y, ends = skip * x, []
     for j in range(len(decay)):
         poles = decay[j].expand(one_bin), angle[j].expand(one_bin)
         before = None if state is None else state[:, j]
         if shards is not None:
-            before = normal_form_state_before(x, *poles, bin_length, shards)
+            before = normal_form_state_before(x, *poles, FOREVER, shards)
         filtered, end = normal_form_filter(
-            x, *poles, bin_length, mix=mix[j], lengths=lengths, state=before
+            x, *poles, FOREVER, mix=mix[j], lengths=lengths, state=before
         )
         y = y + filtered
         ends.append(end)

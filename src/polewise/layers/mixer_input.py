@@ -1,8 +1,12 @@
-"""What every mixer asks of what it is given."""
+"""What mixers ask of what they are given."""
 
 from __future__ import annotations
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from polewise.ops.shards import Shards
 
 
 def require_input(x: Tensor, dim: int, state: object = None, *, causal: bool = True) -> None:
@@ -15,3 +19,15 @@ def require_input(x: Tensor, dim: int, state: object = None, *, causal: bool = T
         raise ValueError(f"x must have shape (batch, length, {dim}); got {tuple(x.shape)}.")
     if state is not None and not causal:
         raise ValueError("state must be None without causal: both directions need it all.")
+
+
+def steps_before(
+    x: Float[Tensor, "batch length ..."],
+    position: Int[Tensor, " batch"] | None,
+    shards: Shards | None = None,
+) -> Int[Tensor, " batch"]:
+    """Steps before the first of `x`, row by row: those that its state has seen, `position`, and
+    those of the pieces that processes before this one have."""
+    if position is None:
+        position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    return position if shards is None else position + shards.rank * x.shape[1]

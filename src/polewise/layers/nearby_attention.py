@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polewise.ops import AttentionState, chunked_attention
+from polewise.layers.mixer_input import steps_before
+from polewise.ops import WindowState, chunked_attention
 from polewise.ops.shards import Shards
 
 
@@ -20,9 +20,9 @@ def nearby_attention(
     causal: bool = True,
     sliding: bool = False,
     lengths: Int[Tensor, " batch"] | None = None,
-    state: AttentionState | None = None,
+    state: WindowState | None = None,
     shards: Shards | None = None,
-) -> tuple[Float[Tensor, "batch length heads value_dim"], AttentionState | None]:
+) -> tuple[Float[Tensor, "batch length heads value_dim"], WindowState | None]:
     """`chunked_attention`; with `shards` of this process's piece, which holds whole chunks."""
     bias = bias.to(q.dtype)
     if shards is None:
@@ -30,12 +30,11 @@ def nearby_attention(
             q, k, v, chunk_length, bias=bias, causal=causal, sliding=sliding, lengths=lengths,
             state=state,
         )  # fmt: skip
-    batch, length = q.shape[:2]
-    position = torch.full((batch,), shards.rank * length, dtype=torch.int64, device=q.device)
+    position = steps_before(q, None, shards)
     if sliding:
         keys, values = (shards.window_before(part, chunk_length) for part in (k, v))
-        state = AttentionState(keys, values, position)
+        state = WindowState(keys, values, position)
     y, after = chunked_attention(
         q, k, v, chunk_length, bias=bias, causal=causal, sliding=sliding, state=state
     )
-    return y, None if after is None else after._replace(position=position + length)
+    return y, None if after is None else after._replace(position=position + q.shape[1])

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from polewise.did_you_mean import did_you_mean
-from polewise.mixers.attention import Attention, AttentionConfig, FullAttentionState
+from polewise.mixers.attention import Attention, AttentionConfig, AttentionState
 from polewise.mixers.focus import Focus, FocusConfig, FocusState
 from polewise.mixers.gated_linear_attention import (
     GatedLinearAttention,
@@ -96,11 +96,11 @@ __all__ = [
     "MIXERS",
     "Attention",
     "AttentionConfig",
+    "AttentionState",
     "ChunkAttentionConfig",
     "Focus",
     "FocusConfig",
     "FocusState",
-    "FullAttentionState",
     "GatedLinearAttention",
     "GatedLinearAttentionConfig",
     "GatedLinearAttentionState",

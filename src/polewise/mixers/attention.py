@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import ShortConv, require_input
+from polewise.layers import ShortConv, require_input, steps_before
 from polewise.ops import turn
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards
@@ -52,7 +52,7 @@ class AttentionConfig:
         return Attention(self)
 
 
-class FullAttentionState(NamedTuple):
+class AttentionState(NamedTuple):
     """All keys and values so far: it grows with the sequence."""
 
     neighbours: Float[Tensor, "batch history dim"] | None
@@ -96,16 +96,15 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
-        state: FullAttentionState | None = None,
+        state: AttentionState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-    ) -> tuple[Float[Tensor, "batch length dim"], FullAttentionState | None]:
+    ) -> tuple[Float[Tensor, "batch length dim"], AttentionState | None]:
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         length, steps = x.shape[1], real_steps(x, lengths)
-        position = torch.zeros_like(steps) if state is None else state.position
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
-            position = position + self.shards.rank * length
+        position = steps_before(x, state.position if state else None, self.shards)
         time = position[:, None] + torch.arange(length, device=x.device)
         x, neighbours = self._placed(x, time, state, lengths)
         q, k, v = (
@@ -129,10 +128,10 @@ class Attention(nn.Module):
             return y, None
         if self.shards is not None:  # keys of later pieces are not this one's past
             k, v = (part[:, : (self.shards.rank + 1) * length] for part in (k, v))
-        return y, FullAttentionState(neighbours, k, v, position + steps)
+        return y, AttentionState(neighbours, k, v, position + steps)
 
     def _placed(
-        self, x: Tensor, time: Tensor, state: FullAttentionState | None, lengths: Tensor | None
+        self, x: Tensor, time: Tensor, state: AttentionState | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The sequence with its learned positions and its short convolution added, and the
         convolution's state."""

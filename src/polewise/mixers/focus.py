@@ -1,6 +1,7 @@
-r"""Focus: a network places the poles, the poles filter the sequence, attention looks nearby.
+r"""Focus: learned filters of channels, and in one layer of six a memory that every step steers.
 
-For a sequence x, with heads of values that look up one key, or each its own:
+For a sequence x, with heads of values that look up one key, or each its own, and every part that
+an option may ask for:
 
     q       = W_q x,  k = conv(W_k x),  v = SiLU(conv(W_v x))      asked alone, stored in company
     e       = MaxPool(Embed(v)), bin by bin, shifted by one bin     Eq. 1-2    BinFeatures
@@ -14,7 +15,9 @@ For a sequence x, with heads of values that look up one key, or each its own:
 So poles are placed twice: for every channel and bin, and for the products of keys and values, where
 two channels of a key are one complex number. Its radius rho = exp(-step rate) is chosen by every
 step for each head: a long step forgets and takes in much. Its angle phi is learned, one a pair, so
-that a key says when as well as what. Filters and attention begin small and grow where they help.
+that a key says when as well as what. The network that chooses poles for every bin, and attention,
+are the publication's two parts, and not of the default. Filters and attention begin small and grow
+where they help.
 The layer needs no feed-forward beside it: v, the gate and W_o are one. It begins as one that
 recalls: W_k = W_q, keys hold what came just before, and a quarter of the heads has W_o = W_v^T, no
 skip and phi = 0, so that what followed a token shows where it comes again, however far that is.
@@ -40,10 +43,10 @@ from polewise.layers import (
     AdaptiveFilters,
     BinFeatures,
     BinFeaturesState,
-    LongConvEmbedder,
     PositionBias,
     Realisation,
     RecurrentEmbedder,
+    RegularisedConv,
     RmsNorm,
     ShortConv,
     StepSize,
@@ -51,8 +54,9 @@ from polewise.layers import (
     nearby_attention,
     require_filters,
     require_input,
+    steps_before,
 )
-from polewise.ops import AttentionState, associative_filter, turn
+from polewise.ops import WindowState, associative_filter, turn
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.shards import Shards, associative_state_before
 from polewise.options import require_at_least, require_multiple, require_types
@@ -158,13 +162,13 @@ class FocusState(NamedTuple):
 
     position: Int[Tensor, " batch"]
     """Steps seen so far by each row, which fixes its place in bin and chunk."""
-    keys: Float[Tensor, "batch history keys"] | None
+    key_neighbours: Float[Tensor, "batch history keys"] | None
     """The last keys before their short convolution."""
-    values: Float[Tensor, "batch history values"]
+    value_neighbours: Float[Tensor, "batch history values"]
     """The same of values."""
     features: BinFeaturesState | None
     filter: Float[Tensor, "batch values filters 2"] | None
-    attention: AttentionState | None
+    attention: WindowState | None
     products: Float[Tensor, "batch heads 1 key_dim value_dim"] | None
     """Their filtered sum; where keys turn, seen from a frame that turns with them."""
 
@@ -333,16 +337,20 @@ class Focus(nn.Module):
             ValueError: a wrong width, or a state where none can be used.
         """
         self._require_usable(x, state)
-        position = self._position(x, state, lengths)
+        if self.shards is not None:
+            self.shards.require_whole(x, state, lengths, **self.units)
+        position = steps_before(x, state.position if state else None, self.shards)
         x = hide_padding(x, lengths)
         q = k = pole = x[..., :0]  # where nothing is looked up
         keys = None
         if self.to_lookup is not None and self.key_conv is not None:
             q, k, pole = self.to_lookup(x).split(self.lookup_parts, -1)
-            k, keys = self.key_conv(k, state.keys if state else None, lengths)
+            k, keys = self.key_conv(k, state.key_neighbours if state else None, lengths)
             q, k = (each.unflatten(-1, (self.key_heads, -1)) for each in (q, k))
             q, k = self._turn(q, k, position, state)
-        v, values = self.value_conv(self.to_values(x), state.values if state else None, lengths)
+        v, values = self.value_conv(
+            self.to_values(x), state.value_neighbours if state else None, lengths
+        )
         y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
         near, attention = self._attend(q, k, v, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
@@ -387,15 +395,6 @@ class Focus(nn.Module):
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, -1))
-
-    def _position(self, x: Tensor, state: FocusState | None, lengths: Tensor | None) -> Tensor:
-        """Steps before the first of `x`, row by row."""
-        if self.shards is not None:
-            self.shards.require_whole(x, state, lengths, **self.units)
-        if state is not None:
-            return state.position
-        position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        return position if self.shards is None else position + self.shards.rank * x.shape[1]
 
     def _turn(
         self, q: Tensor, k: Tensor, position: Tensor, state: FocusState | None
@@ -455,7 +454,7 @@ class Focus(nn.Module):
         v: Tensor,
         lengths: Tensor | None,
         state: FocusState | None,
-    ) -> tuple[Tensor | None, AttentionState | None]:
+    ) -> tuple[Tensor | None, WindowState | None]:
         """Eq. 10: inside chunks, or over the last tokens."""
         config = self.config
         if self.nearness is None:
@@ -509,5 +508,5 @@ def _between_0_and_pi(frequency: Tensor) -> Tensor:
 def _bin_features(config: FocusConfig) -> BinFeatures:
     long = config.hypernetwork == "long_conv"
     values = config.values
-    embedder = LongConvEmbedder(values, config.taps) if long else RecurrentEmbedder(values)
+    embedder = RegularisedConv(values, config.taps) if long else RecurrentEmbedder(values)
     return BinFeatures(embedder, config.bin_length, config.windows, causal=config.causal)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from polewise.layers import ShortConv, is_plain, require_input
 from polewise.ops import KernelSpectrum, long_conv
 from polewise.ops.autocast import without_autocast
+from polewise.ops.kept import Kept
 from polewise.ops.padding import hide_padding
 from polewise.options import require_at_least, require_types
 
@@ -78,6 +79,7 @@ class ImplicitKernel(nn.Module):
             for number, (into, out) in enumerate(pairwise(sizes))
         )
         self.sharpness = nn.Parameter(torch.empty(hidden))
+        self.kept = Kept()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,6 +92,11 @@ class ImplicitKernel(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self) -> Float[Tensor, "taps dim"]:
+        if all(is_plain(layer, nn.Linear) for layer in self.layers):
+            return self.kept(self._write, list(self.parameters()))
+        return self._write()  # adapters and hooks change what no parameter shows
+
+    def _write(self) -> Tensor:
         config, device = self.config, self.sharpness.device
         # float32 or wider whatever the model's precision: bfloat16 counts to 256.
         dtype = torch.promote_types(self.sharpness.dtype, torch.float32)

@@ -3,8 +3,8 @@ r"""Attention that looks nearby, and nothing else: what a filter must be measure
     q, k, v = W_q x, W_k x, W_v x
     y       = W_o Attention(q, k, v)        inside chunks, or over the last tokens
 
-The window, its learned position bias and its state are those of Focus, so what Focus does better
-comes from its filters, gates and memory.
+The window, its learned position bias and its state are those that Focus and its publication have
+where they are asked for, so what these do better comes from filters, gates and memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polewise.layers import PositionBias, nearby_attention, require_input
-from polewise.ops import AttentionState
+from polewise.ops import WindowState
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
 from polewise.options import require_at_least, require_multiple, require_types
@@ -101,9 +101,9 @@ class LocalAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
-        state: AttentionState | None = None,
+        state: WindowState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-    ) -> tuple[Float[Tensor, "batch length dim"], AttentionState | None]:
+    ) -> tuple[Float[Tensor, "batch length dim"], WindowState | None]:
         require_input(x, self.config.dim, state, causal=self.causal)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths, **self.units)

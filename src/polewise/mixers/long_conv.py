@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import LongConvEmbedder, require_input
+from polewise.layers import RegularisedConv, require_input
 from polewise.ops.padding import hide_padding
 from polewise.options import require_at_least, require_types
 
@@ -32,7 +32,7 @@ class LongConvConfig:
     kernels: int = 2
     """Kernels in each channel."""
     squash: float = 0.003
-    """Taps smaller than this count as 0."""
+    """All taps are this much smaller; those that would change their sign are 0."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -67,7 +67,7 @@ class LongConv(nn.Module):
         self.config = config
         self.causal = config.causal
         self.convolutions = nn.ModuleList(
-            LongConvEmbedder(config.dim, config.taps, config.squash) for _ in range(config.kernels)
+            RegularisedConv(config.dim, config.taps, config.squash) for _ in range(config.kernels)
         )
         self.to_output = nn.Linear(config.kernels * config.dim, 2 * config.dim)
 

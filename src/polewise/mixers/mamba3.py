@@ -97,7 +97,7 @@ class Mamba3State(NamedTuple):
 
 class Mamba3(nn.Module):
     """The selective state space with a complex pole for every token: its closest relative here
-    is Focus, which places a pole for every bin.
+    is the memory of Focus, whose radius every step chooses and whose angle is learned.
 
     Implemented: the turning poles, the trapezoidal rule, data-dependent rates, norms and biases
     of B and C, gate and skip, no short convolution, all with the published start. Not

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers import DampedEma, PositionBias, RmsNorm, nearby_attention, require_input
-from polewise.ops import AttentionState
+from polewise.ops import WindowState
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
 from polewise.options import require_at_least, require_types
@@ -72,7 +72,7 @@ class MegaState(NamedTuple):
     """What a segment hands to the next one. Batch first, constant in length."""
 
     ema: Float[Tensor, "batch memories dim"]
-    attention: AttentionState
+    attention: WindowState
 
 
 class Mega(nn.Module):

@@ -31,16 +31,17 @@ from polewise.layers import (
     BinFeatures,
     BinFeaturesState,
     Features,
-    LongConvEmbedder,
     PositionBias,
     Realisation,
     RecurrentEmbedder,
+    RegularisedConv,
     RmsNorm,
     nearby_attention,
     require_filters,
     require_input,
+    steps_before,
 )
-from polewise.ops import AttentionState
+from polewise.ops import WindowState
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
 from polewise.options import require_at_least, require_multiple, require_types
@@ -149,7 +150,7 @@ class PublishedFocusConfig:
 
     def _bin_features(self) -> BinFeatures:
         long = self.hypernetwork.endswith("long_conv")
-        embedder = LongConvEmbedder(self.dim, self.taps) if long else RecurrentEmbedder(self.dim)
+        embedder = RegularisedConv(self.dim, self.taps) if long else RecurrentEmbedder(self.dim)
         return BinFeatures(embedder, self.bin_length, self.windows, causal=self.causal)
 
 
@@ -160,7 +161,7 @@ class PublishedFocusState(NamedTuple):
     """Steps seen so far by each row, which fixes its place in bin and chunk."""
     features: BinFeaturesState | None
     filter: Float[Tensor, "batch dim filters 2"]
-    attention: AttentionState
+    attention: WindowState
 
 
 class PublishedFocus(nn.Module):
@@ -261,14 +262,9 @@ class PublishedFocus(nn.Module):
         self._require_usable(x, state, shared)
         given = hide_padding(x, lengths)
         x = self.norm(given)
-        position = (
-            state.position
-            if state is not None
-            else torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        )
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths, **self.units)
-            position = position + self.shards.rank * x.shape[1]
+        position = steps_before(x, state.position if state else None, self.shards)
         features_state = None
         if self.features is not None:
             shared, features_state = self.features(x, state.features if state else None, lengths)
@@ -321,8 +317,8 @@ class PublishedFocus(nn.Module):
         k: Tensor,
         v: Tensor,
         lengths: Tensor | None,
-        state: AttentionState | None,
-    ) -> tuple[Tensor, AttentionState | None]:
+        state: WindowState | None,
+    ) -> tuple[Tensor, WindowState | None]:
         """Eq. 10: inside chunks, or over the last tokens."""
         config = self.config
         q, k, v = (part.unflatten(-1, (config.heads, -1)) for part in (q, k, v))

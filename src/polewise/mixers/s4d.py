@@ -7,8 +7,8 @@ For a sequence x, in every channel with N/2 complex modes n:
     y[t]      = 2 Re sum_n C_n (pole_n - 1) / A_n s_n[t] + D x[t]         zero-order hold
     output    = a * sigmoid(b),   (a, b) = W GELU(y)
 
-Every mode is a normal-form filter whose poles never change: Focus without its hypernetwork, with
-many filters in each channel and no attention.
+Every mode is a normal-form filter whose poles never change: a layer of Focus without memory, with
+many filters in each channel and no short convolution.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class Placing(NamedTuple):
     realisation: Realisation
     """What its coefficients are: (decay, angle), or (a1, a2)."""
     x: Tensor
+    """No longer than its longest row."""
     shared: dict[str, Any]
     """The model's features, where one network serves all layers; else nothing."""
 
@@ -56,5 +57,8 @@ def _note(
     named: dict[str, Any],
 ) -> None:
     x = positional[0] if positional else named["x"]
+    lengths = positional[2] if len(positional) > 2 else named.get("lengths")
+    if lengths is not None:
+        x = x[:, : max(int(lengths.max()), 1)]
     shared = {key: value for key, value in named.items() if key == "shared"}
     seen[name] = Placing(mixer, realisation, x.detach(), shared)

@@ -88,11 +88,8 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
             f"got {tuple(prompt.shape)}."
         )
     mask = arguments.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1:] == 0).any()):
-        raise ValueError(
-            "attention_mask must end in a 1 in every row: what is written follows the last "
-            "column. Pad at the left (padding_side='left')."
-        )
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        require_real_end(mask)
     cache = arguments.get("cache")
     cache = arguments.get("past_key_values") if cache is None else cache
     if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
@@ -102,6 +99,20 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
                 f"{name} must be the whole text, or have an attention_mask over all of it: "
                 f"the cache has read {cache.length} columns; got {columns}."
             )
+
+
+def require_real_end(mask: Tensor) -> None:
+    """Check that the last column of a mask, (batch, length), which is gone on from, is real.
+
+    Raises:
+        ValueError: padding at the right.
+    """
+    if bool((mask[:, -1:] == 0).any()):
+        raise ValueError(
+            "attention_mask must end in a 1 in every row, and without one no row may end in the "
+            "padding token: what is written follows the last column. Pad at the left "
+            "(padding_side='left')."
+        )
 
 
 def refuse_unknown(arguments: dict[str, Any]) -> None:

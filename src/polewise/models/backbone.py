@@ -51,7 +51,7 @@ class BackboneState(NamedTuple):
 class Backbone(nn.Module):
     """Blocks, then a norm.
 
-    In training, with `checkpoint_activations`, every `checkpoint_every`th block is recomputed in
+    In training, with `gradient_checkpointing`, every `checkpoint_every`th block is recomputed in
     the backward pass by `checkpoint`.
     """
 
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         )
         self.norm = RmsNorm(dim)
         self.causal = all(mixer.causal for mixer in mixers)
-        self.checkpoint_activations = False
+        self.gradient_checkpointing = False  # tools ask for it by this name
         self.checkpoint_every = 1
         self.checkpoint: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
         self.shards: Shards | None = None
@@ -102,7 +102,7 @@ class Backbone(nn.Module):
             before = state.layers[layer] if state else None
             if read is not None:
                 read.append(x if self.shards is None else self.shards.whole(x))
-            due = self.checkpoint_activations and layer % self.checkpoint_every == 0
+            due = self.gradient_checkpointing and layer % self.checkpoint_every == 0
             if due and self.training:
                 x, after = self.checkpoint(partial(block, **given), x, before, lengths)
             else:

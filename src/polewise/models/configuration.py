@@ -81,8 +81,12 @@ class PolewiseConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """What is written: beside what differs from the defaults, the mixer with all its options,
         so that a saved model stays what it is whatever the defaults become."""
-        written = {"mixer": self.mixer, "mixer_options": dict(self.mixer_options or {})}
-        return super().to_diff_dict() | written
+        written = super().to_diff_dict()
+        if type(self).__module__.split(".")[0] == "polewise":
+            written.pop(
+                "auto_map", None
+            )  # of the folder it was loaded from, whose code stays there
+        return written | {"mixer": self.mixer, "mixer_options": dict(self.mixer_options or {})}
 
     def backbone(self) -> BackboneConfig:
         """The same choice in plain torch, checked."""

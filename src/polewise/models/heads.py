@@ -33,13 +33,24 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
+        """Scores of the labels, as `logits`, (batch, num_labels).
+
+        Args:
+            input_ids: (batch, length) tokens.
+            attention_mask: (batch, length), 0 where a step does not exist.
+            input_values: (batch, length, features), for models of numbers.
+            inputs_embeds: (batch, length, hidden_size), in place of either.
+            labels: (batch,) integers; or numbers like the scores, to be met (`num_labels=1`) or
+                each true or false. The loss is that of `config.problem_type`.
+            kwargs: as in `PolewiseModel.forward`.
+        """
         if kwargs.get("seq_idx") is not None:
             raise ValueError("seq_idx must be None: a row has one label, so it is one document.")
         _refuse_cache(kwargs)
         num_items = kwargs.pop("num_items_in_batch", None)
         output = self.model(
             input_ids, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
-            **kwargs | {"use_cache": False},
+            **kwargs | {"use_cache": False, "return_dict": True},
         )  # fmt: skip
         logits = self.score(pool(output.last_hidden_state, attention_mask, self.config.pooling))
         loss = None
@@ -50,6 +61,9 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
                 config=self.config,
                 num_items_in_batch=num_items,
             )
+            if num_items is not None and self.config.problem_type != "single_label_classification":
+                # A mean, of which a Trainer that counts expects a share.
+                loss = loss * labels.numel() / num_items
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states
         )
@@ -98,7 +112,7 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         _refuse_cache(kwargs)
         output = self.model(
             None, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
-            **kwargs | {"use_cache": False},
+            **kwargs | {"use_cache": False, "return_dict": True},
         )  # fmt: skip
         last = pool(output.last_hidden_state, attention_mask, "last")
         shape = (self.config.prediction_length, self.config.num_input_features)

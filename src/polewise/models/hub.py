@@ -40,7 +40,7 @@ Sequence mixer `{mixer}`, {parameters:,} parameters. It reads sequences of any l
 state of constant size.
 
 ```bash
-pip install torch transformers safetensors numpy numba jaxtyping
+pip install torch "transformers>=5.24,<6" safetensors numpy numba jaxtyping
 ```
 
 ```python

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTimeSeriesPrediction,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from polewise.models.cache import PolewiseCache as PolewiseCache
 from polewise.models.configuration import PolewiseConfig as PolewiseConfig
@@ -27,3 +28,5 @@ AutoModelForSequenceClassification.register(
     PolewiseConfig, PolewiseForSequenceClassification, exist_ok=True
 )
 AutoModelForTimeSeriesPrediction.register(PolewiseConfig, PolewiseForForecasting, exist_ok=True)
+# Where a Trainer that smooths labels looks for models whose labels are their input, to shift them.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["polewise"] = "PolewiseForCausalLM"

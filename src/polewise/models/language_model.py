@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from polewise.models.arguments import require_prompt
+from polewise.models.arguments import require_prompt, require_real_end
 from polewise.models.backbone import BackboneState
 from polewise.models.cache import PolewiseCache
 from polewise.models.configuration import PolewiseConfig
@@ -67,18 +67,22 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         output = self.model(
-            input_ids, attention_mask, cache, inputs_embeds, use_cache,
-            seq_idx=seq_idx, **kwargs,
+            input_ids, attention_mask, cache=cache, inputs_embeds=inputs_embeds,
+            use_cache=use_cache, seq_idx=seq_idx, return_dict=True, **kwargs,
         )  # fmt: skip
         logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
+            before = _num_targets(labels)
             if seq_idx is not None:
                 labels = labels.masked_fill(first_of_documents(seq_idx) | (seq_idx < 0), -100)
             if attention_mask is not None:
                 real = attention_mask[:, -labels.shape[1] :].bool()
                 after_real = torch.cat([real[:, :1], real[:, :-1]], 1)
                 labels = labels.masked_fill(~(real & after_real), -100)
+            if num_items is not None:  # who counted them knew nothing of documents and masks
+                left = _num_targets(labels)
+                num_items = torch.where(left > 0, num_items * left / before.clamp(min=1), num_items)
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
@@ -101,7 +105,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             ValueError: the state of another model or batch, or tokens out of range.
         """
         rows = real_tokens_first(self.model.embed(input_ids), None)
-        hidden, state = self.model._read(rows, state)
+        hidden, state = self.model._read(rows, state, name="state")
         return self.lm_head(hidden), state
 
     def initial_state(self, batch_size: int = 1) -> BackboneState:
@@ -154,6 +158,11 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             "constant size instead. Use generate with a padded batch."
         )
 
+    def _prepare_attention_mask_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        mask = super()._prepare_attention_mask_for_generation(*args, **kwargs)
+        require_real_end(mask)
+        return mask
+
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
     ) -> None:
@@ -165,3 +174,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             )
         if model_kwargs.get("cache") is None and generation_config.use_cache:
             model_kwargs["cache"] = PolewiseCache()
+
+
+def _num_targets(labels: Tensor) -> Tensor:
+    """How many tokens are to be foretold: the first of a row has nothing before it."""
+    return (labels[:, 1:] != -100).sum()

@@ -37,7 +37,7 @@ class PolewisePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True
     # What decides a pole stays float32 in a half-precision model: bfloat16 has no number
@@ -79,7 +79,7 @@ class PolewisePreTrainedModel(PreTrainedModel):
     ) -> None:
         for module in self.modules():
             if isinstance(module, Backbone):
-                module.checkpoint_activations = enable
+                module.gradient_checkpointing = enable
                 module.checkpoint_every = every_n_layers
                 module.checkpoint = gradient_checkpointing_func or module.checkpoint
 
@@ -205,8 +205,13 @@ class PolewiseModel(PolewisePreTrainedModel):
         return state
 
     def _read(
-        self, rows: Rows, state: BackboneState | None, read: list[Tensor] | None = None
+        self,
+        rows: Rows,
+        state: BackboneState | None,
+        read: list[Tensor] | None = None,
+        name: str = "cache",
     ) -> tuple[Tensor, BackboneState | None]:
+        """Hidden states and the state after them; `name` is what the caller calls the state."""
         one_token = rows.x.shape[1] == 1 and rows.lengths is None and read is None
         compiled = one_token and self._read_token is not None
         backbone = self._read_token if compiled else self.backbone
@@ -214,7 +219,7 @@ class PolewiseModel(PolewisePreTrainedModel):
             y, after = backbone(rows.x, state, rows.lengths, read=read)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
             if state is not None:  # the likely reason, in the caller's words
-                require_like("cache", state, self.initial_state(len(rows.x)))
+                require_like(name, state, self.initial_state(len(rows.x)))
             raise
         return rows.restore(y), after
 

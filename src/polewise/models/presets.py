@@ -8,7 +8,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The paper's language model, in the block layout its text spells: square gates, one
     # shared projection for queries and keys, a feed-forward of 1024. One long kernel for
     # all layers chooses the poles. 22.2M parameters (21.1M with hypernetwork="none").
-    "focus-22m": {
+    "published-focus-22m": {
         "mixer": "published_focus",
         "hidden_size": 512,
         "num_hidden_layers": 8,
@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     # The other layout that gives the same count: values of 1024 as in MEGA, no feed-forward.
-    "focus-22m-noffn": {
+    "published-focus-22m-noffn": {
         "mixer": "published_focus",
         "hidden_size": 512,
         "num_hidden_layers": 8,

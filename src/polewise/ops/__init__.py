@@ -7,7 +7,7 @@ study.
 """
 
 from polewise.ops.associative_filter import associative_filter
-from polewise.ops.chunked_attention import AttentionState, chunked_attention
+from polewise.ops.chunked_attention import WindowState, chunked_attention
 from polewise.ops.circular_filter import circular_filter
 from polewise.ops.direct_form import direct_form_filter
 from polewise.ops.gated_filter import gated_filter
@@ -18,8 +18,8 @@ from polewise.ops.short_conv import short_conv
 from polewise.ops.turn import turn
 
 __all__ = [
-    "AttentionState",
     "KernelSpectrum",
+    "WindowState",
     "associative_filter",
     "chunked_attention",
     "circular_filter",

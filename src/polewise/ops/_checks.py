@@ -74,13 +74,6 @@ def checked_lengths(lengths: Tensor | None, x: Tensor) -> Tensor | None:
     return lengths.to(torch.int64).clamp(0, x.shape[1])
 
 
-def rows_of_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
-    """How many steps of each row are real: (batch,) int64."""
-    if lengths is None:
-        return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
-    return checked_lengths(lengths, x)  # type: ignore[return-value]
-
-
 def require_offset(offset: int | Tensor, bin_length: int, x: Tensor) -> None:
     """`offset` can say where `x[:, 0]` stands in its bin: one number, or one a row."""
     if isinstance(offset, Tensor):

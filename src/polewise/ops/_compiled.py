@@ -9,16 +9,21 @@ runtime that would spin beside torch's own.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import mmap
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numba.core.caching import FunctionCache
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from torch import Tensor
 
@@ -39,12 +44,43 @@ class _Disjoint(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
+class _MachineCode(FunctionCache):
+    """Machine code on disk: a help, on which no call depends. What cannot be read, such as a file
+    that was cut short, is compiled and written anew; what cannot be written, as on a full disk, is
+    compiled once a process."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # there is no end of what damaged files raise
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            with suppress(OSError):  # it is written first, and may name code that is not there yet
+                os.unlink(self._cache_file._index_path)
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        # Loops contain each other across files, and a loop's own file is all that numba asks for.
+        return (*super()._index_key(sig, codegen), _sources())
+
+
+@cache
+def _sources() -> str:
+    """A digest of everything that is compiled."""
+    files = sorted(Path(__file__).parent.glob("*_*.py"))
+    return hashlib.sha256(b"".join(each.read_bytes() for each in files)).hexdigest()
+
+
 def compiled(loop: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile at the first call; keep the machine code on disk where that is allowed.
 
     Multiplications and additions may fuse, which only makes them more exact. Nothing
-    else of IEEE arithmetic is given up: NaN and infinity travel as they must. Machine code on disk
-    is made anew when the loop's own file changes; after a change of these options, touch it.
+    else of IEEE arithmetic is given up: NaN and infinity travel as they must.
     """
     options = {
         "nogil": True,
@@ -53,10 +89,10 @@ def compiled(loop: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         "boundscheck": False,
         **options,
     }
-    try:
-        return numba.njit(cache=True, **options)(loop)
-    except RuntimeError:  # no folder to cache in: compile once a process instead
-        return numba.njit(**options)(loop)
+    dispatcher = numba.njit(**options)(loop)
+    with suppress(RuntimeError):  # no folder to keep it in
+        dispatcher._cache = _MachineCode(loop)
+    return dispatcher
 
 
 def vectorised(loop: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 The compiler has no exponential for several lanes, so here is one: e^-|z| = 2^n e^f with a whole
 number n and |f| <= ln(2) / 2, e^f by a polynomial of degree 7, 2^n by writing n where a float32 has
 its exponent. The relative error is at most 2e-7, three units in the last place, for every z above
--87; below, the result is that at -87, which is 1.6e-38. NaN stays NaN.
+-87; below, the result is 0 in place of 1.6e-38 and less. NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -48,4 +48,5 @@ def sigmoid(z):
     p = p * f + _F(5.0000001201e-1)
     e = (p * f * f + f + _F(1)) * _with_bits(np.int32((np.int32(n) + 127) << 23))
     large = _F(1) / (_F(1) + e)
-    return large if z >= 0 else e * large
+    small = _F(0) if z < _F(-87) else e * large
+    return large if z >= 0 else small

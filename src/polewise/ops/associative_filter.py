@@ -35,6 +35,9 @@ CHUNK = 32
 LARGEST_KEY = 128
 """Widest key that a Triton kernel keeps in registers."""
 
+SMALLEST_DECAY = 1e-30
+"""Smaller ones act as this one, whose logarithm float32 still has."""
+
 SPAN = 64
 """Chunks whose states are found at once; longer sequences go span by span."""
 
@@ -145,7 +148,7 @@ def associative_filter(
         if run is _compiled:
             y, last = _compiled(q, k, v, decay, angle, step, skip, state, key_head)
         else:
-            if q.shape[2] > 1 and key_head != list(range(heads)):
+            if q.shape[2] > 1 and key_head != list(range(q.shape[2])):
                 # Not by index: a list of them is sent to a GPU, which is waited for, at every call.
                 of_q, of_k = q.unbind(2), k.unbind(2)
                 q = torch.stack([of_q[head] for head in key_head], 2)
@@ -186,7 +189,7 @@ def _step_by_step(q, k, v, decay, angle, state):
     outputs = []
     for t in range(q.shape[1]):
         product = k[:, t, :, :, None] * v[:, t, :, None, :]
-        radius = decay[:, t, :, None, None].clamp(min=1e-30)
+        radius = decay[:, t, :, None, None].clamp(min=SMALLEST_DECAY)
         if angle is None:
             state = (radius * state[:, :, 0] + product)[:, :, None]
         else:
@@ -227,7 +230,7 @@ def _span(q, k, v, poles, state):
     Letters: b batch, h heads, n, m chunks, i, j steps of a chunk, k key_dim, v value_dim,
     p parts of the state (real, imaginary).
     """
-    log_decay = poles[..., 0].clamp(min=1e-30).log()
+    log_decay = poles[..., 0].clamp(min=SMALLEST_DECAY).log()
     q, k, v, log_decay = (_chunks(part) for part in (q, k, v, log_decay))
 
     # How much of step j is left at step i, and at both ends of the chunk.
@@ -279,7 +282,7 @@ def _triton(q, k, v, decay, angle, state):
 def _compiled(q, k, v, decay, angle, step, skip, state, key_head):
     step = torch.ones_like(decay) if step is None else step
     skip = v.new_zeros(v.shape[2]) if skip is None else skip.to(v.dtype)
-    decay = decay.clamp(min=1e-30)
+    decay = decay.clamp(min=SMALLEST_DECAY)
     parts = [decay] if angle is None else [decay * angle.cos(), decay * angle.sin()]
     pole = torch.stack(parts, -1)[..., None]
     y, last, _ = filtered_products(q, k, v, step, pole, skip, state, key_head)

@@ -28,7 +28,7 @@ from polewise.ops.padding import hide_padding, newest, real_steps
 from polewise.ops.taint import clean_and_mark, put_back
 
 
-class AttentionState(NamedTuple):
+class WindowState(NamedTuple):
     """What the next segment can still see. Batch first; its size never grows."""
 
     keys: Float[Tensor, "batch chunk heads head_dim"]
@@ -48,9 +48,9 @@ def chunked_attention(
     causal: bool = True,
     sliding: bool = False,
     lengths: Int[Tensor, " batch"] | None = None,
-    state: AttentionState | None = None,
+    state: WindowState | None = None,
     backend: Literal["reference", "torch"] | None = None,
-) -> tuple[Float[Tensor, "batch length heads value_dim"], AttentionState | None]:
+) -> tuple[Float[Tensor, "batch length heads value_dim"], WindowState | None]:
     r"""Softmax attention inside chunks of $M$ tokens.
 
     $$ y_i = \sum_{j \in V(i)} \operatorname{softmax}_j\!\left(
@@ -120,8 +120,8 @@ def chunked_attention(
         require_like("state.keys", keys, (*kept, head_dim), q, axes.format("head_dim"))
         require_like("state.values", values, (*kept, v.shape[-1]), q, axes.format("value_dim"))
         require_rows("state.position", state.position, q)
-        before = AttentionState(keys, values, state.position)
-    after = AttentionState(
+        before = WindowState(keys, values, state.position)
+    after = WindowState(
         newest(before.keys, k, lengths), newest(before.values, v, lengths), before.position + steps
     )
     if length == 1 and backend is None:
@@ -133,9 +133,9 @@ def chunked_attention(
     return hide_padding(y, lengths), after
 
 
-def _empty_state(k: Tensor, v: Tensor, chunk_length: int) -> AttentionState:
+def _empty_state(k: Tensor, v: Tensor, chunk_length: int) -> WindowState:
     batch = k.shape[0]
-    return AttentionState(
+    return WindowState(
         k.new_zeros(batch, chunk_length, *k.shape[2:]),
         v.new_zeros(batch, chunk_length, *v.shape[2:]),
         torch.zeros(batch, dtype=torch.int64, device=k.device),

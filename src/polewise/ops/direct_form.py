@@ -16,16 +16,17 @@ from torch import Tensor
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
     accumulator_dtype,
+    checked_lengths,
     refuse_second_derivative,
     require_bins,
     require_like,
     require_offset,
     require_positive,
     require_sequence,
-    rows_of_lengths,
     rows_of_offsets,
     usable_backend,
 )
+from polewise.ops.padding import real_steps
 
 
 def direct_form_filter(
@@ -108,7 +109,7 @@ def direct_form_filter(
     run = _BACKENDS[usable_backend(backend, _BACKENDS, x)]
     y, state = run(
         x if run is _triton else x.to(dtype), a, rows_of_offsets(offset, x),
-        rows_of_lengths(lengths, x), state, bin_length, bool(reset),
+        real_steps(x, checked_lengths(lengths, x)), state, bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 

@@ -19,8 +19,8 @@ from polewise.ops._checks import (
     usable_backend,
 )
 from polewise.ops.autocast import without_autocast
+from polewise.ops.kept import Kept
 from polewise.ops.padding import hide_padding, newest
-from polewise.ops.taint import may_look
 
 
 def long_conv(
@@ -89,35 +89,19 @@ def long_conv(
 
 
 class KernelSpectrum:
-    """Keeps the spectrum of one kernel from call to call, for one length at a time.
+    """Keeps the spectrum of one kernel from call to call, for one length at a time, where no
+    gradient of the kernel is wanted (`Kept`).
 
-    Only where no gradient of the kernel is wanted. The kernel is compared value by value before its
-    spectrum is used again, a tenth of the transform's cost, so that no way of changing it is
-    overlooked. On an accelerator, which would have to be waited for, and in compiled programs
-    nothing is kept. Copies and files of a module go without it.
-
-    Costs the memory of the kernel and of its spectrum, about as much as `length + taps` more taps.
+    To compare the kernel takes a tenth of the transform's time. Costs the memory of the kernel and
+    of its spectrum, about as much as `length + taps` more taps.
     """
 
-    _kept: tuple[Tensor, int, Tensor] | None = None
+    def __init__(self) -> None:
+        self._kept = Kept()
 
     def of(self, kernel: Float[Tensor, "taps dim"], size: int) -> Tensor:
         """The real FFT of `kernel`, zero-padded to `size`, in float32 or wider."""
-        if not may_look(kernel) or (torch.is_grad_enabled() and kernel.requires_grad):
-            return _spectrum(kernel, size)
-        kept = self._kept
-        if kept is None or kept[1] != size or not _same(kept[0], kernel):
-            # Not as inference tensors, which a later call with gradients could not use.
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._kept = kernel.detach().clone(), size, _spectrum(kernel, size)
-        return kept[2]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {}
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return left.dtype == right.dtype and torch.equal(left, right)
+        return self._kept(lambda: _spectrum(kernel, size), [kernel], size)
 
 
 def _spectrum(kernel: Tensor, size: int) -> Tensor:

@@ -17,18 +17,21 @@ from torch import Tensor
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
     accumulator_dtype,
+    checked_lengths,
     refuse_second_derivative,
     require_bins,
     require_like,
     require_offset,
     require_positive,
     require_sequence,
-    rows_of_lengths,
     rows_of_offsets,
     usable_backend,
 )
 from polewise.ops.associative_filter import associative_filter
-from polewise.ops.padding import hide_padding
+from polewise.ops.padding import hide_padding, real_steps
+
+SEGMENT = 128
+"""Steps between two kept states: the gradient recomputes the states in between."""
 
 
 def normal_form_filter(
@@ -135,10 +138,13 @@ def normal_form_filter(
         mix = mix[None, None]
     if skip is None and run is not _triton:
         skip = torch.zeros(dim, dtype=dtype, device=x.device)
+    lengths = checked_lengths(lengths, x)
     y, state = run(
         x if run is _triton else x.to(dtype), decay, angle, mix, skip, rows_of_offsets(offset, x),
-        rows_of_lengths(lengths, x), state, bin_length, bool(reset),
+        real_steps(x, lengths), state, bin_length, bool(reset),
     )  # fmt: skip
+    if run is _triton and skip is not None:
+        y = torch.addcmul(y, skip, hide_padding(x, lengths))
     return y.to(x.dtype), state
 
 
@@ -209,8 +215,9 @@ def _blockwise(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, 
 
 
 def _of_open_length(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
-    """An exported program that leaves the length open has no loop over it, but a filter of products
-    has none: with Phi the sum of angles so far, the step from s to t counts as q[t] . k[s] with
+    """The filter by matrix products: an exported program cannot loop over a length that it does not
+    know, and the associative filter needs no such loop. With Phi the sum of angles so far, what was
+    read at s counts at t as q[t] . k[s] with
 
         k = (cos Phi, sin Phi),    q = (c0 cos Phi + c1 sin Phi, c0 sin Phi - c1 cos Phi)
     """
@@ -243,7 +250,7 @@ def _triton(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, res
     pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
     mix = mix.expand(*decay.shape, 2)
     y, last, _ = forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
-    return y if skip is None else y + skip * hide_padding(x, lengths), last
+    return y, last  # what passes is added outside
 
 
 def _compiled(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):
@@ -344,6 +351,3 @@ def _backward(ctx, grad_y, grad_last, _):
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
-
-SEGMENT = 128
-"""Steps between two kept states: the gradient recomputes the states in between."""

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from polewise.ops.associative_filter import associative_filter
+from polewise.ops.associative_filter import SMALLEST_DECAY, associative_filter
 from polewise.ops.direct_form import direct_form_filter
 from polewise.ops.normal_form import normal_form_filter
 
@@ -152,7 +152,7 @@ def associative_state_before(
     """The state of `associative_filter` before this piece, with real poles: its own size a process,
     and a pole."""
     _, end = associative_filter(k, k, v, decay, step=step, key_head=key_head)
-    pole = decay.to(end.dtype).clamp(min=1e-30).log().sum(1).exp()[..., None, None, None]
+    pole = decay.to(end.dtype).clamp(min=SMALLEST_DECAY).log().sum(1).exp()[..., None, None, None]
     return shards.state_before(pole, end, _scale_and_add)
 
 

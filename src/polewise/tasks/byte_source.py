@@ -76,16 +76,20 @@ class FileBytes:
                 f"source must not change while it is read; {self.path} was changed: it had "
                 f"{len(self):,} bytes and has {self._identity()[0]:,}. Start again with a copy."
             )
-        try:
-            content = os.pread(self._file.fileno(), stop - start, start)
-        except OSError as error:
-            raise ValueError(f"source must be readable; {self.path}: {error}.") from error
-        if len(content) != stop - start:
-            raise ValueError(
-                f"source must not change while it is read; {self.path} ended at byte "
-                f"{start + len(content):,} of {len(self):,}."
-            )
-        return np.frombuffer(content, dtype=np.uint8)
+        content = np.empty(stop - start, dtype=np.uint8)
+        done = 0
+        while done < len(content):  # the system may give less at once than it is asked for
+            try:
+                got = os.preadv(self._file.fileno(), [content[done:].data], start + done)
+            except OSError as error:
+                raise ValueError(f"source must be readable; {self.path}: {error}.") from error
+            if not got:
+                raise ValueError(
+                    f"source must not change while it is read; {self.path} ended at byte "
+                    f"{start + done:,} of {len(self):,}."
+                )
+            done += got
+        return content
 
     def fingerprint(self) -> str:
         return _fingerprint(self)

@@ -2,8 +2,9 @@
 
     k1 v1 k2 v2 ... kN vN . . k2 . . . k1 . ...          at every key the model must say its value
 
-The distribution is that of Arora et al. 2023, "Zoology" (HazyResearch/zoology,
-`zoology/data/multiquery_ar.py`).
+A sequence is drawn as in Arora et al. 2023, "Zoology" (HazyResearch/zoology,
+`zoology/data/multiquery_ar.py`). Of several loads each has as many steps as the others; there the
+smallest has five times as many.
 """
 
 from __future__ import annotations

@@ -96,6 +96,11 @@ class Task(Protocol):
         ...
 
 
+def reaches(task: Task, value: float, target: float) -> bool:
+    """Whether a headline metric is as good as a target."""
+    return value == target or is_better(task, value, target)
+
+
 def is_better(task: Task, value: float, than: float) -> bool:
     """Whether a headline metric is better than another."""
     return value > than if task.higher_is_better else value < than

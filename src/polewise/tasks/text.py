@@ -20,7 +20,7 @@ from torch import Tensor
 from polewise.did_you_mean import did_you_mean
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.byte_source import ByteSource, MemoryBytes, open_bytes
-from polewise.tasks.data_sets import find
+from polewise.tasks.data_sets import DATA_SETS, find
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NUM_BYTES = 256
@@ -178,7 +178,14 @@ class TextTask:
         if self.source == "embedded":
             return MemoryBytes(_embedded_text())
         if self.source in _NAMED:
-            return open_bytes(find(self.source)[0])
+            (path,), (file,) = find(self.source), DATA_SETS[self.source].files
+            text = open_bytes(path)
+            if len(text) != file.num_bytes:
+                raise ValueError(
+                    f"source {self.source} must have {file.num_bytes:,} bytes; {path} has "
+                    f"{len(text):,}. To learn from it as it is, give its path."
+                )
+            return text
         path = Path(self.source)
         if not os.path.lexists(path):
             names = ["embedded", *_NAMED]

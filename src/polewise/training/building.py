@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,21 +51,33 @@ def require_splittable(run: Run, processes: int) -> None:
     """Check that the run's sequences can be cut into one piece for each process.
 
     Raises:
-        ValueError: a piece would not hold whole bins and chunks, or the mixer looks ahead.
+        ValueError: rows have lengths of their own, pieces would not be equal or not hold whole
+            bins and chunks, or the mixer looks ahead.
     """
     model = model_without_numbers(run.task.spec, run.model)
     try:
         sharding.require_splittable(model)
     except ValueError as error:
         raise ValueError(f"split_sequence must be False for this mixer: {error}") from error
-    for part in model.modules():
-        for name, steps in getattr(part, "units", {}).items():
-            unit = processes * steps
-            if run.task.spec.length % unit:
+    batch = next(run.task.train_batches(run.training.seed))
+    if "lengths" in batch:
+        raise ValueError(
+            f"split_sequence must be False for {run.task_name}: its rows have lengths of their own."
+        )
+    units = [(f"processes x {name}", processes * steps) for name, steps in _units(model)]
+    for name, unit in (("processes", processes), *units):
+        for length in (run.task.spec.length, batch["inputs"].shape[1]):
+            if length % unit:
                 raise ValueError(
-                    f"split_sequence needs a length that is a multiple of processes x {name} = "
-                    f"{unit}; got {run.task.spec.length}."
+                    f"split_sequence needs a length that is a multiple of {name} = {unit}; got "
+                    f"{length}."
                 )
+
+
+def _units(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Steps that a piece of a sequence must hold whole, by their names."""
+    for part in model.modules():
+        yield from getattr(part, "units", {}).items()
 
 
 def planned_model(run: Run) -> nn.Module:

@@ -46,21 +46,24 @@ _REMEDIES = {
 
 
 @contextmanager
-def explained_saving(what: str, folder: Path) -> Iterator[None]:
+def explained_saving(what: str, folder: Path, then: str = "resume the run") -> Iterator[None]:
     """Turn a failed write into a SaveError that names the folder and the remedy."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        # The tokenizers have no class of error of their own.
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+            raise
         remedy = _REMEDIES.get(_code(error) or 0, "see to the cause")
         reason = getattr(error, "strerror", None) or str(error)
         raise SaveError(
             f"{what} must be written to {folder}, and could not be: {reason}; {remedy}, then "
-            f"resume the run. What was saved there before is kept."
+            f"{then}. What was saved there before is kept."
         ) from error
 
 
-def _code(error: OSError | SafetensorError) -> int | None:
-    """Return the error number; safetensors tells it in words, `(os error 28)`."""
+def _code(error: Exception) -> int | None:
+    """Return the error number; code in Rust tells it in words, `(os error 28)`."""
     if isinstance(error, OSError):
         return error.errno
     told = re.search(r"os error (\d+)", str(error))

@@ -92,8 +92,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in files.items():
         if not name or name != Path(name).name or name in (".", "..", MANIFEST) or "\0" in name:
             raise ValueError(f"{MANIFEST} names {name!r}, which is no file of this folder")
-        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
-            raise ValueError(f"{MANIFEST} does not say the size of {name}")
+        sealed = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+        if not sealed or not isinstance(entry.get("size"), int):
+            raise ValueError(f"{MANIFEST} does not say size and SHA-256 of {name}")
     return files
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.models.backbone import Backbone
 from polewise.models.block import Block
-from polewise.tasks import Batch, TextTask, is_better
+from polewise.tasks import Batch, TextTask, is_better, reaches
 from polewise.training.building import build_model
 from polewise.training.checkpoint import (
     checkpoint_limit,
@@ -80,7 +80,7 @@ class Session:
             shard_sequence(model)
         for part in model.modules():
             if isinstance(part, Backbone):
-                part.checkpoint_activations = options.checkpoint_activations
+                part.gradient_checkpointing = options.checkpoint_activations
             if isinstance(part, Block) and options.compile:
                 part.compile()
         if not self.is_sharded:
@@ -147,7 +147,7 @@ class Session:
             return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
         if not self.any_says(error is not None):
             return None
-        if self.saved_at != self.progress.step:
+        if self.any_says(self.saved_at != self.progress.step):
             self.save()
         kind = ValueError if isinstance(error, ValueError) else StalledError
         raise kind(
@@ -340,7 +340,7 @@ class Session:
         if self.options.stop_at is None or self.evaluated_at != self.progress.step:
             return False
         value, target = self.metrics[self.task.headline], self.options.stop_at
-        return value == target or is_better(self.task, value, target)
+        return reaches(self.task, value, target)
 
     def spent(self) -> float:
         """Return the share of the budget that is spent, the same in all processes."""

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polewise.recipes.parameter_matching import count_parameters
-from polewise.recipes.studies.study import Comparison, Measured, Study, Trial
-from polewise.recipes.studies.trial_run import is_of
+from polewise.recipes.studies.study import Comparison, Measured, Study
+from polewise.recipes.studies.trial_run import is_as_large, is_of
 from polewise.training.durable import alone_in, replace_file
 
 FORMAT = 1
@@ -47,7 +45,11 @@ class Results:
             if name in self.rows:
                 continue
             trial = trials.get(name)
-            if trial is not None and _is_of(row, trial):
+            if (
+                trial is not None
+                and is_of(row["configuration"], trial.run)
+                and is_as_large(row.get("parameters"), trial.run)
+            ):
                 self.rows[name] = row
             elif name not in self.outdated:
                 self.outdated.append(name)
@@ -130,12 +132,3 @@ def _describe(comparison: Comparison) -> dict[str, Any]:
         "max_seconds": training.max_seconds,
         "stop_at": training.stop_at,
     }
-
-
-def _is_of(row: Mapping[str, Any], trial: Trial) -> bool:
-    """Whether a row is a run of today's trial: the same options, and a model of the same size."""
-    if not is_of(row["configuration"], trial.run):
-        return False
-    # An option that is new since then may have changed the model that the others describe.
-    size = count_parameters(trial.run.task.spec, trial.run.model)
-    return row.get("parameters") in (None, size)

@@ -78,7 +78,7 @@ def run_study(
     """
     _require_fair(study, jobs)
     ledger = _Ledger(study, out, Results(study, results), only, console or Console())
-    _require_as_many_threads(ledger, jobs)
+    _require_alike(ledger, jobs)
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with stop_requests() as stop:
         if jobs == 1:
@@ -127,7 +127,7 @@ class _Ledger:
         # Runs that another call has finished, or this one before its results were written.
         known = set(self.results.rows)
         for trial in self.study.trials():
-            if has_outcome(trial, self.path(trial)):
+            if trial.name not in known and has_outcome(trial, self.path(trial)):
                 self.results.add(read_row(self.study, trial, self.path(trial)))
         if found := sorted(set(self.results.rows) - known):
             self.say(f"{len(found)} runs of {self.out} were done already, such as {found[0]}")
@@ -151,6 +151,8 @@ class _Ledger:
 
     def to_come(self) -> list[Trial]:
         """Stand-ins for runs that are asked for and whose rate is not known yet."""
+        if any(trial.name == self.only for trial in self.study.trials()):
+            return []
         coming = self.study.trials_to_come(self.results.measured())
         return [trial for trial in coming if fnmatchcase(trial.name, self.only)]
 
@@ -230,7 +232,9 @@ def _start(trial: Trial, path: Path, slot: int) -> BaseProcess:
     """Start a run in a process of one thread; on a machine with GPUs, each slot has its own."""
     changed = {"OMP_NUM_THREADS": "1"}
     if gpus := torch.cuda.device_count():
-        changed["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+        changed["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
@@ -295,22 +299,47 @@ def _work(trial: Trial) -> float:
 
 
 def _require_fair(study: Study, jobs: int) -> None:
-    cores = os.cpu_count() or 1
+    gpus = torch.cuda.device_count()
+    places = gpus or _usable_cores()
     require_at_least("jobs", jobs, 1)
     timed = [each.name for each in study.comparisons if each.training.max_seconds is not None]
-    if timed and jobs > cores:
+    if timed and jobs > places:
+        what = "GPUs" if gpus else "cores"
         raise ValueError(
-            f"jobs must be at most {cores}, the cores of this machine: {timed[0]} has a budget in "
-            f"seconds, which runs that share a core would not have equally; got {jobs}."
+            f"jobs must be at most {places}, the {what} that this process may use: {timed[0]} has "
+            f"a budget in seconds, which runs that share one would not have equally; got {jobs}."
         )
 
 
-def _require_as_many_threads(ledger: _Ledger, jobs: int) -> None:
-    """Raise ValueError where a budget in seconds would buy more, or less, than it did before."""
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _require_alike(ledger: _Ledger, jobs: int) -> None:
+    """Raise ValueError where runs would have more, or less, than those they are compared with:
+    batches, or threads where the budget is in seconds."""
     threads = 1 if jobs > 1 else torch.get_num_threads()
     coming = [trial.comparison for trial in (*ledger.left(), *ledger.to_come())]
+    names = {each.name for each in coming}
     timed = {each.name for each in coming if each.training.max_seconds is not None}
     for row in ledger.results.rows.values():
+        together = row.get("num_processes", 1)
+        if row["comparison"] in names and together != processes().num_processes:
+            raise ValueError(
+                f"each run must be trained by {together} process(es), as those of "
+                f"{row['comparison']} in {ledger.results.path} were, for each draws batches of its "
+                f"own; got {processes().num_processes}. Start as many, or choose another --out."
+            )
+        machine = row["environment"].get("vector_instructions")  # older rows do not say
+        here = torch.backends.cpu.get_cpu_capability()
+        if row["comparison"] in timed and machine not in (None, here):
+            raise ValueError(
+                f"a budget in seconds buys other steps on another machine: those of "
+                f"{row['comparison']} in {ledger.results.path} had {machine}, this one has {here}. "
+                "Choose another --out."
+            )
         before = row["environment"]["num_threads"]
         if row["comparison"] in timed and before != threads:
             how = "--jobs 2" if before == 1 else "--jobs 1"

@@ -19,8 +19,9 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
+from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies.study import Study, Trial
-from polewise.tasks import is_better
+from polewise.tasks import reaches
 from polewise.training import (
     NonFiniteError,
     Outcome,
@@ -121,13 +122,15 @@ def read_row(study: Study, trial: Trial, path: Path) -> dict[str, Any]:
         "configuration": configuration(trial.run),
         "data": config.get("data"),
         "environment": config["environment"],
-        "command": rerun_command(study, trial),
+        "command": rerun_command(study, trial, config["environment"]["num_threads"]),
     }
 
 
 def has_outcome(trial: Trial, path: Path) -> bool:
     """Whether the folder has come to the end of this run, and not of one of the same name."""
-    return (path / OUTCOME).exists() and is_of(RunFolder.open(path).read_config(), trial.run)
+    if not (path / OUTCOME).exists() or not is_of(RunFolder.open(path).read_config(), trial.run):
+        return False
+    return is_as_large(read_json_object(path / OUTCOME).get("parameters"), trial.run)
 
 
 def is_of(options: Mapping[str, Any], run: Run) -> bool:
@@ -138,22 +141,33 @@ def is_of(options: Mapping[str, Any], run: Run) -> bool:
         return False
 
 
+def is_as_large(parameters: int | None, run: Run) -> bool:
+    """Whether the run's model has so many parameters now. An option that is new since a file was
+    written may have changed the model that the others describe. None, of a run that diverged, says
+    nothing."""
+    return parameters in (None, count_parameters(run.task.spec, run.model))
+
+
 def configuration(run: Run) -> dict[str, Any]:
     """Return all options of a run as JSON has them."""
     return json.loads(json.dumps(run_to_json(run)))
 
 
-def rerun_command(study: Study, trial: Trial) -> str:
-    """Return the command that makes this one run anew, beside what is there already."""
+def rerun_command(study: Study, trial: Trial, threads: int) -> str:
+    """Return the command that makes this one run anew, beside what is there already; where the
+    budget is in seconds, with as many threads."""
     words = ["polewise", "study", study.name, "--size", study.size]
-    return shlex.join([*words, "--only", trial.name, "--out", "again"])
+    command = shlex.join([*words, "--only", trial.name, "--out", "again"])
+    timed = trial.comparison.training.max_seconds is not None
+    return f"OMP_NUM_THREADS={threads} {command}" if timed else command
 
 
 def _require_same_run(folder: RunFolder, run: Run) -> None:
-    if folder.read_run() != run:
+    # An outcome that does not count is that of a model of another size.
+    if folder.read_run() != run or (folder.path / OUTCOME).exists():
         raise ValueError(
-            f"out must hold runs of the study as it is now; {folder.path} has other options. "
-            "Delete that folder, or choose another."
+            f"out must hold runs of the study as it is now; {folder.path} has other options, or a "
+            "model of another size. Delete that folder, or choose another."
         )
 
 
@@ -169,7 +183,7 @@ def _is_over(folder: RunFolder, run: Run) -> bool:
     if run.training.stop_at is None or not last or last[0]["step"] != progress.step:
         return False
     value, target = last[0].get(run.task.headline), run.training.stop_at
-    return value is not None and (value == target or is_better(run.task, value, target))
+    return value is not None and reaches(run.task, value, target)
 
 
 def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""Facts about machine code on disk: it is used again, and no call depends on it."""
+
+import errno
+import importlib.util
+
+import pytest
+from numba.core.caching import IndexDataCacheFile
+
+from polewise.ops import _compiled
+
+SOURCE = """
+def add(left, right):
+    return left + right
+"""
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+    """A loop in a file of its own, whose machine code goes beside it."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    path = tmp_path / "loop.py"
+    path.write_text(SOURCE)
+    spec = importlib.util.spec_from_file_location("loop", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.add
+
+
+def was_loaded(loop):
+    """Whether a process that begins now finds the machine code; checks what it computes."""
+    dispatcher = _compiled.compiled(loop)
+    assert dispatcher(1, 2) == 3
+    return bool(dispatcher.stats.cache_hits)
+
+
+def test_the_second_process_finds_what_the_first_compiled(loop):
+    assert [was_loaded(loop) for _ in range(3)] == [False, True, True]
+
+
+def test_a_change_in_any_file_of_loops_compiles_all_anew(loop, monkeypatch):
+    assert not was_loaded(loop)
+    monkeypatch.setattr(_compiled, "_sources", lambda: "another digest")
+    assert [was_loaded(loop) for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize("pattern", ["*.nbi", "*.nbc"])
+@pytest.mark.parametrize("left", [0, 20])
+def test_a_file_that_was_cut_short_is_made_anew(loop, tmp_path, pattern, left):
+    assert not was_loaded(loop)
+    (path,) = (tmp_path / "__pycache__").glob(pattern)
+    path.write_bytes(path.read_bytes()[:left])
+    assert [was_loaded(loop) for _ in range(2)] == [False, True]
+
+
+def test_on_a_full_disk_loops_are_compiled_once_a_process(loop, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(IndexDataCacheFile, "_open_for_write", full)
+    assert [was_loaded(loop) for _ in range(2)] == [False, False]
+
+
+def test_without_any_folder_to_keep_it_in_too(monkeypatch):
+    local = {}
+    exec(SOURCE, local)  # of no file, so there is no place beside it
+    assert [was_loaded(local["add"]) for _ in range(2)] == [False, False]
