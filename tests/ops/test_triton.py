@@ -102,8 +102,7 @@ def test_every_kernel_compiles_for_a_hopper_gpu_and_stays_in_registers(
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize("element", ["bf16", "fp32"])
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("element", "dim"), [("bf16", 64), ("fp32", 128)])
 @pytest.mark.parametrize(
     "name", ["_states", "_outputs", "_futures", "_value_gradients", "_gradients"]
 )
