@@ -82,17 +82,19 @@ def draw_poles(path: Path, placed: PlacedFilters) -> Path:
     drawn = axes.scatter(
         shown.real, np.abs(shown.imag), c=colours, s=6, cmap="viridis", linewidths=0, alpha=0.7
     )
+    # A memory chooses at every step, for all pairs of a key's channels and every head.
+    when, what = ("bin", "filters") if placed.mix is not None else ("step", "pairs and heads")
     if moving:
-        figure.colorbar(drawn, ax=axes, label="bin", shrink=0.7)
+        figure.colorbar(drawn, ax=axes, label=when, shrink=0.7)
     axes.set_aspect("equal")
     axes.set_xlim(-1.05, 1.05)
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("real part")
     axes.set_ylabel("imaginary part")
-    where = f" in each of {bins} bins (colour)" if moving else ", the same for every sequence"
+    where = f" at each of {bins} {when}s (colour)" if moving else ", the same for every sequence"
     drawn_of = f"{len(filters)} in {len(times)} of them" if moving else f"{len(filters)}"
     caption = (
-        f"Poles that {placed.name} places for one held-out sequence: {num} filters{where}, "
+        f"Poles that {placed.name} places for one held-out sequence: {num} {what}{where}, "
         f"{drawn_of} drawn. The distance from 0 "
         f"is the decay per sample (median {np.median(np.abs(poles)):.3f}), the angle 2 pi times "
         "the frequency; conjugates are not drawn."

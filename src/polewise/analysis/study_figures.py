@@ -58,14 +58,15 @@ def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
 
 def draw_costs(study: Mapping[str, Any]) -> str | None:
     """Return the headline metric against parameters, work, memory and state, one row of panels per
-    comparison in which several systems have runs; None where there is none."""
+    comparison in which several systems have runs; None where there is none.
+
+    Costs begin at 0, so that what is as large looks so. Rates that no grid chose are hollow.
+    """
     rows = []
     for comparison in study["comparisons"]:
-        summaries = [
-            each for each in summarize(comparison, study["rows"]) if each.runs and each.is_chosen
-        ]
+        summaries = [each for each in summarize(comparison, study["rows"]) if each.runs]
         if len(summaries) > 1:
-            rows.append((comparison, summaries))
+            rows.append((comparison, summaries[::-1]))
     if not rows:
         return None
     columns = len(_COSTS)
@@ -79,8 +80,13 @@ def draw_costs(study: Mapping[str, Any]) -> str | None:
                 spread, spent = summary.spread(headline), summary.median(cost)
                 if spread is not None and spent is not None:
                     (drawn[summary.system],) = axes.plot(
-                        spent / unit, spread.mean, "o", markersize=4, color=colours[summary.system]
-                    )
+                        spent / unit, spread.mean, "o", markersize=4, color=colours[summary.system],
+                        fillstyle="full" if summary.is_chosen else "none",
+                    )  # fmt: skip
+            if axes.lines:
+                axes.set_xlim(0, 1.1 * axes.dataLim.x1)
+            if "accuracy" in headline:
+                axes.set_ylim(0, 1.05)
             axes.set_xlabel(label, fontsize=7)
             axes.tick_params(labelsize=6)
             if column == 0:

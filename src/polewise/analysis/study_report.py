@@ -62,7 +62,8 @@ def study_section(study: Study) -> Section:
     if curves := draw_learning_curves(study):
         figures.append((curves, "Held-out figures while training: mean, lowest to highest seed."))
     if costs := draw_costs(study):
-        figures.append((costs, "What the systems reached against what it took; medians of seeds."))
+        caption = "What was reached against what it took, medians; hollow: no grid chose the rate."
+        figures.append((costs, caption))
     if beside := draw_beside_published(study):
         figures.append((beside, "Accuracy against length: published (left) and ours (right)."))
     return Section(
