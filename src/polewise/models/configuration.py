@@ -83,9 +83,8 @@ class PolewiseConfig(PreTrainedConfig):
         so that a saved model stays what it is whatever the defaults become."""
         written = super().to_diff_dict()
         if type(self).__module__.split(".")[0] == "polewise":
-            written.pop(
-                "auto_map", None
-            )  # of the folder it was loaded from, whose code stays there
+            # Of the folder it was loaded from, whose code stays there.
+            written.pop("auto_map", None)
         return written | {"mixer": self.mixer, "mixer_options": dict(self.mixer_options or {})}
 
     def backbone(self) -> BackboneConfig:
