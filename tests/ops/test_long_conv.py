@@ -1,4 +1,4 @@
-"""Facts about the long convolution's kept spectrum: it saves work and changes no result."""
+"""Facts about the long convolution, and its kept spectrum: it saves work and changes no result."""
 
 from __future__ import annotations
 
@@ -7,11 +7,50 @@ import importlib
 import io
 
 import pytest
+import scipy.signal
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.ops.drawing import Draw
 
 from polewise.layers import RegularisedConv
 from polewise.ops import KernelSpectrum, long_conv
+from polewise.ops.long_conv import good_fft_length
+
+
+@pytest.mark.parametrize("length", [0, 1, 17])
+@pytest.mark.parametrize("taps", [1, 4, 30])
+def test_the_long_convolution_equals_its_sum_and_streams(length, taps):
+    draw = Draw()
+    x, kernel = draw.normal(2, length, 3), draw.normal(taps, 3)
+    state, lengths = draw.normal(2, taps - 1, 3), torch.tensor([length, length // 2])
+    ours = long_conv(x, kernel, lengths=lengths, state=state)
+    wanted = long_conv(x, kernel, lengths=lengths, state=state, backend="reference")
+    torch.testing.assert_close(ours, wanted)
+    whole, end = long_conv(x, kernel, state=state)
+    left, middle = long_conv(x[:, : length // 3], kernel, state=state)
+    right, last = long_conv(x[:, length // 3 :], kernel, state=middle)
+    torch.testing.assert_close(torch.cat([left, right], 1), whole)
+    assert torch.equal(last, end)
+
+
+def test_the_long_convolution_equals_scipy():
+    draw = Draw()
+    x, kernel = draw.normal(1, 100, 1), draw.normal(30, 1)
+    wanted = scipy.signal.lfilter(kernel[:, 0].numpy(), [1], x[0, :, 0].numpy())
+    torch.testing.assert_close(long_conv(x, kernel)[0][0, :, 0], torch.as_tensor(wanted))
+
+
+@given(at_least=st.integers(1, 5000))
+@settings(deadline=None)
+def test_fft_lengths_are_smooth_and_the_smallest(at_least):
+    def smooth(n):
+        for prime in (2, 3, 5):
+            while n % prime == 0:
+                n //= prime
+        return n == 1
+
+    assert good_fft_length(at_least) == next(n for n in range(at_least, 10**4) if smooth(n))
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from benchmarks.faults.processes import processes as forks
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
@@ -90,17 +93,30 @@ Job = tuple[Run | int, Path]
 
 def together(processes: int, *jobs: Job) -> None:
     """Do each job on several processes."""
-    multiprocessing.spawn(_work, (processes, free_port(), jobs, None), nprocs=processes)
+    side_by_side(processes, _work, processes, free_port(), jobs, None)
 
 
 def answers_of(processes: int, folder: Path, *runs: Run) -> list[list[str]]:
     """Return what each process says to each run, which must fail."""
     jobs = [(run, folder / str(number)) for number, run in enumerate(runs)]
-    multiprocessing.spawn(_work, (processes, free_port(), jobs, folder), nprocs=processes)
+    side_by_side(processes, _work, processes, free_port(), jobs, folder)
     return [
         [(folder / f"{number}-{rank}").read_text() for rank in range(processes)]
         for number in range(len(runs))
     ]
+
+
+def side_by_side(count: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work(rank, *arguments)` in so many processes, forks of one that has imported all."""
+    forks()
+    given = (dict(os.environ), work, arguments)
+    multiprocessing.start_processes(_as_here, given, count, start_method="forkserver")
+
+
+def _as_here(rank: int, variables: dict[str, str], work: Callable, arguments: tuple) -> None:
+    os.environ.clear()  # those that forks are made of may be older
+    os.environ.update(variables)
+    work(rank, *arguments)
 
 
 def free_port() -> int:

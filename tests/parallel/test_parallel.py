@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.parallel import workers
-from torch import multiprocessing
+from tests.parallel.launches import side_by_side
 
 from polewise.ops.shards import Shards
 
@@ -15,7 +15,7 @@ PROCESSES = 4
 @pytest.fixture(scope="module")
 def differences(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("processes"))
-    multiprocessing.spawn(workers.run, (PROCESSES, folder), nprocs=PROCESSES)
+    side_by_side(PROCESSES, workers.run, PROCESSES, folder)
     return [torch.load(f"{folder}/{rank}.pt") for rank in range(PROCESSES)]
 
 

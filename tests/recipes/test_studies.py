@@ -43,16 +43,12 @@ def study(request, name):
 
 
 def test_every_run_of_a_study_can_be_built_and_has_a_name_of_its_own(study):
-    names = [trial.name for trial in study.trials()]
-    assert len(set(names)) == len(names)
-    for comparison in study.comparisons:
-        for system in comparison.systems:
-            trial = next(
-                each
-                for each in study.trials()
-                if each.comparison is comparison and each.system is system
-            )
-            planned_model(trial.run)
+    trials = list(study.trials())
+    assert len({trial.name for trial in trials}) == len(trials)
+    of_each_system = {(trial.comparison.name, trial.system.name): trial for trial in trials}
+    assert len(of_each_system) == sum(len(each.systems) for each in study.comparisons)
+    for trial in of_each_system.values():
+        planned_model(trial.run)
 
 
 def test_the_systems_of_a_comparison_have_equal_parameters_within_two_percent(study):

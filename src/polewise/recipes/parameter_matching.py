@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from polewise.mixers import MIXERS
 from polewise.tasks import TaskSpec
 from polewise.training import ModelOptions
 from polewise.training.building import model_without_numbers
 
+_counted: dict[tuple[Any, str], int] = {}
+
 
 def count_parameters(spec: TaskSpec, options: ModelOptions) -> int:
-    """Return the number of parameters of a model, which is not built."""
-    return sum(parameter.numel() for parameter in model_without_numbers(spec, options).parameters())
+    """Return the number of parameters of a model, which takes no memory and is counted once."""
+    key = MIXERS[options.mixer], repr((replace(spec, length=1), options))  # not by the length
+    if key not in _counted:
+        model = model_without_numbers(spec, options)
+        _counted[key] = sum(parameter.numel() for parameter in model.parameters())
+    return _counted[key]
 
 
 def match_parameters(spec: TaskSpec, options: ModelOptions, parameters: int) -> ModelOptions:

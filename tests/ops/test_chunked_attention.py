@@ -1,0 +1,74 @@
+"""Facts about local attention, by chunks and sliding."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.drawing import Draw
+
+from polewise.ops import WindowState, chunked_attention
+
+BATCH, HEADS = 2, 2
+
+
+@pytest.mark.parametrize(("causal", "sliding"), [(True, False), (True, True), (False, False)])
+@settings(deadline=None, max_examples=25)
+@given(
+    length=st.sampled_from([0, 1, 4, 5, 8, 17]),
+    ragged=st.booleans(),
+    biased=st.booleans(),
+    stateful=st.booleans(),
+    backend=st.sampled_from(["torch", None]),
+)
+def test_attention_by_chunks_equals_the_sum(
+    causal, sliding, length, ragged, biased, stateful, backend
+):
+    draw = Draw()
+    q, k = draw.normal(BATCH, length, HEADS, 5), draw.normal(BATCH, length, HEADS, 5)
+    v = draw.normal(BATCH, length, HEADS, 3)
+    bias = draw.normal(HEADS, 4 if causal else 7) if biased else None
+    state = None
+    if stateful and causal:
+        keys, values = draw.normal(BATCH, 4, HEADS, 5), draw.normal(BATCH, 4, HEADS, 3)
+        state = WindowState(keys, values, torch.tensor([2, 9]))
+    ys = [
+        chunked_attention(
+            q, k, v, 4, bias=bias, causal=causal, sliding=sliding, state=state, backend=each,
+            lengths=torch.tensor([length, length // 2]) if ragged else None,
+        )[0]
+        for each in ("reference", backend)
+    ]  # fmt: skip
+    torch.testing.assert_close(ys[1], ys[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@settings(deadline=None, max_examples=15)
+@given(cuts=st.lists(st.integers(0, 23), max_size=4))
+def test_any_split_of_attention_gives_one_pass(sliding, cuts):
+    draw = Draw()
+    q, k, v = (draw.normal(BATCH, 23, HEADS, 4) for _ in range(3))
+    whole, end = chunked_attention(q, k, v, 5, sliding=sliding)
+    outputs, state = [], None
+    edges = sorted([0, *cuts, 23])
+    for i, j in itertools.pairwise(edges):
+        y, state = chunked_attention(
+            q[:, i:j], k[:, i:j], v[:, i:j], 5, sliding=sliding, state=state
+        )
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, 1), whole)
+    for ours, theirs in zip(state, end, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_window_that_autocast_began_goes_on_without_it():
+    q = Draw().normal(1, 12, 2, 4).float()
+    _, state = chunked_attention(*[q[:, :7].bfloat16()] * 3, 4)
+    y, _ = chunked_attention(*[q[:, 7:]] * 3, 4, state=state)
+    wanted, _ = chunked_attention(q, q, q, 4)
+    torch.testing.assert_close(y, wanted[:, 7:], rtol=0.05, atol=0.05)
+    with pytest.raises(TypeError, match=r"state\.keys must be float32"):
+        chunked_attention(q, q, q, 4, state=state._replace(keys=state.keys.long()))
