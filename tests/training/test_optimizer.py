@@ -69,9 +69,12 @@ def test_every_parameter_of_focus_is_in_one_group_and_its_poles_are_filter_param
 
 
 def test_filter_parameters_may_learn_at_a_rate_of_their_own():
-    options = TrainingOptions(max_steps=1, filter_learning_rate=0.1)
+    options = TrainingOptions(max_steps=1, learning_rate=0.5, filter_learning_rate=0.1)
     optimizer = build_optimizer(Model(), options)
+    groups = optimizer.param_groups
+    begun = {group["name"]: group["lr"] for group in groups}
     set_learning_rate(optimizer, 0.5)
+    assert begun == {group["name"]: group["lr"] for group in groups}
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == {"decay": 0.5, "no_decay": 0.5, "filter": pytest.approx(0.05)}
 

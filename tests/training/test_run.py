@@ -1,7 +1,8 @@
 """Facts about the description of a run."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,12 @@ from polewise.training import (
 )
 def test_a_run_survives_json_unchanged(run):
     assert run_from_json(json.loads(json.dumps(run_to_json(run)))) == run
+
+
+def test_a_task_that_nobody_knows_is_named():
+    unknown = replace(focus_recall(), task=SimpleNamespace())
+    with pytest.raises(ValueError, match=r"task must be one of recall.*got SimpleNamespace"):
+        _ = unknown.task_name
 
 
 def test_a_run_in_json_names_every_option_of_its_mixer():

@@ -13,6 +13,7 @@ from polewise.training.loop import resume as resume
 from polewise.training.loop import train as train
 from polewise.training.memory import keep_freed_memory as keep_freed_memory
 from polewise.training.memory import release_freed_memory as release_freed_memory
+from polewise.training.optimizer import build_optimizer as build_optimizer
 from polewise.training.run import ModelOptions as ModelOptions
 from polewise.training.run import ModelShape as ModelShape
 from polewise.training.run import Run as Run

@@ -55,9 +55,11 @@ def parameter_groups(model: nn.Module, options: TrainingOptions) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
-    """Return AdamW over `parameter_groups`."""
+    """Return AdamW over `parameter_groups`, at the peak learning rate."""
     groups = parameter_groups(model, options)
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas)
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas)
+    set_learning_rate(optimizer, options.learning_rate)
+    return optimizer
 
 
 def learning_rate_share(progress: float, options: TrainingOptions) -> float:

@@ -173,8 +173,19 @@ class Run:
 
     @property
     def task_name(self) -> str:
-        """The task's name in `polewise.tasks.TASKS`."""
-        return next(name for name, task in TASKS.items() if isinstance(self.task, task))
+        """The task's name in `polewise.tasks.TASKS`.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        for name, task in TASKS.items():
+            if isinstance(self.task, task):
+                return name
+        kind = type(self.task).__name__
+        raise ValueError(
+            f"task must be one of {', '.join(TASKS)}; got {kind}. polewise.tasks.TASKS['NAME'] = "
+            f"{kind} makes it known."
+        )
 
 
 def run_to_json(run: Run) -> dict[str, Any]:
