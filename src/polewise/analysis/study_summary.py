@@ -120,15 +120,7 @@ def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row])
     finite = {rate: value for rate, value in grid.items() if value is not None}
     sign = -1 if comparison["higher_is_better"] else 1
     best = min(finite, key=lambda rate: (sign * finite[rate], tried[rate]["steps"]), default=None)
-    whole = [row for row in rows if row["learning_rate"] == best and row["share"] == 1]
-    runs = tuple(row for row in whole if row["status"] == "done")
-    return SystemSummary(
-        system=name,
-        grid=grid,
-        learning_rate=best,
-        runs=runs,
-        num_diverged=len(whole) - len(runs),
-    )
+    return _whole_runs(best, rows, system=name, grid=grid)
 
 
 def _other_rates(
@@ -137,21 +129,20 @@ def _other_rates(
     """Whole runs at rates that a grid of shorter ones did not choose."""
     if comparison["grid_share"] == 1:
         return []  # all of the grid is whole
-    others: dict[float, list[Row]] = {}
-    for row in rows:
-        if row["share"] == 1 and row["learning_rate"] != chosen.learning_rate:
-            others.setdefault(row["learning_rate"], []).append(row)
+    others = {row["learning_rate"] for row in rows if row["share"] == 1} - {chosen.learning_rate}
     return [
-        SystemSummary(
-            system=chosen.system,
-            grid=chosen.grid,
-            learning_rate=rate,
-            is_chosen=False,
-            runs=(done := tuple(row for row in whole if row["status"] == "done")),
-            num_diverged=len(whole) - len(done),
-        )
-        for rate, whole in sorted(others.items())
+        _whole_runs(rate, rows, system=chosen.system, grid=chosen.grid, is_chosen=False)
+        for rate in sorted(others)
     ]
+
+
+def _whole_runs(rate: float | None, rows: list[Row], **known: Any) -> SystemSummary:
+    """What the runs of the whole budget at a rate have come to."""
+    whole = [row for row in rows if row["learning_rate"] == rate and row["share"] == 1]
+    done = tuple(row for row in whole if row["status"] == "done")
+    return SystemSummary(
+        learning_rate=rate, runs=done, num_diverged=len(whole) - len(done), **known
+    )
 
 
 def _missing(comparison: Mapping[str, Any], summary: SystemSummary, *, is_finalist: bool) -> str:
