@@ -68,7 +68,7 @@ def test_without_filters_the_poles_are_those_of_the_memory(turning):
             placed.frequency_response(torch.zeros(1))
 
 
-@pytest.mark.parametrize("realisation", ["normal", "direct"])
+@pytest.mark.parametrize("realisation", ["normal", "direct", "square"])
 def test_the_response_is_that_of_the_filter_the_mixer_runs(realisation):
     config = FocusConfig(
         dim=5,

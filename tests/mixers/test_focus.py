@@ -53,7 +53,7 @@ def test_a_bins_filters_depend_on_the_bin_before_and_not_on_their_own():
     assert not torch.allclose(after[:, 2], before[:, 2])
 
 
-@pytest.mark.parametrize("realisation", ["normal", "direct"])
+@pytest.mark.parametrize("realisation", ["normal", "direct", "square"])
 def test_every_filter_is_stable_whatever_the_network_says(realisation):
     mixer = FocusConfig(**SMALL, realisation=realisation).build()
     for size in (0.0, 1.0, 1e4, -1e4):

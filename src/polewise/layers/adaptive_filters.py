@@ -17,9 +17,10 @@ from polewise.ops import circular_filter, direct_form_filter, normal_form_filter
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards, direct_form_state_before, normal_form_state_before
 
-Realisation = Literal["normal", "direct", "circular"]
+Realisation = Literal["normal", "direct", "square", "circular"]
 """normal: a contraction for any poles. direct: the paper's coefficients, over the whole stability
-triangle. circular: the published formula, which sees the future."""
+triangle. square: the same in the paper's region, (0, 1)^2, and from its start. circular: the
+published formula there, which sees the future."""
 
 
 def unit_noise_gain(decay: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -77,8 +78,8 @@ class AdaptiveFilters(nn.Module):
        y_t = \sum_f c_f \cdot \operatorname{filter}_f(x; \theta)_t + d x_t $$
 
     with $\theta = (\rho, \varphi)$ for the normal form, $(a_1, a_2)$ otherwise. The squash reaches
-    every stable pair of poles up to a largest radius and no other, but for the circular form,
-    whose squash is the paper's: $(0, 1)^2$.
+    every stable pair of poles up to a largest radius and no other, but for the square and the
+    circular form, whose squash is the paper's: $(0, 1)^2$, a quarter of the triangle.
 
     Args:
         dim: channels.
@@ -131,7 +132,7 @@ class AdaptiveFilters(nn.Module):
 
     def reset_parameters(self) -> None:
         """Poles spread over all angles and over memories from 2 to 512 steps (direct form: 10), the
-        short ones first; all alike where circular."""
+        short ones first; all alike in the square."""
         dim, filters, numbers = self.base.shape
         order = torch.arange(dim * filters, device=self.base.device)
         memory = 2 * 256 ** (order / max(dim * filters - 1, 1))
@@ -205,7 +206,9 @@ class AdaptiveFilters(nn.Module):
             return torch.stack([decay, turn.expand_as(decay)], -1)
         if self.realisation == "direct":
             return unconstrained_to_coefficients(numbers, max_decay=self.max_decay)
-        return numbers.sigmoid()
+        radius = 1.0 if self.realisation == "circular" else self.max_decay
+        a1, a2 = numbers.sigmoid().unbind(-1)
+        return torch.stack([radius * a1, radius**2 * a2], -1)
 
     def _circular(self, x: Tensor, coefficients: Tensor) -> Tensor:
         y = torch.zeros_like(x)

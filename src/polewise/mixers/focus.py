@@ -99,9 +99,9 @@ class FocusConfig:
     """Filters per channel of the values, summed; 0 leaves them out beside a memory."""
     bin_length: int = 32
     """Steps that share their filters."""
-    realisation: Literal["normal", "direct"] = "normal"
+    realisation: Literal["normal", "direct", "square"] = "normal"
     """normal: a contraction for any poles. direct: the paper's coefficients, over the whole
-    stability triangle."""
+    stability triangle. square: the same in the paper's region, (0, 1)^2, and from its start."""
     turning: bool = True
     """Complex poles, which ring. False: real ones, first-order averages; the normal form's."""
     reset: bool = False
@@ -364,7 +364,7 @@ class Focus(nn.Module):
 
     @property
     def realisation(self) -> Realisation | None:
-        """What `coefficients` are: of the normal form, or of the direct one; None without any."""
+        """What `coefficients` are; None without any."""
         if self.filters is not None:
             return self.config.realisation
         return "normal" if self.config.memory else None

@@ -74,7 +74,8 @@ class PublishedFocusConfig:
     """Filters per channel, summed."""
     realisation: Realisation = "normal"
     """normal: a contraction for any poles. direct: the paper's coefficients, over the whole
-    stability triangle. circular: the published formula, which sees the future."""
+    stability triangle. square: the same in the paper's region, (0, 1)^2, and from its start.
+    circular: the published formula there, which sees the future."""
     turning: bool = True
     """Complex poles, which ring. False: real ones, first-order averages; the normal form's."""
     reset: bool = False

@@ -49,6 +49,7 @@ ORDERS: Variants = {
 CHOICES: Variants = {
     "direct": {"realisation": "direct"},
     "direct-reset": {"realisation": "direct", "reset": True},
+    "square": {"realisation": "square"},
     "reset": {"reset": True},
     "long-conv": {"hypernetwork": "long_conv", "taps": 64},
     "short-memories": {"max_decay": 0.9},

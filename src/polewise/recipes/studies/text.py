@@ -90,8 +90,9 @@ def leak(size: Size) -> Study:
     """How far below the honest bits per byte does the literal formula of the paper go?
 
     `literal` is the paper's filter as printed, circular and conjugate, which shows every output
-    the rest of its bin; the causal two have its filter's recursion, or the normal form's, with the
-    starts of those, and `focus` is ours. Its figure is not a result.
+    the rest of its bin: its figure is not a result. `causal-square` is that filter's recursion, its
+    region and start the same. The other two have the whole triangle, or the normal form, each from
+    a start of its own, and `focus` is ours.
     """
     cpu = size == "cpu"
     dim = 64 if cpu else 512
@@ -105,6 +106,7 @@ def leak(size: Size) -> Study:
     chosen: Mixers = {
         "focus": ("focus", {}),
         "literal": ("published_focus", literal),
+        "causal-square": ("published_focus", {**paper, "realisation": "square", "reset": True}),
         "causal-direct": ("published_focus", {**paper, "realisation": "direct", "reset": True}),
         "causal-normal": ("published_focus", {**paper, "realisation": "normal"}),
     }
