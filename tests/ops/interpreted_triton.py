@@ -141,10 +141,11 @@ def test_long_memory_costs_no_accuracy_in_low_precision(dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_poles_at_the_edge_of_stability_keep_float32_accuracy(form, monkeypatch):
-    monkeypatch.setattr(_segments_triton, "SEGMENT", 48)
+    # Over shorter segments a companion matrix squared in float32 would pass.
+    monkeypatch.setattr(_segments_triton, "SEGMENT", 96)
     decay = torch.full((2, 1, 3), 0.99999)
     angle = torch.tensor([0.03, 0.3, 2.0]).expand(2, 1, 3)
-    case = Case(form, Draw(), 120, 120)
+    case = Case(form, Draw(), 240, 240)
     x, state = (t.detach().float() for t in case.inputs[:2])
     if form == "direct":
         coefficients = [torch.stack([-2 * decay * angle.cos(), decay**2], -1)]
