@@ -21,6 +21,7 @@ from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.measures import token_loss, token_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NOOP = 0
@@ -167,15 +168,11 @@ class RecallTask:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the labelled positions, in nats."""
-        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        return token_loss(logits, batch)
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `accuracy` and `loss` (nats) over the labelled positions."""
-        labels = batch["labels"]
-        labelled = labels != IGNORED
-        right = (logits.argmax(-1) == labels) & labelled
-        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-        return {"accuracy": (right.sum(), labelled.sum()), "loss": (total, labelled.sum())}
+        return token_metrics(logits, batch)
 
     def _draw(self, generator: np.random.Generator, num: int) -> np.ndarray:
         """Return `num` sequences, (num, length + 3): pairs, "=>", query, answer.

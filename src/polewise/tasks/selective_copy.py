@@ -16,11 +16,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.epochs import in_order
+from polewise.tasks.measures import token_loss, token_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NOISE = 0
@@ -99,15 +99,11 @@ class SelectiveCopyTask:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the markers, in nats."""
-        answers = batch["labels"][:, self.length :]
-        return F.cross_entropy(logits[:, self.length :].flatten(0, 1), answers.flatten())
+        return token_loss(logits, batch)
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `accuracy` and `loss` (nats) over the markers."""
-        logits, answers = logits[:, self.length :], batch["labels"][:, self.length :]
-        total = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="sum")
-        right = (logits.argmax(-1) == answers).sum()
-        return {"accuracy": (right, answers.numel()), "loss": (total, answers.numel())}
+        return token_metrics(logits, batch)
 
     @cached_property
     def _held_out(self) -> Batch:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from polewise.options import require_at_least, require_types
-from polewise.tasks.classification import class_loss, class_metrics
 from polewise.tasks.data_sets import find
 from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
 _SPECS = {

@@ -25,9 +25,9 @@ from polewise.options import (
     require_types,
 )
 from polewise.tasks.byte_source import open_bytes
-from polewise.tasks.classification import class_loss, class_metrics
 from polewise.tasks.data_sets import find
 from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
 SAMPLE_RATE_HZ = 8000

@@ -14,13 +14,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.byte_source import ByteSource, MemoryBytes, open_bytes
 from polewise.tasks.data_sets import DATA_SETS, find
+from polewise.tasks.measures import token_loss, token_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 NUM_BYTES = 256
@@ -122,18 +122,13 @@ class TextTask:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per byte, in nats."""
-        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        return token_loss(logits, batch)
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `bits_per_byte` and `accuracy` of the next byte."""
-        labels = batch["labels"]
-        labelled = labels != IGNORED
-        nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-        right = (logits.argmax(-1) == labels) & labelled
-        return {
-            "bits_per_byte": (nats / log(2), labelled.sum()),
-            "accuracy": (right.sum(), labelled.sum()),
-        }
+        measures = token_metrics(logits, batch)
+        nats, num_bytes = measures["loss"]
+        return {"bits_per_byte": (nats / log(2), num_bytes), "accuracy": measures["accuracy"]}
 
     def held_out_text(self) -> bytes:
         """Return the bytes that the evaluation predicts."""
