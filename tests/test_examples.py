@@ -105,3 +105,4 @@ def test_a_byte_model_explains_a_mistake(words, stdin, answer):
     done = run("byte_model_over_a_pipe.py", *words, stdin=stdin)
     assert done.returncode != 0
     assert answer in done.stderr
+    assert "Traceback" not in done.stderr

@@ -36,13 +36,13 @@ if sys.argv[2] == "without":
     sys.meta_path.insert(0, Blocked())
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-logits = []
-for folder in json.loads(sys.argv[1]):
+logits, folders = [], json.loads(sys.argv[1])
+for folder in folders:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
     ids = tokenizer("It was the best of times", return_tensors="pt").input_ids
-    if folder == json.loads(sys.argv[1])[-1]:  # once: every folder compiles its own loops
+    if folder == folders[-1]:  # once: every folder compiles its own loops
         model(ids, labels=ids).loss.backward()
     written = model.generate(ids, max_new_tokens=4, do_sample=False)
     assert written.shape[1] == ids.shape[1] + 4

@@ -78,7 +78,7 @@ def test_channels_fill_several_programs(form, monkeypatch):
 
 def test_memory_layout_does_not_matter():
     for form in FORMS:
-        case = Case(form, Draw(), 11, 4)
+        case = Case(form, Draw(), 20, 6)
         expected, _ = case.run(backend="triton")
         turns = (
             lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),  # rows and time
@@ -121,12 +121,12 @@ def test_any_split_gives_the_outputs_of_one_pass(form):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_long_memory_costs_no_accuracy_in_low_precision(dtype):
-    x = Draw().normal(1, 100, 3).to(dtype).requires_grad_()
+    x = Draw().normal(1, 200, 3).to(dtype).requires_grad_()
     decay = torch.full((1, 1, 3), 1 - 2**-8)
     angle = torch.tensor([[[0.0, 0.1, 3.0]]])
     exact_x = x.detach().double().requires_grad_()
-    exact, _ = normal_form_filter(exact_x, decay.double(), angle.double(), 100, backend="cpu")
-    y, state = normal_form_filter(x, decay, angle, 100, backend="triton")
+    exact, _ = normal_form_filter(exact_x, decay.double(), angle.double(), 200, backend="cpu")
+    y, state = normal_form_filter(x, decay, angle, 200, backend="triton")
     assert (y.dtype, state.dtype) == (dtype, torch.float32)
     weights = Draw(1).normal(*x.shape).to(dtype)
     (grad,) = torch.autograd.grad((y * weights).sum(), x)

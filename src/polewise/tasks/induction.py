@@ -17,11 +17,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.epochs import in_order
+from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
 _SHORTEST = 3  # the special token, its answer, the special token
@@ -104,16 +104,15 @@ class InductionTask:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the last position, in nats."""
-        return F.cross_entropy(logits[:, -1], batch["labels"][:, -1])
+        return class_loss(logits[:, -1], {"labels": batch["labels"][:, -1]})
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `accuracy` of all and of the batch's length, and `loss` (nats)."""
-        logits, answers = logits[:, -1], batch["labels"][:, -1]
-        accuracy = ((logits.argmax(-1) == answers).sum(), len(answers))
+        measures = class_metrics(logits[:, -1], {"labels": batch["labels"][:, -1]})
         return {
-            "accuracy": accuracy,
-            f"accuracy_{batch['labels'].shape[1]}": accuracy,
-            "loss": (F.cross_entropy(logits, answers, reduction="sum"), len(answers)),
+            "accuracy": measures["accuracy"],
+            f"accuracy_{batch['labels'].shape[1]}": measures["accuracy"],
+            "loss": measures["loss"],
         }
 
     @property

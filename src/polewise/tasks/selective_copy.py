@@ -99,11 +99,15 @@ class SelectiveCopyTask:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the markers, in nats."""
-        return token_loss(logits, batch)
+        return token_loss(*self._at_markers(logits, batch))
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `accuracy` and `loss` (nats) over the markers."""
-        return token_metrics(logits, batch)
+        return token_metrics(*self._at_markers(logits, batch))
+
+    def _at_markers(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """The few positions that are asked for, of many that are not."""
+        return logits[:, self.length :], {"labels": batch["labels"][:, self.length :]}
 
     @cached_property
     def _held_out(self) -> Batch:
