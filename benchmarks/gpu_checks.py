@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from gpu_timing import one_line
-from gpu_work import FORMS, Products, Scale, Work, short
+from gpu_work import FORMS, Layer, Products, Scale, Work, short
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Norm of the error over norm of the exact result, for outputs, states and gradients."""
 
 ALLOWED_OF_PRODUCTS = ALLOWED | {torch.float16: 4e-3}
 """TF32 cuts factors off at ten bits, all towards 0."""
+
+ALLOWED_OF_LAYERS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Maps, a norm and a gate after one another, each rounded; parameters are sums of it all."""
 
 
 def checks(scale: Scale) -> Iterator[dict[str, Any]]:
@@ -72,17 +75,21 @@ def plans(scale: Scale) -> Iterator[tuple[str, float, Callable[[], float]]]:
                 for backend in ("triton", "torch"):
                     what = f"products {sizes}, {poles}, {short(dtype)}, {backend}"
                     yield what, ALLOWED_OF_PRODUCTS[dtype], partial(exact.error, backend)
+    for options in scale.checked_layers:
+        for dtype, allowed in ALLOWED_OF_LAYERS.items():
+            exact = Exact(partial(Layer, dtype, scale.device, **options))
+            yield f"layer {options}, {short(dtype)}", allowed, partial(exact.error, None)
 
 
 class Exact:
     """A work and its results in float64, made when the first backend is compared with them."""
 
-    def __init__(self, make: Callable[[], Work | Products]) -> None:
+    def __init__(self, make: Callable[[], Work | Products | Layer]) -> None:
         self.make = make
-        self.work: Work | Products | None = None
+        self.work: Work | Products | Layer | None = None
         self.results: tuple[Tensor, ...] = ()
 
-    def error(self, backend: str) -> float:
+    def error(self, backend: str | None) -> float:
         """The largest error of the backend's outputs, state and gradients."""
         if self.work is None:
             self.work = self.make()
@@ -91,8 +98,11 @@ class Exact:
         return max(relative_error(*pair) for pair in pairs)
 
 
-def exact_backend(work: Work | Products) -> str:
-    """float64: the definition where it is quick, compiled loops or torch where it is not."""
+def exact_backend(work: Work | Products | Layer) -> str | None:
+    """float64: the definition where it is quick, compiled loops or torch where it is not; a layer
+    chooses by itself."""
+    if isinstance(work, Layer):
+        return None
     if work.inputs[0].shape[0] * work.inputs[0].shape[1] <= 2000:
         return "reference"
     try:

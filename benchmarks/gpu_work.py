@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polewise import FocusConfig
 from polewise.ops import associative_filter, direct_form_filter, normal_form_filter
 
 FORMS = ("direct", "normal")
@@ -24,6 +26,8 @@ class Scale:
     checked: list[tuple[str, tuple[int, int, int], dict[str, Any]]]
     checked_products: list[tuple[tuple[int, int, int, int, int], tuple[torch.dtype, ...]]]
     """batch, length, heads, key_dim, value_dim; and in which dtypes."""
+    checked_layers: list[dict[str, Any]]
+    """Options of a layer of Focus, and `length`."""
     long: list[int]
     new_lengths: list[int]
     sizes: list[tuple[int, int, int, torch.dtype]]
@@ -51,6 +55,11 @@ FULL = Scale(
         ((2, 700, 2, 128, 32), (torch.bfloat16,)),
         ((1, 100, 1, 128, 128), (torch.bfloat16,)),
     ],
+    checked_layers=[
+        {"dim": 256, "length": 1000},
+        {"dim": 256, "length": 1000, "memory": False, "filters": 1},
+        {"dim": 256, "length": 1000, "filters": 2, "hypernetwork": "recurrent", "chunk_length": 64},
+    ],
     long=[2**12, 2**16, 2**20],
     new_lengths=[4000, 3999, 4001, 5120, 12345],
     sizes=[
@@ -72,6 +81,7 @@ SMOKE = Scale(
     backend="triton",
     checked=[("ragged", (2, 33, 4), {"bin_length": 7, "ragged": True})],
     checked_products=[((1, 40, 1, 4, 3), (torch.float32, torch.bfloat16))],
+    checked_layers=[{"dim": 8, "length": 20}],
     long=[64],
     new_lengths=[20, 21],
     sizes=[(1, 40, 4, torch.bfloat16)],
@@ -184,6 +194,30 @@ class Products:
         grads = [grad.to(out) for grad, out in zip(self.grads, (y, state), strict=True)]
         gradients = torch.autograd.grad((y, state), leaves, grads)
         return (y.detach(), state.detach(), *gradients)
+
+
+class Layer:
+    """A layer of Focus as its users have it, with the backends that it chooses by itself."""
+
+    def __init__(self, dtype: torch.dtype, device: str, *, length: int, **options: Any) -> None:
+        torch.manual_seed(0)
+        draw = torch.Generator().manual_seed(length)
+        width = options["dim"]
+        self.layer = FocusConfig(**options).build().to(device, dtype)
+        self.x, self.grad = (
+            torch.randn(2, length, width, generator=draw).to(device, dtype) for _ in range(2)
+        )
+        self.lengths = torch.tensor([length, length // 2])
+
+    def both(self, backend: str | None, *, exactly: bool = False) -> tuple[Tensor, ...]:
+        """y, and the gradients of x and every parameter; `backend` is the layer's choice."""
+        layer, x, grad = self.layer, self.x, self.grad
+        if exactly:
+            layer = copy.deepcopy(layer).cpu().double()
+            x, grad = x.cpu().double(), grad.cpu().double()
+        x = x.detach().requires_grad_()
+        y, _ = layer(x, lengths=self.lengths.to(x.device))
+        return (y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], grad))
 
 
 def quietly(work: Work | Products, backend: str | None) -> object:

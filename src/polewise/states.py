@@ -128,7 +128,10 @@ def save(state: Any, path: str | Path) -> None:
         # file: torch tells a full disk as a RuntimeError like any other.
         written = io.BytesIO()
         torch.save([leaf.detach().cpu().clone() for leaf in tensors(state)], written)
-        beside.write_bytes(written.getbuffer())
+        with open(beside, "wb") as file:
+            file.write(written.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # a name that outlives a power cut before its content is none
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -145,13 +148,12 @@ def load(path: str | Path, like: State) -> State:
         ValueError: no state file, or the state of another model or batch.
         FileNotFoundError: no file.
     """
-    device = next((leaf.device for leaf in tensors(like)), torch.device("cpu"))
     with open(path, "rb") as file:  # whatever its name: torch goes by it
         try:
             if not zipfile.is_zipfile(file):  # torch would take any letters for a program
                 raise ValueError("no archive")
             file.seek(0)
-            leaves = torch.load(file, weights_only=True, map_location=device)
+            leaves = torch.load(file, weights_only=True, map_location="cpu")
         except _DAMAGE as error:
             raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
     wanted = len(tensors(like))
@@ -159,8 +161,8 @@ def load(path: str | Path, like: State) -> State:
         got = len(leaves) if isinstance(leaves, list) else 0
         raise ValueError(f"{path} must hold the {wanted} tensors of this model; got {got}.")
     stream = iter(leaves)
-    state = map_state(lambda _: next(stream), like)
     try:
+        state = map_state(lambda leaf: torch.as_tensor(next(stream), device=leaf.device), like)
         require_like("state", state, like)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} holds the state of another model or batch: {error}") from error

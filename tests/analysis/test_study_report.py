@@ -244,6 +244,29 @@ def test_the_html_report_is_one_well_formed_page_that_loads_nothing():
     assert "not feasible" in said
 
 
+def test_a_study_of_cost_shows_what_steps_take_against_length_and_not_what_was_learned():
+    speeds = {"512": (2e4, 3e4), "2048": (1e4, 4e4)}
+    rows = [
+        row(system, 0.01, 0, 0.0, comparison=length, positions_per_second=speed)
+        for length, pair in speeds.items()
+        for system, speed in zip(("attention", "focus"), pair, strict=True)
+    ]
+    values = study(*rows)
+    values["comparisons"] = [
+        values["comparisons"][0] | {"name": length, "learning_rates": [0.01], "num_seeds": 1}
+        for length in speeds
+    ]
+    values |= {"study": "of cost", "subject": "cost"}
+    section = study_section(values)
+    ((figure, caption),) = section.figures
+    assert "Against the length of a sequence" in caption
+    for label in ("time a position (µs)", "peak memory", "state when streaming", ">length<"):
+        assert label in figure
+    for part in section.parts:
+        assert not {"accuracy", "best rate", "on test"} & set(part.table.header)
+        assert [cells[0] for cells in part.table.rows][:2] == ["focus", "attention"]  # the faster
+
+
 def test_the_same_results_give_the_same_page():
     assert render_html([study(*FOCUS)]) == render_html([copy.deepcopy(study(*FOCUS))])
 

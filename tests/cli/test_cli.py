@@ -12,7 +12,8 @@ from tests.faults.runs import flip_bit
 
 import polewise
 from polewise.cli import COMMANDS, main
-from polewise.training import RunFolder
+from polewise.cli.train import ModelFlags
+from polewise.training import ModelOptions, RunFolder
 
 SMALL = [
     *("--hidden-size", "8", "--num-layers", "1", "--batch-size", "4"),
@@ -277,9 +278,28 @@ def test_recall_inputs_follow_the_chunk_length(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"]["align_to"] == 16
 
 
-def test_a_mixer_lists_its_options(capsys):
+def test_a_mixer_lists_its_options_as_they_are_typed(capsys):
     assert main(["mixers", "focus"]) == 0
-    assert "--set chunk_length=" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--set chunk_length=0\n" in said
+    assert "--set hypernetwork=none\n" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "means"),
+    [
+        ("hypernetwork=none", {"hypernetwork": "none"}),
+        ("key-dim=32", {"key_dim": 32}),
+        ("heads=none", {"heads": None}),
+        ("sliding=True", {"sliding": True}),
+        ("max_decay=0.5", {"max_decay": 0.5}),
+        ("realisation=direct", {"realisation": "direct"}),
+    ],
+)
+def test_none_is_a_word_where_it_is_one_of_the_choices(typed, means):
+    flags = ModelFlags(mixer="focus", set=(typed,))
+    options = flags.over(ModelOptions(mixer="focus")).mixer_options
+    assert options.items() >= means.items()
 
 
 def test_data_sets_that_are_absent_are_listed_with_their_place(tmp_path, monkeypatch, capsys):

@@ -134,6 +134,7 @@ class Faulty(nn.Module):
         self.gain = nn.Parameter(torch.ones(8))
         self.config = FaultyConfig(fault)
         self.drawn = torch.rand(())
+        self.dropout = nn.Dropout(0.5) if fault == "none" else nn.Identity()  # no fault at all
         if fault == "learns nothing":
             self.unused = nn.Parameter(torch.ones(8))
 
@@ -163,7 +164,7 @@ class Faulty(nn.Module):
                 real = torch.ones_like(real)
             last = torch.where(real[:, None], 0.5 * last + x[:, t], last)
             outputs.append(torch.where(real[:, None], last * self.gain, 0))
-        y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)
+        y = self.dropout(torch.stack(outputs, 1) if outputs else torch.zeros_like(x))
         if self.fault == "forgets a number":
             y = y * self.drawn
         if self.fault == "is too small in bfloat16":

@@ -42,6 +42,25 @@ def test_a_half_precision_model_keeps_its_poles_in_float32(byte_model, model_fol
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
+def test_a_model_that_is_built_in_half_precision_begins_like_one_in_float32(mixer):
+    """bfloat16 counts to 256, and has nothing between 1 - 2^-8 and 1."""
+    config = PolewiseConfig(mixer=mixer, hidden_size=256, num_hidden_layers=2, vocab_size=20)
+    models = [
+        transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    exact = set(PolewiseForCausalLM._keep_in_fp32_modules_strict)
+    pairs = zip(*(model.named_parameters() for model in models), strict=True)
+    for (name, wide), (_, half) in pairs:
+        assert half.isfinite().all(), name
+        decides_poles = not exact.isdisjoint(name.split("."))
+        assert half.dtype == (torch.float32 if decides_poles else torch.bfloat16), name
+        # Whatever is not drawn: drawn numbers of two precisions have nothing in common.
+        if name.rsplit(".", 1)[-1] in ("base", "log_frequency", "frequency"):
+            torch.testing.assert_close(half, wide)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_a_model_of_any_mixer_reads_in_half_precision(mixer, tmp_path):
     torch.manual_seed(0)
     config = PolewiseConfig(mixer=mixer, hidden_size=16, num_hidden_layers=1, vocab_size=20)

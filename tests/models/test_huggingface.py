@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -294,6 +295,16 @@ def test_classification_reads_numbers_and_ignores_padding(causal, pooling):
     torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_numbers_of_another_shape_are_named_and_of_another_precision_read():
+    config = PolewiseConfig(num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1)
+    model = PolewiseForSequenceClassification(config)
+    for shape in ((4, 20), (4, 20, 3)):
+        with pytest.raises(ValueError, match=r"input_values must have shape \(batch, length, 2\)"):
+            model(input_values=torch.zeros(shape))
+    x = torch.randn(4, 20, 2, dtype=torch.float64)
+    assert torch.equal(model(input_values=x).logits, model(input_values=x.float()).logits)
+
+
 def test_numbers_under_a_mask_are_not_looked_at_in_training_either():
     torch.manual_seed(0)
     config = PolewiseConfig(
@@ -456,11 +467,14 @@ def test_a_language_model_must_be_causal():
         PolewiseForCausalLM(PolewiseConfig(hidden_size=8, mixer_options={"causal": False}))
 
 
-def test_a_whole_model_is_one_graph_that_learns_the_same():
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_whole_model_is_one_graph_that_learns_the_same(backend):
     """In float32, where the compiled loops are at work."""
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("torch.compile's own backend needs g++ on a CPU")
     options = {"filters": 1, "memory_every": 2, "hypernetwork": "none", "chunk_length": 0}
     model, ids, found = language_model("focus", **options), tokens(2, 24), []
-    for each in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+    for each in (model, torch.compile(model, fullgraph=True, backend=backend)):
         model.zero_grad()
         loss = each(ids, labels=ids).loss
         loss.backward()

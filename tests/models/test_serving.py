@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -39,7 +40,8 @@ def server(model_folder):
 
 def asked(server, path, **request):
     address, model = server
-    data = json.dumps(request | {"model": model, "max_tokens": 5, "temperature": 0}).encode()
+    defaults = {"model": model, "max_tokens": 5, "temperature": 0}
+    data = json.dumps(defaults | request).encode()
     call = urllib.request.Request(
         f"{address}{path}", data, headers={"Content-Type": "application/json"}
     )
@@ -63,6 +65,27 @@ def test_completions_and_chats_are_answered_whole_and_streamed(server):
     assert chat["choices"][0]["message"]["role"] == "assistant"
     streamed = asked(server, "/v1/chat/completions", messages=messages, stream=True)
     assert streamed.count("data: ") > 1
+
+
+def test_a_request_chooses_its_temperature_and_what_it_asks_in_vain_is_said(server):
+    def written(**request):
+        answer = json.loads(asked(server, "/v1/completions", prompt="It was", **request))
+        return answer["choices"][0]["text"]
+
+    drawn = {written(temperature=1, seed=seed, max_tokens=20) for seed in range(4)}
+    assert len(drawn) > 1
+    assert written(temperature=1, seed=0, max_tokens=20) in drawn
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        asked(server, "/v1/completions", prompt="")
+    assert refused.value.code == 400
+    assert "at least one row of at least one token" in refused.value.read().decode()
+    for path in ("/load_model", "/reset"):  # nobody may load or forget a model
+        with pytest.raises(urllib.error.HTTPError) as absent:
+            asked(server, path)
+        assert absent.value.code == 404
+    port = int(server[0].rsplit(":", 1)[1])
+    with pytest.raises(ValueError, match="that nobody listens at"):
+        start(server[1], host="127.0.0.1", port=port, in_background=True)
 
 
 def test_a_folder_that_cannot_be_served_is_refused(model_folder):

@@ -238,6 +238,30 @@ def test_a_compiled_step_writes_the_same_and_is_not_saved_twice():
     assert torch.equal(written(model, ids), wanted)
 
 
+def test_steps_that_torch_compiles_no_more_are_read_as_before(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    torch.compiler.reset()
+    model = language_model()
+    wanted = [written(model, tokens(batch, 5)) for batch in range(1, 6)]
+    model.compile_step(backend="eager")
+    for batch, expected in enumerate(wanted, start=1):
+        assert torch.equal(written(model, tokens(batch, 5)), expected)
+    torch.compiler.reset()
+
+
+def test_a_temperature_near_zero_takes_the_likeliest(model):
+    ids = tokens(1, 5)
+    likeliest = list(generate(model, ids, 8, temperature=0))
+    assert list(generate(model, ids, 8, temperature=1e-40)) == likeliest
+
+
+def test_vectors_after_a_cache_must_be_the_whole_text(model):
+    cache = model(tokens(1, 10), use_cache=True).cache
+    vectors, mask = torch.randn(1, 5, model.config.hidden_size), torch.ones(1, 15)
+    with pytest.raises(ValueError, match=r"inputs_embeds must be the whole text: the cache has"):
+        model.generate(inputs_embeds=vectors, attention_mask=mask, cache=cache, max_new_tokens=2)
+
+
 def test_a_cache_may_be_given_by_its_former_name(model):
     first = model(tokens(1, 4), use_cache=True)
     before = first.past_key_values.copy()

@@ -6,11 +6,14 @@ state 16 wide, the least that a matrix product takes, so that small inputs have 
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tests.ops.drawing import Draw
 
-from polewise.ops import _associative_triton, associative_filter
+from polewise import FocusConfig
+from polewise.ops import _associative_triton, _checks, associative_filter
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +72,48 @@ def test_one_head_of_queries_and_keys_is_that_of_all(turning):
     got, exact = results(inputs, "triton"), results(inputs, "reference", exactly=True)
     for ours, wanted in zip(got, exact, strict=True):
         assert (ours.double() - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_skip_and_heads_that_share_keys_are_those_of_the_definition(dtype):
+    """What a memory of Focus asks for, beside what every filter of products has."""
+    draw, unit = Draw(), 1e-6 if dtype == torch.float32 else 2**-7
+    q, k = (draw.normal(2, 37, 2, 5).to(dtype) for _ in range(2))
+    v = draw.normal(2, 37, 3, 4).to(dtype)
+    decay, step = (draw.uniform(2, 37, 3).float() for _ in range(2))
+    inputs = [q, k, v, decay, step, draw.normal(3).float()]
+
+    def run(backend, *inputs):
+        *sequences, step, skip = inputs = [t.detach().requires_grad_() for t in inputs]
+        y, last = associative_filter(
+            *sequences, step=step, skip=skip, key_head=[0, 1, 0], backend=backend
+        )
+        total = (y.double() * Draw(1).normal(*y.shape)).sum() + last.double().square().sum()
+        return [y, last, *torch.autograd.grad(total, inputs)]
+
+    got = run("triton", *inputs)
+    exact = run("reference", *(t.double() for t in inputs))
+    assert [t.dtype for t in got[2:]] == [t.dtype for t in inputs]
+    for ours, wanted in zip(got, exact, strict=True):
+        assert (ours.double() - wanted).norm() <= unit * wanted.norm()
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": False, "filters": 1}])
+def test_a_layer_of_focus_on_the_kernels_is_the_layer(options, monkeypatch):
+    """What a GPU runs: kernels where there are some, tensor operations elsewhere."""
+    torch.manual_seed(0)
+    layer = FocusConfig(dim=16, **options).build()
+    x = Draw().normal(2, 21, 16).float().requires_grad_()
+    lengths = torch.tensor([21, 9])
+
+    def results(layer, x):
+        y, _ = layer(x, lengths=lengths)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+    exact = results(copy.deepcopy(layer).double(), x.detach().double().requires_grad_())
+    monkeypatch.setattr(_checks, "fastest_backend", lambda _: "triton")
+    for ours, wanted in zip(results(layer, x), exact, strict=True):
+        assert (ours.double() - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize("turning", [False, True])

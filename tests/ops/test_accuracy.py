@@ -135,13 +135,21 @@ def carried(rounding, radius, gain=1.0):
     dim=st.sampled_from([1, 3, 17, 40]),
     radius=radii.filter(bool),
     angle=st.sampled_from([0.02, 0.3, 1.5, 3.1]),
-    offset=st.integers(0, 5),
+    bin_length=st.sampled_from([1, 7, 64, 500]),
+    per_row=st.booleans(),
+    ragged=st.booleans(),
+    reset=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_the_direct_form_and_its_gradients_stay_within_the_bound_of_rounding(
-    dtype, layout, batch, length, dim, radius, angle, offset, seed
+    dtype, layout, batch, length, dim, radius, angle, bin_length, per_row, ragged, reset, seed
 ):
+    """All bins have the same poles; a state that is cleared carries less than one that is not."""
     draw = Draw(seed)
+    offset = torch.arange(batch) % bin_length if per_row else (bin_length - 1) // 2
+    bins = -(-(int(torch.as_tensor(offset).max()) + length) // bin_length)
+    ends = (length - torch.arange(batch) * ragged).clamp(min=0)
+    options = {"offset": offset, "lengths": ends if ragged else None, "reset": reset}
     accumulator = torch.promote_types(dtype, torch.float32)
     x = LAYOUTS[layout](draw.normal(batch, length, dim).to(dtype))
     rho = torch.where(draw.uniform(batch, 1, dim) < 0.5, radius, 0.1 + 0.8 * draw.uniform(dim))
@@ -151,8 +159,10 @@ def test_the_direct_form_and_its_gradients_stay_within_the_bound_of_rounding(
 
     def run(backend, *inputs):
         x, a, state = inputs = [t.detach().requires_grad_() for t in inputs]
-        y, last = direct_form_filter(x, a, length + 5, offset=offset, state=state, backend=backend)
-        return [y, last, *torch.autograd.grad(y, inputs, weights.to(y.dtype))]
+        a = a.expand(-1, bins, -1, -1)
+        y, last = direct_form_filter(x, a, bin_length, state=state, backend=backend, **options)
+        gradients = torch.autograd.grad(y, inputs, weights.to(y.dtype), materialize_grads=True)
+        return [y, last, *gradients]
 
     ours = run("cpu", x, a, state)
     y, _, grad_x, *_ = exact = run("reference", x.double(), a.double(), state.double())
@@ -177,13 +187,21 @@ def test_the_direct_form_and_its_gradients_stay_within_the_bound_of_rounding(
         terms = of_grad * before.abs() + grad_x.abs() * of_before
         return (terms + (length + 2) * unit * (grad_x * before).abs()).sum(1)
 
-    none = torch.zeros(batch, 1, dim)
-    of_y1 = torch.cat([none, of_y], 1)[:, :-1]
-    of_y2 = torch.cat([none, of_y1], 1)[:, :-1]
-    of_a = torch.stack([of_sum(y1, of_y1), of_sum(y2, of_y2)], -1)[:, None]
-    of_last = torch.stack([of_y[:, -1], of_y1[:, -1]], -1)
-    bounds = [of_y, of_last, of_grad, of_a]
-    for got, wanted, allowed in zip(ours[:4], exact[:4], bounds, strict=True):
+    of_past = torch.cat([torch.zeros(batch, 2, dim), of_y], 1)  # what was given is exact
+    of_a = [of_sum(y1, of_past[:, 1:-1]), of_sum(y2, of_past[:, :-2])]
+    rows = torch.arange(batch)
+    of_last = [of_past[rows, ends + 1], of_past[rows, ends]]
+    # What comes back to y[-1] is -a1 g[0] - a2 g[1], to y[-2] -a2 g[0], with g the gradient of x.
+    first, second = (
+        torch.cat([of_grad + 3 * unit * grad_x.abs(), torch.zeros(batch, 1, dim)], 1)[:, t]
+        for t in (0, 1)
+    )
+    a1, a2 = (size[:, 0] for size in sizes)
+    of_state = [a1 * first + a2 * second, a2 * first]
+    of_pairs = (torch.stack(pair, -1) for pair in (of_last, of_a, of_state))
+    of_last, of_a, of_state = of_pairs
+    bounds = [of_y, of_last, of_grad, of_a[:, None], of_state]
+    for got, wanted, allowed in zip(ours, exact, bounds, strict=True):
         if got.dtype != accumulator:
             allowed = allowed + 1.01 * UNIT[got.dtype] * wanted.abs()
         assert ((got.double() - wanted).abs() <= allowed).all()

@@ -64,6 +64,18 @@ def test_any_split_of_attention_gives_one_pass(sliding, cuts):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("length", [1, 9])
+@pytest.mark.parametrize("wide", ["k", "v", "kv"])
+def test_keys_and_values_may_be_wider_than_queries(length, wide):
+    draw = Draw()
+    narrow = {name: draw.normal(1, length, 2, 4).bfloat16() for name in "qkv"}
+    mixed = {name: part.float() if name in wide else part for name, part in narrow.items()}
+    y, _ = chunked_attention(*mixed.values(), 4)
+    exact, _ = chunked_attention(*(part.double() for part in narrow.values()), 4)
+    assert y.dtype == mixed["v"].dtype
+    torch.testing.assert_close(y.double(), exact, rtol=0.02, atol=0.02)
+
+
 def test_a_window_that_autocast_began_goes_on_without_it():
     q = Draw().normal(1, 12, 2, 4).float()
     _, state = chunked_attention(*[q[:, :7].bfloat16()] * 3, 4)

@@ -1,9 +1,12 @@
-"""Facts about machine code on disk: it is used again, and no call depends on it."""
+"""Facts about compiled loops: their machine code on disk, on which no call depends, and threads."""
 
 import errno
 import importlib.util
+import subprocess
+import sys
 
 import pytest
+import torch
 from numba.core.caching import IndexDataCacheFile
 
 from polewise.ops import _compiled
@@ -64,3 +67,39 @@ def test_without_any_folder_to_keep_it_in_too(monkeypatch):
     local = {}
     exec(SOURCE, local)  # of no file, so there is no place beside it
     assert [was_loaded(local["add"]) for _ in range(2)] == [False, False]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_as_many_threads_share_the_units_as_torch_says(threads):
+    shares, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _compiled.run_units(lambda _, first, stop: shares.append((first, stop)), 12, 4096, 64)
+    finally:
+        torch.set_num_threads(before)
+    assert len(shares) == threads
+    assert sorted(unit for share in shares for unit in range(*share)) == list(range(12))
+
+
+OUTLIVES = """
+import threading, time
+import torch
+from polewise.ops import normal_form_filter
+
+torch.set_num_threads(2)
+x, poles = torch.ones(4, 1024, 64), torch.full((4, 1, 64), 0.5)
+normal_form_filter(x, poles, poles, 1024)
+
+def late():
+    threading.main_thread().join()
+    print(normal_form_filter(x, poles, poles, 1024)[0].shape)
+
+threading.Thread(target=late).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one_still_filters():
+    process = subprocess.run(
+        [sys.executable, "-c", OUTLIVES], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (process.stdout, process.stderr) == ("torch.Size([4, 1024, 64])\n", "")

@@ -198,7 +198,10 @@ def test_the_operation_with_a_projection_is_registered_completely():
     from polewise.ops.gated_norm import _projected_op
 
     x, gate, weight = drawn(9)
-    torch.library.opcheck(_projected_op, (x, gate, weight, projection_for(x), 1e-5))
+    projection = projection_for(x)
+    of_columns = projection.detach().T.contiguous().T.requires_grad_()
+    for each in (projection, of_columns):
+        torch.library.opcheck(_projected_op, (x, gate, weight, each, 1e-5))
 
 
 def test_second_derivatives_by_tensor_operations_alone():

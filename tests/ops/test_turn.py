@@ -91,6 +91,11 @@ def test_wrong_arguments_are_explained():
     x, angle = drawn(9)
     with pytest.raises(ValueError, match="at least 2 \\* pairs = 6 channels; got 5"):
         turn(x[..., :5], angle)
+    for wrong in (angle[:, :8], angle[None]):
+        with pytest.raises(ValueError, match=r"angle must have the axes of x before the last"):
+            turn(x, wrong)
+    with pytest.raises(ValueError, match="angle must be on cpu like x; got meta"):
+        turn(x, angle.to("meta"))
     with pytest.raises(ValueError, match="backend must be one of"):
         turn(x, angle, backend="gpu")
     with pytest.raises(ValueError, match="backend 'cpu' takes float32 x"):

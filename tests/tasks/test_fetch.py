@@ -23,6 +23,15 @@ def zipped(content):
     return packed.getvalue()
 
 
+def test_what_lies_here_is_what_the_table_of_data_sets_says():
+    files = [file for each in data_sets.DATA_SETS.values() for file in each.files]
+    found = [(file, path) for file in files if (path := data_sets.locate(file))]
+    for file, path in found:
+        content = unpack(path.read_bytes())
+        assert (len(content), hashlib.md5(content).hexdigest()) == (file.num_bytes, file.md5), path
+    assert len({file.md5 for file in files}) == len(files)
+
+
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A data set `sample` whose address answers with `served[0]`."""

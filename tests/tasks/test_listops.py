@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import statistics
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 
 from polewise.tasks import ListOpsTask
-from polewise.tasks.data_sets import data_folders
+from polewise.tasks.data_sets import DATA_SETS, find, locate
 from polewise.tasks.listops import TOKENS, evaluate_expression, read_expressions, tokenize
 
 SMALL = ListOpsTask(
@@ -157,15 +158,17 @@ def test_an_unknown_token_is_named():
 
 
 def test_the_published_test_set_comes_to_its_labels():
-    paths = [folder / "listops/test_d20s.tsv.gz" for folder in data_folders()]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    if locate(DATA_SETS["d20s"].files[0]) is None:
         pytest.skip("ListOps' test set must lie in listops/test_d20s.tsv.gz of a data folder")
-    expressions = read_expressions(path)
+    expressions = read_expressions(find("d20s")[0])
     assert len(expressions) == 10_000
     assert all(evaluate_expression(each.tokens) == each.value for each in expressions)
     lengths = [len(each.tokens) for each in expressions]
     assert (min(lengths), max(lengths)) == (1, 939)
+    task = ListOpsTask(source="d20s", part="test", batch_size=10_000)
+    (batch,) = task.eval_batches()
+    assert batch["lengths"].tolist() == lengths
+    assert batch["labels"].tolist() == [each.value for each in expressions]
 
 
 def write_arena(folder, **parts):
@@ -187,7 +190,7 @@ def test_the_files_of_the_long_range_arena_are_read_in_epochs(tmp_path):
     source = write_arena(tmp_path, **ARENA)
     task = ListOpsTask(source=source, batch_size=5, min_length=0, max_length=10)
     (valid,) = task.eval_batches()
-    assert valid["inputs"].tolist() == [[3, 0, 0, 0, 0, 0, 0, 0, 0], [10, 1, 2, 14, 0, 0, 0, 0, 0]]
+    assert valid["inputs"].tolist() == [[3, 0, 0, 0], [10, 1, 2, 14]]
     assert valid["lengths"].tolist() == [1, 4]
     assert valid["labels"].tolist() == [3, 1]
     (test,) = ListOpsTask(source=task.source, part="test").eval_batches()
@@ -200,6 +203,28 @@ def test_the_files_of_the_long_range_arena_are_read_in_epochs(tmp_path):
     before = task.fingerprint()
     write_arena(tmp_path, train=ARENA["train"][1:])
     assert ListOpsTask(source=task.source).fingerprint() != before
+
+
+def test_a_single_file_is_the_test_part_and_the_rest_is_drawn_without_it(tmp_path):
+    lists = [f"[{name} {i} {j} ]" for name in ("MIN", "MAX") for i in range(10) for j in range(10)]
+    held_out = {text: evaluate_expression(tokenize(text)) for text in lists}
+    path = tmp_path / "held_out.tsv"
+    path.write_text("".join(f"{value}\t{text}\n" for text, value in held_out.items()))
+    task = ListOpsTask(
+        source=str(path), part="test", min_length=0, max_length=6, max_depth=2, max_arguments=2,
+        num_eval=50, batch_size=100,
+    )  # fmt: skip
+    test = [row for batch in task.eval_batches() for row in rows_of(batch)]
+    assert [(" ".join(words), label) for words, label in test] == list(held_out.items())
+    valid = [row for batch in replace(task, part="valid").eval_batches() for row in rows_of(batch)]
+    trained = [row for batch in islice(task.train_batches(0), 20) for row in rows_of(batch)]
+    drawn = {" ".join(words) for words, _ in [*valid, *trained]}
+    assert len(valid) == 50
+    assert len(drawn) > 100
+    assert not drawn & held_out.keys()
+    before = task.fingerprint()
+    path.write_text("3\t3\n")
+    assert replace(task).fingerprint() != before
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,9 @@ def test_training_stops_when_the_target_is_reached(tmp_path, small_run):
     outcome = train(small_run(stop_at=0.0, max_steps=60), tmp_path / "run", console=quiet())
     assert (outcome.status, outcome.step) == ("reached", 3)
     assert outcome.folder.last_checkpoint().name == "step-3"
+    with pytest.raises(ValueError, match=r"has reached its stop_at, 0, at step 3"):
+        resume(tmp_path / "run", max_steps=80, console=quiet())
+    assert outcome.folder.last_checkpoint().name == "step-3"
 
 
 def test_a_budget_in_seconds_ends_the_run_and_moves_the_learning_rate(tmp_path, small_run):

@@ -24,6 +24,11 @@ _COSTS = {
     "state_bytes": ("state when streaming (kB)", 1e3),
 }
 """What a system takes, by its name in a row: label with unit, and what that unit is."""
+_COSTS_OF_A_STEP = {
+    "positions_per_second": ("training step, time a position (µs)", 1e6),
+    **{cost: _COSTS[cost] for cost in ("peak_memory_bytes", "state_bytes")},
+}
+"""The same of a training step; speed is drawn as its inverse."""
 
 
 def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
@@ -92,6 +97,37 @@ def draw_costs(study: Mapping[str, Any]) -> str | None:
             if column == 0:
                 axes.set_title(comparison["name"], fontsize=8, loc="left")
                 axes.set_ylabel(headline.replace("_", " "), fontsize=7)
+    _legend(figure, drawn)
+    return _svg(figure)
+
+
+def draw_against_length(study: Mapping[str, Any]) -> str | None:
+    """Return time of a position, memory and state against length, for comparisons that are named
+    by it; None where there are no runs."""
+    lines: dict[str, dict[int, SystemSummary]] = {}
+    for comparison in study["comparisons"]:
+        for summary in summarize(comparison, study["rows"]):
+            if summary.runs:
+                lines.setdefault(summary.system, {})[int(comparison["name"])] = summary
+    if not lines:
+        return None
+    figure = _figure(3)
+    colours, drawn = _colours(study), {}
+    for index, (cost, (label, unit)) in enumerate(_COSTS_OF_A_STEP.items()):
+        axes = _panel(figure, index, 3)
+        for system, at in lines.items():
+            spent = {length: summary.median(cost) for length, summary in at.items()}
+            points = {length: value / unit for length, value in spent.items() if value}
+            if cost == "positions_per_second":
+                points = {length: 1 / value for length, value in points.items()}
+            (drawn[system],) = axes.plot(
+                list(points), list(points.values()), "o-", markersize=3, color=colours[system]
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("length", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.tick_params(labelsize=7)
     _legend(figure, drawn)
     return _svg(figure)
 

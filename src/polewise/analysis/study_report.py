@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from polewise.analysis.published import PUBLISHED, PublishedTable
 from polewise.analysis.study_figures import (
+    draw_against_length,
     draw_beside_published,
     draw_costs,
     draw_learning_curves,
@@ -18,6 +20,8 @@ from polewise.analysis.study_summary import Spread, SystemSummary, format_measur
 
 Study = Mapping[str, Any]
 """A results file, as `polewise.recipes.studies.read_results` returns it."""
+Columns = dict[str, Callable[[SystemSummary], str]]
+"""Columns of a table: what stands above, and in the row of a system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,25 +57,41 @@ class Section:
     """SVG and caption of each."""
 
 
+_FIGURES: dict[str, tuple[tuple[Callable[[Study], str | None], str], ...]] = {
+    "learning": (
+        (draw_learning_curves, "Held-out figures while training: mean, lowest to highest seed."),
+        (
+            draw_costs,
+            "What was reached against what it took, medians; hollow: no grid chose the rate.",
+        ),
+        (
+            draw_beside_published,
+            "Accuracy against length: published (left) and ours (right).",
+        ),
+    ),
+    "cost": (
+        (
+            draw_against_length,
+            "Against the length of a sequence: time a position of a training step, the most memory "
+            "of the process, state when streaming.",
+        ),
+    ),
+}
+"""Figures of a study by what it is about, each with its caption."""
+
+
 def study_section(study: Study) -> Section:
     """Return what a report says of a study."""
     parts = [_comparison_part(study, comparison) for comparison in study["comparisons"]]
     parts += _mean_part(study)
     parts += [_published_part(table) for table in PUBLISHED.get(study["study"], ())]
-    figures = []
-    if curves := draw_learning_curves(study):
-        figures.append((curves, "Held-out figures while training: mean, lowest to highest seed."))
-    if costs := draw_costs(study):
-        caption = "What was reached against what it took, medians; hollow: no grid chose the rate."
-        figures.append((costs, caption))
-    if beside := draw_beside_published(study):
-        figures.append((beside, "Accuracy against length: published (left) and ours (right)."))
+    drawn = [(draw(study), caption) for draw, caption in _FIGURES[_subject(study)]]
     return Section(
         title=f"{study['study']}, {study['size']} size",
         question=study["question"],
         facts=(_progress(study), *_machines(study)),
         parts=tuple(parts),
-        figures=tuple(figures),
+        figures=tuple((svg, caption) for svg, caption in drawn if svg is not None),
     )
 
 
@@ -150,37 +170,43 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
         names = ", ".join(comparison["systems"])
         notes.append(f"Nothing of it has been run yet. To run: {names}.")
         return Part(title=comparison["name"], notes=tuple(notes), table=None)
+    of_cost = _subject(study) == "cost"
     tested = any(summary.spread(headline, "test") for summary in summaries)
-    also = _further_measures(summaries, headline)
-    header = (
-        "system", "parameters", "best rate", headline.replace("_", " "),
-        *(["on test"] if tested else []), *(name.replace("_", " ") for name in also),
-        "steps", "core seconds", "positions a second", "memory", "state", "missing",
-    )  # fmt: skip
-    rows = tuple(
-        (
-            summary.system,
-            _number(summary.median("parameters")),
-            _rate(summary),
-            _reached(summary, headline),
-            *([_spread(summary, headline, "test")] if tested else []),
-            *(_spread(summary, name) for name in also),
-            _number(summary.median("steps")),
-            _number(summary.median("cpu_seconds")),
-            _number(summary.median("positions_per_second")),
-            _bytes(summary.median("peak_memory_bytes")),
-            _bytes(summary.median("state_bytes")),
-            summary.missing,
-        )
-        for summary in summaries
-    )
+    learned: Columns = {
+        "best rate": _rate,
+        headline.replace("_", " "): partial(_reached, headline=headline),
+        **({"on test": partial(_spread, measure=headline, part="test")} if tested else {}),
+        **{
+            name.replace("_", " "): partial(_spread, measure=name)
+            for name in _further_measures(summaries, headline)
+        },
+    }
+    columns: Columns = {
+        "system": lambda each: each.system,
+        "parameters": lambda each: _number(each.median("parameters")),
+        **({} if of_cost else learned),
+        "steps": lambda each: _number(each.median("steps")),
+        "core seconds": lambda each: _number(each.median("cpu_seconds")),
+        "positions a second": lambda each: _number(each.median("positions_per_second")),
+        "memory": lambda each: _bytes(each.median("peak_memory_bytes")),
+        "state": lambda each: _bytes(each.median("state_bytes")),
+        "missing": lambda each: each.missing,
+    }
+    if of_cost:
+        summaries.sort(key=lambda each: -(each.median("positions_per_second") or 0))
+    rows = tuple(tuple(cell(each) for cell in columns.values()) for each in summaries)
     commands = [row["command"] for summary in summaries for row in summary.runs]
     return Part(
         title=comparison["name"],
         notes=tuple(notes),
-        table=Table(header=header, rows=rows),
+        table=Table(header=tuple(columns), rows=rows),
         command=commands[0] if commands else "",
     )
+
+
+def _subject(study: Study) -> str:
+    """What its runs were made for: see `polewise.recipes.studies.study.Subject`."""
+    return str(study.get("subject", "learning"))
 
 
 def _mean_part(study: Study) -> list[Part]:

@@ -30,7 +30,9 @@ def mixers(name: Annotated[Positional[str], arg(metavar="NAME")] = "") -> int:
         if name:
             defaults = {field.name: field.default for field in fields(MIXERS[mixer])}
             for option in mixer_option_types(mixer):
-                print(f"  --set {option}={json.dumps(defaults[option], default=str)}")
+                default = defaults[option]
+                text = default if isinstance(default, str) else json.dumps(default, default=str)
+                print(f"  --set {option}={text}")
     return 0
 
 

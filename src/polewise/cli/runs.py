@@ -10,7 +10,7 @@ from typing import Any
 
 from polewise.cli.output import exit_code, pairs
 from polewise.cli.parsing import RunPath
-from polewise.tasks import ForecastTask, TextTask
+from polewise.tasks import ForecastTask, ImagesTask, TextTask
 from polewise.training import RunFolder, evaluate
 from polewise.training.building import model_without_numbers
 from polewise.training.errors import explained_saving
@@ -40,6 +40,8 @@ def eval(  # noqa: A001
         )
     if isinstance(task, TextTask):
         task = replace(task, eval_bytes=0)
+    if isinstance(task, ImagesTask):
+        task = replace(task, num_eval=None)
     if isinstance(task, ForecastTask):
         task = replace(task, eval_stride=1)
     described.task.prepare()
@@ -125,11 +127,12 @@ def serve(run: RunPath, host: str = "127.0.0.1", port: int = 8000) -> int:
     """
     if not 0 < port < 2**16:
         raise ValueError(f"port must be between 1 and 65535; got {port}.")
-    folder = require_text_run(run)
+    path = require_text_run(run).verified_model_path()
     from polewise.models import serving
 
+    print(f'http://{host}:{port}/v1 will answer requests for "model": "{path}"', flush=True)
     try:
-        serving.serve(folder.verified_model_path(), host=host, port=port)
+        serving.serve(path, host=host, port=port)
     except ImportError as error:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt as stop:

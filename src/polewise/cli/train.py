@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from polewise.cli.output import pairs
 from polewise.cli.parsing import Command, RunPath
+from polewise.mixers import MIXERS, mixer_option_types
 from polewise.recipes import (
     demo_text,
     digits,
@@ -46,7 +47,26 @@ class ModelFlags(ModelShape):
     def over(self, recipe: ModelOptions) -> ModelOptions:
         """Return the model's options; the recipe's mixer options stay for the recipe's mixer."""
         kept = recipe.mixer_options if self.mixer == recipe.mixer else {}
-        return ModelOptions(**_shape(self), mixer_options={**kept, **_parse_settings(self.set)})
+        return ModelOptions(**_shape(self), mixer_options=kept | self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return NAME=VALUE pairs, their values as numbers, booleans, None or text: whichever the
+        option of that name takes."""
+        words = {"none": None, "true": True, "false": False}
+        types = mixer_option_types(self.mixer) if self.mixer in MIXERS else {}
+        options: dict[str, Any] = {}
+        for setting in self.set:
+            name, equals, value = setting.partition("=")
+            if not equals or not name:
+                raise ValueError(f"set must be given as NAME=VALUE; got {setting!r}.")
+            name = name.replace("-", "_")
+            options[name] = value
+            if value in get_args(types.get(name)):  # "none" may be one choice among others
+                continue
+            with suppress(ValueError):  # text
+                known = value.lower() in words
+                options[name] = words[value.lower()] if known else json.loads(value)
+        return options
 
 
 def _shape(model: ModelShape) -> dict[str, Any]:
@@ -135,10 +155,12 @@ TRAIN_COMMANDS: dict[str, Command] = {
     "listops": _command(
         listops(),
         "Train on ListOps: what do nested lists of digits come to?\n\n"
-        "At a size for a CPU; the second example has the Long Range Arena's.",
+        "At a size for a CPU; the second example has the Long Range Arena's, the fourth the "
+        "original's rules and its published test set.",
         "",
         " --min-length 500 --max-length 2000 --max-arguments 10 --num-eval 2000",
         " --source listops-1000 --max-length 2000",
+        " --source d20s --min-length 0 --max-length 1000 --max-depth 20",
     ),
     "text": _command(
         demo_text(),
@@ -207,21 +229,3 @@ def _finish(outcome: Outcome) -> int:
     write_figures(folder)
     print(f"everything is in {folder.path}")
     return 0
-
-
-def _parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Return NAME=VALUE pairs with their values as numbers, booleans, None or text."""
-    words = {"none": None, "true": True, "false": False}
-    options: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ValueError(f"set must be given as NAME=VALUE; got {setting!r}.")
-        if value.lower() in words:
-            options[name.replace("-", "_")] = words[value.lower()]
-            continue
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            options[name.replace("-", "_")] = value
-    return options

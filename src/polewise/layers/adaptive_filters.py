@@ -134,7 +134,8 @@ class AdaptiveFilters(nn.Module):
         """Poles spread over all angles and over memories from 2 to 512 steps (direct form: 10), the
         short ones first; all alike in the square."""
         dim, filters, numbers = self.base.shape
-        order = torch.arange(dim * filters, device=self.base.device)
+        # In float32 whatever the precision of the model: bfloat16 counts to 256.
+        order = torch.arange(dim * filters, dtype=torch.float32, device=self.base.device)
         memory = 2 * 256 ** (order / max(dim * filters - 1, 1))
         decay = (1 - 1 / memory).clamp(max=0.999 * self.max_decay)
         # The golden ratio's steps cover (0, 1) evenly for every prefix.
@@ -149,7 +150,7 @@ class AdaptiveFilters(nn.Module):
             a = torch.stack([-2 * decay * angle.cos(), decay**2], -1)
             base = coefficients_to_unconstrained(a, max_decay=self.max_decay)
         else:
-            base = torch.zeros(dim * filters, 2, device=order.device)
+            base = order.new_zeros(len(order), 2)
         with torch.no_grad():
             self.base.copy_(base[:, :numbers].reshape(self.base.shape))
             self.mix.zero_()

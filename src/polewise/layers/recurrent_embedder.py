@@ -33,7 +33,7 @@ class RecurrentEmbedder(nn.Module):
     def reset_parameters(self) -> None:
         # sigmoid(log(m - 1)) = 1 - 1/m, the decay whose memory is m steps.
         memories, dim = self.logit.shape
-        order = torch.arange(memories * dim, device=self.logit.device)
+        order = torch.arange(memories * dim, dtype=torch.float32, device=self.logit.device)
         spread = 4 * 250 ** (order / (memories * dim))
         with torch.no_grad():
             self.logit.copy_((spread - 1).log().reshape(dim, memories).T)

@@ -38,8 +38,8 @@ class RegularisedConv(nn.Module):
         # start, and most taps well above the threshold.
         taps, dim = self.kernel.shape
         device = self.kernel.device
-        time = torch.arange(taps, device=device)[:, None] / taps
-        rates = (dim / 2) ** (torch.arange(dim, device=device) / dim)
+        time = torch.arange(taps, dtype=torch.float32, device=device)[:, None] / taps
+        rates = (dim / 2) ** (torch.arange(dim, dtype=torch.float32, device=device) / dim)
         with torch.no_grad():
             self.kernel.normal_(std=0.02).mul_(torch.exp(-time * rates))
             self.skip.normal_()

@@ -272,7 +272,8 @@ class Focus(nn.Module):
             # steps, or the sum of many products would drown the rest. Copies take in three times
             # as much, or the skip of other heads would drown what they find.
             heads = len(self.log_rate)
-            order = torch.arange(heads, device=self.log_rate.device) - (heads - 1) / 2
+            device = self.log_rate.device
+            order = torch.arange(heads, dtype=torch.float32, device=device) - (heads - 1) / 2
             memory = 32 * 256 ** (order / max(heads - 1, 3))
             rate = torch.full_like(memory, 4)
             rate[self.copying] /= 3
@@ -281,7 +282,9 @@ class Focus(nn.Module):
                 self.log_rate.copy_(rate.log())
         if self.log_frequency is not None:
             # Periods of 4 to 1024 steps.
-            pair = torch.arange(len(self.log_frequency), device=self.log_frequency.device)
+            pair = torch.arange(
+                len(self.log_frequency), dtype=torch.float32, device=self.log_frequency.device
+            )
             period = 4 * 256 ** (pair / max(len(pair) - 1, 1))
             with torch.no_grad():
                 self.log_frequency.copy_((2 * torch.pi / period).log())

@@ -83,7 +83,7 @@ class S4d(nn.Module):
 
     def reset_parameters(self) -> None:
         # The published start: steps of 0.001 to 0.1, all modes fading alike, harmonics of pi.
-        order = torch.arange(len(self.frequency), device=self.frequency.device)
+        order = torch.arange(len(self.frequency), dtype=torch.float32, device=self.frequency.device)
         nn.init.uniform_(self.log_step, math.log(1e-3), math.log(1e-1))
         nn.init.constant_(self.log_rate, math.log(0.5))
         nn.init.normal_(self.readout, std=0.5**0.5)

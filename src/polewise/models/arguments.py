@@ -93,10 +93,13 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
     cache = arguments.get("cache")
     cache = arguments.get("past_key_values") if cache is None else cache
     if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
-        columns = prompt.shape[1] if mask is None else mask.shape[1]
+        # Of vectors transformers always takes what lies beyond the cache, whatever the mask.
+        whole = prompt if mask is None or name == "inputs_embeds" else mask
+        columns = whole.shape[1]
         if columns <= cache.length:
+            either = ", or have an attention_mask over all of it" if name == "input_ids" else ""
             raise ValueError(
-                f"{name} must be the whole text, or have an attention_mask over all of it: "
+                f"{name} must be the whole text{either}: "
                 f"the cache has read {cache.length} columns; got {columns}."
             )
 

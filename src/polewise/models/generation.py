@@ -97,7 +97,7 @@ class Generation(Iterator[int]):
     def _draw(self, logits: Tensor) -> Tensor:
         if self._temperature == 0:
             return logits.argmax(-1, keepdim=True)
-        logits = logits / self._temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / self._temperature  # none overflows
         if self._top_k is not None:
             floor = logits.topk(min(self._top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < floor, -torch.inf)

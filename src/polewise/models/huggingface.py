@@ -10,7 +10,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTimeSeriesPrediction,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from polewise.models.cache import PolewiseCache as PolewiseCache
 from polewise.models.configuration import PolewiseConfig as PolewiseConfig
@@ -28,5 +31,7 @@ AutoModelForSequenceClassification.register(
     PolewiseConfig, PolewiseForSequenceClassification, exist_ok=True
 )
 AutoModelForTimeSeriesPrediction.register(PolewiseConfig, PolewiseForForecasting, exist_ok=True)
-# Where a Trainer that smooths labels looks for models whose labels are their input, to shift them.
+# Where a Trainer that smooths labels looks for models whose labels are their input, to shift them,
+# and pipelines for models that they know.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["polewise"] = "PolewiseForCausalLM"
+MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["polewise"] = "PolewiseForSequenceClassification"

@@ -117,7 +117,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
         Every way to generate uses it from here on. The next single tokens take tens of seconds,
         once for each batch size, and on a CPU need a C++ compiler. Longer segments stay as they
-        are.
+        are, and so do batch sizes beyond the eight or so that torch compiles in a process
+        (`torch._dynamo.config.recompile_limit`).
 
         Args:
             options: of `torch.compile`, in place of `fullgraph=True, dynamic=False`.
@@ -172,7 +173,11 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 f"cache_implementation must be left out: the state has one form, of constant "
                 f"size; got {form!r}."
             )
-        if model_kwargs.get("cache") is None and generation_config.use_cache:
+        if model_kwargs.get("cache") is not None:
+            # As transformers marks it: whoever has it may go on from it, so no token too many is
+            # read before the end is noticed.
+            model_kwargs["cache"]._is_user_defined = True
+        elif generation_config.use_cache:
             model_kwargs["cache"] = PolewiseCache()
 
 

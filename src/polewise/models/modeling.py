@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.deprecation import deprecate_kwarg
@@ -50,6 +51,14 @@ class PolewisePreTrainedModel(PreTrainedModel):
         super().__init__(config)
         if config.num_input_features:  # tools look for it by this name
             self.main_input_name = "input_values"
+
+    def post_init(self) -> None:
+        """What decides a pole is float32 in a model that is built, as in one that is loaded."""
+        exact = set(self._keep_in_fp32_modules_strict)
+        for name, parameter in self.named_parameters():
+            if parameter.dtype.itemsize < 4 and not exact.isdisjoint(name.split(".")):
+                parameter.data = parameter.data.float()
+        super().post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -216,7 +225,10 @@ class PolewiseModel(PolewisePreTrainedModel):
         compiled = one_token and self._read_token is not None
         backbone = self._read_token if compiled else self.backbone
         try:
-            y, after = backbone(rows.x, state, rows.lengths, read=read)
+            try:
+                y, after = backbone(rows.x, state, rows.lengths, read=read)
+            except FailOnRecompileLimitHit:  # as many kinds of steps are compiled as torch keeps
+                y, after = self.backbone(rows.x, state, rows.lengths, read=read)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
             if state is not None:  # the likely reason, in the caller's words
                 require_like(name, state, self.initial_state(len(rows.x)))
@@ -236,7 +248,13 @@ class PolewiseModel(PolewisePreTrainedModel):
         if self.config.num_input_features:
             if input_values is None:
                 raise ValueError("input_values must be given: this model reads numbers, no tokens.")
-            return self.embed_values(input_values)
+            features = self.config.num_input_features
+            if input_values.ndim != 3 or input_values.shape[-1] != features:
+                raise ValueError(
+                    f"input_values must have shape (batch, length, {features}); "
+                    f"got {tuple(input_values.shape)}."
+                )
+            return self.embed_values(input_values.to(self.dtype))
         if input_ids is None:
             raise ValueError("input_ids must be given: this model reads tokens, no numbers.")
         if input_ids.ndim != 2:

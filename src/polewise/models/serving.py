@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,12 @@ def serve(model_folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000
         host: the address to listen at; the default answers this machine alone.
         port: the port to listen at.
 
+    A request without a temperature draws at 1, with one of 0 takes the likeliest token; `top_p` and
+    `seed` as usual. Nothing but this model is loaded for anybody.
+
     Raises:
         ImportError: the packages of the extra `serve` are missing.
-        ValueError: no language model, or no tokenizer, in the folder.
+        ValueError: no language model, or no tokenizer, in the folder; or the port is in use.
     """
     start(model_folder, host=host, port=port, in_background=False)
 
@@ -44,15 +50,79 @@ def start(model_folder: str | Path, *, host: str, port: int, in_background: bool
             f"model_folder must hold a tokenizer; {folder} has none. For a model of bytes: "
             "polewise.models.tokenizer.byte_tokenizer().save_pretrained(folder)."
         )
+    _require_free(host, port)
+    _prepare_server()
     from transformers.cli.serve import Serve
-    from transformers.cli.serving import model_manager
+
+    return Serve(
+        force_model=str(folder), device="auto" if torch.accelerator.is_available() else "cpu",
+        host=host, port=port, log_level="warning", non_blocking=in_background,
+    )  # fmt: skip
+
+
+def _require_free(host: str, port: int) -> None:
+    """Before a model is loaded for nothing."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ValueError(
+            "host and port must be an address of this machine that nobody listens at; "
+            f"{host}:{port}: {error.strerror}."
+        ) from error
+
+
+_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health")
+"""What is answered. The library's server has more, such as a path that loads any model of the hub
+for whoever asks and one that forgets the model that is served."""
+
+
+def _answer_for_this_model_alone(build: Callable[..., Any]) -> Callable[..., Any]:
+    """No path but ours; what a request asks in vain is said to it, not to the log alone."""
+
+    @functools.wraps(build)
+    def build_server(*args: Any, **kwargs: Any) -> Any:
+        from fastapi.responses import JSONResponse
+
+        app = build(*args, **kwargs)
+        app.router.routes[:] = [route for route in app.router.routes if route.path in _PATHS]
+
+        @app.exception_handler(ValueError)
+        async def explain(_: Any, error: ValueError) -> JSONResponse:
+            return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+
+        return app
+
+    return build_server
+
+
+def _sample_unless_told_otherwise(build: Callable[..., Any]) -> Callable[..., Any]:
+    """The library turns sampling off at a temperature of 0, and never on."""
+
+    @functools.wraps(build)
+    def build_generation_config(self: Any, body: dict, *args: Any, **kwargs: Any) -> Any:
+        config = build(self, body, *args, **kwargs)
+        if body.get("generation_config") is None:  # else it says all there is to say
+            config.do_sample = body.get("temperature") != 0
+        return config
+
+    return build_generation_config
+
+
+@functools.cache
+def _prepare_server() -> None:
+    """What we change in the library's server, once a process."""
+    from transformers.cli.serving import model_manager, server, utils
 
     # The server looks classes up on the module `transformers` that it imported. Importing parts of
     # the library, pipelines among them, puts a new module into its place: ours may be another.
     for name, value in vars(huggingface).items():
         if isinstance(value, type) and issubclass(value, PreTrainedModel):
             setattr(model_manager.transformers, name, value)
-    return Serve(
-        force_model=str(folder), device="auto" if torch.accelerator.is_available() else "cpu",
-        host=host, port=port, log_level="warning", non_blocking=in_background,
-    )  # fmt: skip
+    for owner, name, changed in (
+        (server, "build_server", _answer_for_this_model_alone),
+        (utils.BaseHandler, "_build_generation_config", _sample_unless_told_otherwise),
+    ):
+        setattr(owner, name, changed(getattr(owner, name)))

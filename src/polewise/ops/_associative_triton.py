@@ -163,14 +163,22 @@ forward.register_autograd(_backward, setup_context=_setup_context)
 def _sizes(q: Tensor, v: Tensor, state: Tensor) -> tuple[tuple[int, int], dict[str, int | str]]:
     """Arguments of every kernel: run-time sizes, and what it is compiled for."""
     _, length, heads, key_dim = q.shape
-    options = {
+    options: dict[str, int | str] = {
         "key_dim": key_dim,
         "value_dim": v.shape[3],
         "TURNING": state.shape[2] == 2,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": _precision(q.dtype),
         "CHUNK": CHUNK,
     }
     return (length, heads), options
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How products of float32 are taken: by tensor cores of CUDA, in three passes where float32
+    is what was given. ROCm's compiler has these for some cards only, the plain one for all."""
+    if torch.version.hip:
+        return "ieee"
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def _whole_keys(q: Tensor) -> int:

@@ -144,10 +144,15 @@ def _share(loop: Callable[..., None], units: int, threads: int, *arguments) -> N
         loop(*arguments, 0, units)
         return
     cuts = [units * i // threads for i in range(threads + 1)]
-    futures = [
-        _pool(threads - 1).submit(loop, *arguments, first, stop)
-        for first, stop in pairwise(cuts[1:])
-    ]
+    pool, futures = _pool(threads - 1), []
+    for first, stop in pairwise(cuts[1:]):
+        try:
+            futures.append(pool.submit(loop, *arguments, first, stop))
+        except RuntimeError as error:
+            if "shutdown" not in str(error):
+                raise
+            # The main thread has ended: whoever outlives it works alone.
+            loop(*arguments, first, stop)
     loop(*arguments, cuts[0], cuts[1])
     for future in futures:
         future.result()

@@ -32,7 +32,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, gate, weight and projection."""
     grad_x, grad_gate = fresh(x), fresh(gate)
-    grad_weight, grad_projection = torch.zeros_like(weight), torch.zeros_like(projection)
+    # Contiguous, as their fakes are, whatever the parameters are views of.
+    grad_weight, grad_projection = (
+        torch.zeros_like(each, memory_format=torch.contiguous_format)
+        for each in (weight, projection)
+    )
     blocks = _blocks(grad_y, x, gate, grad_x, grad_gate)
     for grad_y_now, x_now, gate_now, grad_x_now, grad_gate_now in blocks:
         n, grad_n = x_now.new_empty(x_now.shape), x_now.new_empty(x_now.shape)

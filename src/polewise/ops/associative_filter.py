@@ -153,9 +153,10 @@ def associative_filter(
                 of_q, of_k = q.unbind(2), k.unbind(2)
                 q = torch.stack([of_q[head] for head in key_head], 2)
                 k = torch.stack([of_k[head] for head in key_head], 2)
-            taken = v if step is None else v * step[..., None].to(v.dtype)
+            # In float32 or wider, rounded once; kernels take all they multiply in one dtype.
+            taken = v if step is None else (step[..., None] * v).to(v.dtype)
             y, last = run(q, k, taken, decay, angle, state)
-            y = y if skip is None else y + skip.to(y.dtype)[:, None] * v.to(y.dtype)
+            y = y if skip is None else y + skip.to(dtype)[:, None] * v
     return hide_padding(y, lengths).to(given), last
 
 

@@ -100,12 +100,14 @@ def chunked_attention(
             f"sliding={sliding} and {'a' if state is not None else 'no'} state."
         )
     run = _BACKENDS[usable_backend(backend, _BACKENDS, q)]
+    given, wide = v.dtype, torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    q, k, v = (part.to(wide) for part in (q, k, v))
     lengths = checked_lengths(lengths, q)
     steps = real_steps(q, lengths)
     q = hide_padding(q, lengths)  # 0 * NaN would reach the gradients of real keys
     if not causal:
         y = run(q, k, v, chunk_length, bias, steps, None, sliding, False)
-        return hide_padding(y, lengths), None
+        return hide_padding(y, lengths).to(given), None
 
     if state is None:
         before = _empty_state(k, v, chunk_length)
@@ -126,11 +128,11 @@ def chunked_attention(
     )
     if length == 1 and backend is None:
         y = _one_step(q, after, chunk_length, bias, sliding)
-        return hide_padding(y, lengths).to(v.dtype), after
+        return hide_padding(y, lengths).to(given), after
     # Nothing to look back at: own chunk only, half the work.
     looks_back = before if sliding or state is not None else None
     y = run(q, k, v, chunk_length, bias, steps, looks_back, sliding, True)
-    return hide_padding(y, lengths), after
+    return hide_padding(y, lengths).to(given), after
 
 
 def _empty_state(k: Tensor, v: Tensor, chunk_length: int) -> WindowState:

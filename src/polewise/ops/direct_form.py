@@ -65,7 +65,8 @@ def direct_form_filter(
             GPU. None takes the fastest.
 
     Returns:
-        y: like `x`, in its dtype.
+        y: like `x`, in its dtype. "cpu" and "triton" keep it for the gradient: change no number of
+            it in place.
         state: the last two outputs, float32 or wider. Feed it to the next segment and the
             outputs are those of one pass. An empty `x` returns the state it was given.
 
@@ -74,7 +75,7 @@ def direct_form_filter(
     by itself. `torch.autocast` casts nothing here: the dtypes given are those that count.
 
     Values are not checked (NaN comes out as NaN), except that "cpu" refuses an offset tensor
-    outside [0, `bin_length`).
+    outside [0, `bin_length`), or one by which a row reaches beyond the bins.
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.

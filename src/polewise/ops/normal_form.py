@@ -88,7 +88,7 @@ def normal_form_filter(
     by itself. `torch.autocast` casts nothing here: the dtypes given are those that count.
 
     Values are not checked (NaN comes out as NaN), except that "cpu" refuses an offset tensor
-    outside [0, `bin_length`).
+    outside [0, `bin_length`), or one by which a row reaches beyond the bins.
 
     Raises:
         ValueError: a shape or device is not as written above, or `backend` is unknown.
@@ -144,7 +144,7 @@ def normal_form_filter(
         real_steps(x, lengths), state, bin_length, bool(reset),
     )  # fmt: skip
     if run is _triton and skip is not None:
-        y = torch.addcmul(y, skip, hide_padding(x, lengths))
+        y = y + skip * hide_padding(x, lengths)
     return y.to(x.dtype), state
 
 

@@ -36,10 +36,11 @@ def turn(
             (1 or batch, length, 1 or heads, pairs). None takes the fastest that can.
 
     Returns:
-        y: like `x`, in its dtype.
+        y: like `x`, in its dtype. "cpu" keeps it for the gradient: change no number of it in place.
 
     Raises:
-        ValueError: there are fewer channels than `angle` turns, or the backend cannot run here.
+        ValueError: there are fewer channels than `angle` turns, its other axes are not those of
+            `x` or 1, it is on another device, or the backend cannot run here.
         TypeError: `x` or `angle` is no floating tensor.
 
     Source:
@@ -51,6 +52,14 @@ def turn(
         raise ValueError(
             f"x must have at least 2 * pairs = {2 * angle.shape[-1]} channels; got {x.shape[-1]}."
         )
+    leading = zip(x.shape[-2::-1], angle.shape[-2::-1], strict=False)
+    if angle.ndim > x.ndim or any(given not in (size, 1) for size, given in leading):
+        raise ValueError(
+            f"angle must have the axes of x before the last, or 1 in place of some: "
+            f"{tuple(x.shape[:-1])}; got {tuple(angle.shape[:-1])}."
+        )
+    if angle.device != x.device:
+        raise ValueError(f"angle must be on {x.device} like x; got {angle.device}.")
     return _BACKENDS[_backend(backend, x, angle)](x, angle)
 
 

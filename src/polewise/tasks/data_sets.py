@@ -117,11 +117,22 @@ DATA_SETS: dict[str, DataSet] = {
             DataFile(
                 paths=("spoken_digits/fsdd_recordings.tar.gz",),
                 num_bytes=23_429_120,
-                md5="a533eeca66c3b8a9ca7ddc47d4e5254b",
+                md5="fd210eba8f852af78f32bfe0eaec305a",
             ),
         ),
         origin="github.com/Jakobovski/free-spoken-digit-dataset, whose folder `recordings` will "
         "also do: --source FOLDER",
+    ),
+    "d20s": DataSet(
+        what="10,000 nested lists, the test set of ListOps, for `train listops --source d20s`",
+        files=(
+            DataFile(
+                paths=("listops/test_d20s.tsv.gz", "listops/test_d20s.tsv"),
+                num_bytes=2_804_179,
+                md5="a533eeca66c3b8a9ca7ddc47d4e5254b",
+            ),
+        ),
+        origin="github.com/nyu-mll/spinn, the folder of ListOps' data",
     ),
     "japanese_vowels": DataSet(
         what="640 vowels of nine speakers, 7 to 29 steps, for `train series`",

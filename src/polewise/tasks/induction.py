@@ -98,9 +98,12 @@ class InductionTask:
             yield self._draw(generator, self.batch_size, self.length)
 
     def eval_batches(self) -> Iterator[Batch]:
-        """Yield the held-out sequences, length after length."""
+        """Yield the held-out sequences, length after length; of long ones fewer at a time, as many
+        tokens as a batch of training has."""
         for sequences in self._held_out:
-            yield from in_order(sequences, self.batch_size)
+            length = sequences["inputs"].shape[1]
+            at_once = self.batch_size * self.length // length
+            yield from in_order(sequences, min(max(at_once, 1), self.batch_size))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the last position, in nats."""

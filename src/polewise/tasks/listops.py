@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
+from polewise.tasks.data_sets import find
 from polewise.tasks.epochs import epoch_rows
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
@@ -60,15 +61,18 @@ class ListOpsTask:
     their tokens (operators, digits, closing brackets) are more than `min_length` and fewer than
     `max_length`.
 
-    Expressions are drawn anew at every step; none is one that is held out. `source` reads the files
-    of the Long Range Arena instead: 96,000 to train, in epochs, 2,000 and 2,000 held out. A drawn
-    set is a fresh sample of the same distribution, not the published one.
+    Expressions are drawn anew at every step; none is one that is held out. A drawn set is a fresh
+    sample of the same distribution, not the published one. `source` reads published ones: the
+    folder of the Long Range Arena, 96,000 to train, in epochs, 2,000 and 2,000 held out; or a
+    single file as the test part, such as the original's `d20s` (its rules: a `min_length` of 0, a
+    `max_depth` of 20, at most 5 arguments), while all else is drawn.
 
-    Expressions are padded on the right, their `lengths` beside them.
+    Expressions are padded on the right to the longest of their batch, their `lengths` beside them.
     """
 
     source: str | None = None
-    """Folder with `basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv`; None draws."""
+    """Folder with `basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv`; or `d20s` or a file, the
+    test part; None draws."""
     min_length: int = 500
     """An expression that is drawn has more tokens."""
     max_length: int = 2000
@@ -129,7 +133,7 @@ class ListOpsTask:
         self.prepare()
         taken = {expression for part in self._held_out.values() for expression in part}
         for step in count(first_step):
-            if self.source is None:
+            if not self._fixed:
                 expressions = self._draw(f"train {seed} {step}", self.batch_size, taken)
             else:
                 rows = epoch_rows([seed], step, self.batch_size, len(self._fixed))
@@ -151,7 +155,8 @@ class ListOpsTask:
         return class_metrics(logits, batch)
 
     def _batch(self, expressions: Sequence[Expression]) -> Batch:
-        inputs = np.zeros((len(expressions), self.spec.length), dtype=np.int64)
+        longest = max(len(expression.tokens) for expression in expressions)
+        inputs = np.zeros((len(expressions), longest), dtype=np.int64)
         for row, expression in zip(inputs, expressions, strict=True):
             row[: len(expression.tokens)] = list(expression.tokens)
         return {
@@ -162,21 +167,33 @@ class ListOpsTask:
 
     @cached_property
     def _fixed(self) -> list[Expression]:
-        return [] if self.source is None else self._read("train")
+        """What is trained on; empty where that is drawn."""
+        path = self._path
+        return [] if path is None or path.is_file() else self._read(path / _FILES["train"])
 
     @cached_property
     def _held_out(self) -> dict[str, list[Expression]]:
-        if self.source is not None:
-            return {part: self._read(part) for part in ("valid", "test")}
-        drawn = self._draw(f"held out {self.data_seed}", 2 * self.num_eval, set())
-        return {"valid": drawn[: self.num_eval], "test": drawn[self.num_eval :]}
+        path, stream = self._path, f"held out {self.data_seed}"
+        if path is None:
+            drawn = self._draw(stream, 2 * self.num_eval, set())
+            return {"valid": drawn[: self.num_eval], "test": drawn[self.num_eval :]}
+        if path.is_file():
+            test = self._read(path)
+            return {"valid": self._draw(stream, self.num_eval, set(test)), "test": test}
+        return {part: self._read(path / _FILES[part]) for part in ("valid", "test")}
 
-    def _read(self, part: str) -> list[Expression]:
-        expressions = read_expressions(Path(self.source or "") / _FILES[part])
+    @cached_property
+    def _path(self) -> Path | None:
+        if self.source is None:
+            return None
+        return find(self.source)[0] if self.source == "d20s" else Path(self.source)
+
+    def _read(self, path: Path) -> list[Expression]:
+        expressions = read_expressions(path)
         longest = max(len(expression.tokens) for expression in expressions)
         if longest >= self.max_length:
             raise ValueError(
-                f"max_length must be more than the longest expression of {_FILES[part]}, "
+                f"max_length must be more than the longest expression of {path.name}, "
                 f"{longest} tokens; got {self.max_length}."
             )
         return expressions

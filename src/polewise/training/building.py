@@ -103,7 +103,8 @@ def planned_model(run: Run) -> nn.Module:
     require_memory("the model's options", 16 * numbers)
     # Mixers pad a sequence to whole bins and chunks, and a block keeps at least 16 bytes a channel
     # and position for the way back; the output has a number per token.
-    pieces = (v for name, v in run.model.mixer_options.items() if name.endswith("_length"))
+    options = run.model.mixer_options.items()
+    pieces = (v for name, v in options if name.endswith("_length") and isinstance(v, int))
     positions = run.task.batch_size * max(spec.length, *pieces, 1)
     kept = positions * max(16 * hidden * run.model.num_layers, 4 * (spec.vocab_size or 0))
     require_memory("batch_size, length, hidden_size and the mixer's lengths", kept)

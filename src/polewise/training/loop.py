@@ -96,7 +96,7 @@ def resume(
 
     Raises:
         ValueError: it is no run folder, its options, data or checkpoints will not do, its budget is
-            spent, or another process trains in it.
+            spent, its target reached, or another process trains in it.
         NonFiniteError, SaveError, StalledError: as for `train`.
     """
     folder = RunFolder.open(path)
@@ -120,6 +120,11 @@ def resume(
                 raise ValueError(
                     f"max_steps or max_seconds must be more than what {folder.path} has spent "
                     f"({done.step} steps, {done.seconds:.0f} s) to go on."
+                )
+            if folder.has_reached_target(run, done.step):
+                raise ValueError(
+                    f"run must have something left to do; {folder.path} has reached its stop_at, "
+                    f"{run.training.stop_at:g}, at step {done.step}."
                 )
         if accelerator.is_main_process:
             with explained_saving("config.json", folder.path):

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from torch import nn
 
+from polewise.tasks import reaches
 from polewise.training.building import model_class, model_without_numbers
 from polewise.training.checkpoint import checkpoint_limit, list_checkpoints, require_finite
 from polewise.training.durable import clear_up, replace_file, replace_folder
@@ -144,6 +145,26 @@ class RunFolder:
                 f"the data must be what {self.path} began with; it has changed since. Put it back, "
                 "or begin a new run."
             )
+
+    def has_reached_target(self, run: Run, step: int) -> bool:
+        """Whether the last evaluation was at `step` and satisfies the run's `stop_at`."""
+        target = run.training.stop_at
+        evaluations = [record for record in self.read_metrics() if record["kind"] == "eval"]
+        if target is None or not evaluations or evaluations[-1]["step"] != step:
+            return False
+        value = evaluations[-1].get(run.task.headline)
+        return value is not None and reaches(run.task, value, target)
+
+    def is_in_use(self) -> bool:
+        """Whether another process trains here."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is no such file, or no locks
+            pass
+        return False
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -70,7 +70,6 @@ def ablations(size: Size) -> Study:
     """
     cpu = size == "cpu"
     dim, num_layers = (64, 4) if cpu else (256, 12)
-    num_seeds = 2 if cpu else 3
     text = TextTask(source="dickens", length=256, batch_size=16, eval_bytes=50_000)
     recall = RecallTask(length=256, batch_size=16, align_to=128)
     pixels = ImagesTask(
@@ -84,6 +83,7 @@ def ablations(size: Size) -> Study:
         training: TrainingOptions,
         seconds: float,
         *,
+        num_seeds: int = 1 if cpu else 3,
         equal: bool = False,
     ) -> Comparison:
         models = {
@@ -108,15 +108,15 @@ def ablations(size: Size) -> Study:
 
     orders = {name: ALONE["filters"] | options for name, options in ORDERS.items()}
     choices = {name: ALONE["filters"] | options for name, options in CHOICES.items()}
-    steps = in_steps(500 if cpu else 10_000)
+    steps, few = in_steps(500 if cpu else 10_000), 2 if cpu else 3
     return study_of(
         ablations,
         size,
-        comparison("text", text, PARTS, steps, 75),
-        comparison("recall", recall, PARTS, replace(steps, stop_at=1.0), 75),
-        comparison("order-text", text, orders, steps, 90, equal=True),
-        comparison("order-pixels", pixels, orders, steps, 180, equal=True),
-        comparison("choices", text, choices, steps, 90),
+        comparison("text", text, PARTS, steps, 150, num_seeds=few),
+        comparison("recall", recall, PARTS, replace(steps, stop_at=1.0), 90),
+        comparison("order-text", text, orders, steps, 150, num_seeds=few, equal=True),
+        comparison("order-pixels", pixels, orders, steps, 380, num_seeds=few, equal=True),
+        comparison("choices", text, choices, steps, 170),
     )
 
 

@@ -2,12 +2,8 @@
 
 The `cpu` size of each takes at most three hours on two cores, that is six core hours, or 21,600
 seconds of one core, grid and seeds included: `Study.total_seconds` adds up `expected_seconds` of
-every run, and a test holds it to that. Measured with Focus, one core, forward and backward with
-AdamW, torch 2.13 on a 2-core x86-64 machine, positions per second:
-
-    width 64, 2 layers: 24,000 at lengths 32 to 1056, vocabulary 30; 22,500 with vocabulary 512
-    width 128, 2 layers, vocabulary 512: 13,000
-    width 128, 4 layers, bytes: 7,400
+every run, and a test holds it to that. Those are means over the committed rows, evaluations
+included, of two machines of which one is half as fast as the other.
 
 A budget in seconds is that of a run with a core of its own, nothing else running: `--jobs 2` on two
 cores. Twenty minutes each are twenty minutes of wall clock for two runs.

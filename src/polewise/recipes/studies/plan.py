@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from polewise.recipes.studies.study import Comparison, Size, Study
+from polewise.recipes.studies.study import Comparison, Size, Study, Subject
 from polewise.training import TrainingOptions
 
 
 def study_of(
-    build: Callable[[Size], Study], size: Size, *comparisons: Comparison, mean_over: str = ""
+    build: Callable[[Size], Study],
+    size: Size,
+    *comparisons: Comparison,
+    mean_over: str = "",
+    subject: Subject = "learning",
 ) -> Study:
     """Return the study that `build` builds: it has the function's name and asks its question."""
     return Study(
@@ -19,6 +23,7 @@ def study_of(
         question=question_of(build),
         comparisons=comparisons,
         mean_over=mean_over,
+        subject=subject,
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from polewise.recipes.studies.study import Comparison, Measured, Study
 from polewise.recipes.studies.trial_run import is_as_large, is_of
 from polewise.training.durable import alone_in, replace_file
+from polewise.training.errors import explained_saving
 
 FORMAT = 1
 
@@ -32,8 +33,12 @@ class Results:
         self.study, self.path = study, path
         self.rows: dict[str, dict[str, Any]] = {}
         self.outdated: list[str] = []
-        """Rows of the file that are not of the study as it is now; the next writing drops them."""
+        """Rows that the file had and that are not of the study as it is now; the next writing drops
+        them."""
+        self._of_others: dict[str, dict[str, Any]] = {}
+        """Such rows that came since, of another process, whose study may be the newer one: kept."""
         self.read()
+        self.outdated, self._of_others = list(self._of_others), {}
 
     def read(self) -> None:
         """Take in the rows of the file that are not known yet: its own, or another process's."""
@@ -52,7 +57,7 @@ class Results:
             ):
                 self.rows[name] = row
             elif name not in self.outdated:
-                self.outdated.append(name)
+                self._of_others[name] = row
 
     def measured(self) -> dict[str, Measured]:
         """Return what every run that is done has reached, by name."""
@@ -73,14 +78,16 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(self.path.parent):
             self.read()
-            replace_file(self.path, json.dumps(self._describe(), indent=1) + "\n")
+            with explained_saving("the results", self.path, "run the study again"):
+                replace_file(self.path, json.dumps(self._describe(), indent=1) + "\n")
 
     def _describe(self) -> dict[str, Any]:
         order = [trial.name for trial in self.study.trials() if trial.name in self.rows]
+        known = self._of_others | self.rows
         environments: list[Any] = []
         rows = []
-        for name in order:
-            row = dict(self.rows[name])
+        for name in dict.fromkeys((*order, *known)):
+            row = dict(known[name])
             environment = row.pop("environment")
             if environment not in environments:
                 environments.append(environment)
@@ -92,6 +99,7 @@ class Results:
             "question": self.study.question,
             "comparisons": [_describe(each) for each in self.study.comparisons],
             "mean_over": self.study.mean_over,
+            "subject": self.study.subject,
             "environments": environments,
             "rows": rows,
         }

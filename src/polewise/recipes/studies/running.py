@@ -24,6 +24,7 @@ from polewise.options import require_at_least
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import has_outcome, processes, read_row, run_trial
+from polewise.training import RunFolder
 from polewise.training.display import format_seconds, print_line
 from polewise.training.stopping import StopRequest, stop_requests
 
@@ -157,9 +158,12 @@ class _Ledger:
         return [trial for trial in coming if fnmatchcase(trial.name, self.only)]
 
     def next(self) -> Trial | None:
-        """Return the next run to begin with."""
+        """Return the next run to begin with; one that another process trains is left to it."""
         tried = {*self.failed, *self.running}
-        return next((trial for trial in self.left() if trial.name not in tried), None)
+        for trial in self.left():
+            if trial.name not in tried and not RunFolder(self.path(trial)).is_in_use():
+                return trial
+        return None
 
     def record(self, trial: Trial) -> None:
         """Take in a run that is done, write the results, and say how far it all is."""
@@ -187,7 +191,7 @@ class _Ledger:
 
 def _run_one_after_another(ledger: _Ledger, stop: StopRequest) -> int | None:
     """Run in this process, or in all those that `accelerate launch` started."""
-    while (asked := _agreed(stop.signal)) is None and (trial := ledger.next()) is not None:
+    while (asked := _agreed(stop.signal)) is None and (trial := _next_of_all(ledger)) is not None:
         asked = run_trial(trial, ledger.path(trial), ledger.console)
         if asked is not None:
             return asked
@@ -285,6 +289,15 @@ def _agreed(asked: int | None) -> int | None:
     if processes().num_processes == 1:
         return asked
     return next((each for each in gather_object([asked]) if each is not None), None)
+
+
+def _next_of_all(ledger: _Ledger) -> Trial | None:
+    """Return the next run as the main process sees it: it alone reads what others add meanwhile."""
+    trial = ledger.next()
+    if processes().num_processes == 1:
+        return trial
+    name = gather_object([None if trial is None else trial.name])[0]
+    return next((each for each in ledger.study.trials() if each.name == name), None)
 
 
 def _work(trial: Trial) -> float:

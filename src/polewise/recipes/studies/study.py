@@ -22,6 +22,8 @@ from polewise.options import require_at_least
 from polewise.training import ModelOptions, Run, TrainingOptions
 
 Size = Literal["cpu", "gpu"]
+Subject = Literal["learning", "cost"]
+"""What runs are made for: what is learned, or what a step takes."""
 
 
 class Measured(NamedTuple):
@@ -65,7 +67,8 @@ class Comparison:
     """Budget of a run of the grid, as a share of the whole. At 1 the grid's run at the best rate
     is also the run of seed 0."""
     expected_seconds: float | None = None
-    """Seconds of one core for a whole run, to plan by; None where nobody has measured them."""
+    """Seconds of one core for a whole run, evaluations included, to plan by; None where nobody has
+    measured them."""
     note: str = ""
     """What a reader of the table must know."""
 
@@ -155,6 +158,9 @@ class Study:
     """In the order in which they are run."""
     mean_over: str = ""
     """Pattern of the comparisons whose mean says more than each, such as one for every speaker."""
+    subject: Subject = "learning"
+    """Of a study of cost each comparison is named by its length, and what was learned is nothing
+    to show."""
 
     def __post_init__(self) -> None:
         _require_distinct("comparisons", [each.name for each in self.comparisons])

@@ -47,12 +47,13 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
     """Return mixers with their default options, or those of a variant named above.
 
     Those that look nearby see `chunk_length`, as `-whole` all of `length`; convolutions have
-    kernels of `length`. `-deep` is a name for `DEEP`.
+    kernels of `length`, the published Focus of 1024 at most. `-deep` is a name for `DEEP`.
     """
     options: dict[str, dict[str, Any]] = {key: {"chunk_length": chunk_length} for key in _LOCAL}
     options |= {key: {"taps": length} for key in _LONG}
     fixed = {**options["published_focus"], "hypernetwork": "none"}
-    options["published_focus"] |= {"hypernetwork": "shared_long_conv", "taps": length}
+    # A kernel as long as the longest sequences would be more than the whole of another model.
+    options["published_focus"] |= {"hypernetwork": "shared_long_conv", "taps": min(length, 1024)}
     variants = {
         **WITHOUT_MEMORY,
         **WITH_CONVOLUTION,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import signal
@@ -21,7 +22,6 @@ from rich.console import Console
 
 from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies.study import Study, Trial
-from polewise.tasks import reaches
 from polewise.training import (
     NonFiniteError,
     Outcome,
@@ -36,6 +36,7 @@ from polewise.training import (
 )
 from polewise.training.checkpoint import find_checkpoint, read_progress
 from polewise.training.durable import replace_file
+from polewise.training.errors import explained_saving
 from polewise.training.json_files import read_json_object
 from polewise.training.progress import spent_share
 
@@ -97,7 +98,8 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
             "num_processes": processes().num_processes,
             "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         }
-        replace_file(path / OUTCOME, json.dumps(values, indent=1) + "\n")
+        with explained_saving(OUTCOME, path, "run the study again"):
+            replace_file(path / OUTCOME, json.dumps(values, indent=1, allow_nan=False) + "\n")
     processes().wait_for_everyone()
     return None
 
@@ -179,11 +181,7 @@ def _is_over(folder: RunFolder, run: Run) -> bool:
     progress = read_progress(checkpoint)
     if spent_share(progress, run.training) >= 1:
         return not progress.owes_evaluation
-    last = _evaluations(folder)[-1:]
-    if run.training.stop_at is None or not last or last[0]["step"] != progress.step:
-        return False
-    value, target = last[0].get(run.task.headline), run.training.stop_at
-    return value is not None and reaches(run.task, value, target)
+    return folder.has_reached_target(run, progress.step)
 
 
 def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any]:
@@ -217,7 +215,8 @@ def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any
         # The best model by validation, on data that chose nothing.
         test = replace(task, part="test")
         test.prepare()
-        measured["test"] = evaluate(model, test)
+        reached = evaluate(model, test)
+        measured["test"] = reached if all(map(math.isfinite, reached.values())) else None
     return measured
 
 
