@@ -117,6 +117,20 @@ def test_forward_mode_and_backward_mode_give_the_same_derivative(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_transform_inside_a_compiled_function_is_no_other_than_outside(form):
+    case = small_case(form)
+    x, *others = (t.detach() for t in case.inputs)
+    direction = Draw(1).normal(*x.shape)
+    torch.compiler.reset()
+
+    def ahead(x):
+        return jvp(lambda x: case.run([x, *others])[0], (x,), (direction,))[1]
+
+    compiled = torch.compile(ahead, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), ahead(x))
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_transform_of_compiled_loops_is_refused(form):
     case = small_case(form)
     x, *others = (t.detach() for t in case.inputs)

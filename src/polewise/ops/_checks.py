@@ -157,10 +157,13 @@ def is_transformed() -> bool:
     They see through tensor operations, not into compiled loops, whose forward derivative
     would come out as 0 without a word.
     """
-    if torch.compiler.is_compiling():
-        return False
     in_func = torch._C._functorch.peek_interpreter_stack() is not None
     return in_func or forward_ad._current_level >= 0
+
+
+# `torch.compile` asks once, while it traces, with the transforms that it then is inside of. What
+# `torch.compiler.assume_constant_result` does, without importing all of the compiler for it.
+is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require_untransformed(backend: str) -> None:
