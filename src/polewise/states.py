@@ -157,12 +157,13 @@ def load(path: str | Path, like: State) -> State:
         except _DAMAGE as error:
             raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
     wanted = len(tensors(like))
-    if not isinstance(leaves, list) or len(leaves) != wanted:
+    tensors_alone = isinstance(leaves, list) and all(isinstance(leaf, Tensor) for leaf in leaves)
+    if not tensors_alone or len(leaves) != wanted:
         got = len(leaves) if isinstance(leaves, list) else 0
         raise ValueError(f"{path} must hold the {wanted} tensors of this model; got {got}.")
     stream = iter(leaves)
     try:
-        state = map_state(lambda leaf: torch.as_tensor(next(stream), device=leaf.device), like)
+        state = map_state(lambda leaf: next(stream).to(leaf.device), like)
         require_like("state", state, like)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} holds the state of another model or batch: {error}") from error

@@ -82,6 +82,8 @@ _FIGURES: dict[str, tuple[tuple[Callable[[Study], str | None], str], ...]] = {
 
 def study_section(study: Study) -> Section:
     """Return what a report says of a study."""
+    rows = [row for row in study["rows"] if not row.get("of_another_study")]
+    study = {**study, "rows": rows}
     parts = [_comparison_part(study, comparison) for comparison in study["comparisons"]]
     parts += _mean_part(study)
     parts += [_published_part(table) for table in PUBLISHED.get(study["study"], ())]

@@ -55,7 +55,8 @@ class SystemSummary:
 
     def spread(self, measure: str, part: str = "metrics") -> Spread | None:
         """Return a metric over the seeds; None where there is none."""
-        values = [row[part][measure] for row in self.runs if row.get(part)]
+        parts = [row.get(part) or {} for row in self.runs]
+        values = [each[measure] for each in parts if measure in each]
         return Spread(values=tuple(values)) if values else None
 
     def median(self, name: str) -> float | None:

@@ -121,6 +121,8 @@ def report(
     for path, section in zip(paths, sections, strict=True):
         names = [f"figures/{path.stem}-{number}.svg" for number in range(len(section.figures))]
         figures.append(names)
+        for left in page.parent.glob(f"figures/{path.stem}-*.svg"):  # of a page with more of them
+            left.unlink()
         for name, (svg, _) in zip(names, section.figures, strict=True):
             replace_file(page.parent / name, svg)
     replace_file(page, render_markdown(sections, figures))

@@ -97,7 +97,8 @@ class Generation(Iterator[int]):
     def _draw(self, logits: Tensor) -> Tensor:
         if self._temperature == 0:
             return logits.argmax(-1, keepdim=True)
-        logits = (logits - logits.amax(-1, keepdim=True)) / self._temperature  # none overflows
+        # The largest is 0 and the others fall, so that no temperature makes one overflow.
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self._temperature, 1e-30)
         if self._top_k is not None:
             floor = logits.topk(min(self._top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < floor, -torch.inf)

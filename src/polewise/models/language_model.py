@@ -134,6 +134,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         compiled = torch.compile(self.model.backbone, **(_COMPILED | options))
         # Beside the registered modules: its weights are the backbone's, and saved once.
         object.__setattr__(self.model, "_read_token", compiled)
+        self.model._not_compiled.clear()
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Continue prompts: transformers' own `generate`, reading each token once.
@@ -173,11 +174,11 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 f"cache_implementation must be left out: the state has one form, of constant "
                 f"size; got {form!r}."
             )
-        if model_kwargs.get("cache") is not None:
+        if isinstance(model_kwargs.get("cache"), PolewiseCache):
             # As transformers marks it: whoever has it may go on from it, so no token too many is
             # read before the end is noticed.
             model_kwargs["cache"]._is_user_defined = True
-        elif generation_config.use_cache:
+        elif model_kwargs.get("cache") is None and generation_config.use_cache:
             model_kwargs["cache"] = PolewiseCache()
 
 

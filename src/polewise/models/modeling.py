@@ -111,6 +111,7 @@ class PolewiseModel(PolewisePreTrainedModel):
             self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
         self.backbone = Backbone(config.backbone())
         self._read_token: Any = None
+        self._not_compiled: set[Any] = set()
         self.post_init()
 
     @can_return_tuple
@@ -222,12 +223,14 @@ class PolewiseModel(PolewisePreTrainedModel):
     ) -> tuple[Tensor, BackboneState | None]:
         """Hidden states and the state after them; `name` is what the caller calls the state."""
         one_token = rows.x.shape[1] == 1 and rows.lengths is None and read is None
-        compiled = one_token and self._read_token is not None
+        kind = len(rows.x), rows.x.dtype, torch.is_grad_enabled()
+        compiled = one_token and self._read_token is not None and kind not in self._not_compiled
         backbone = self._read_token if compiled else self.backbone
         try:
             try:
                 y, after = backbone(rows.x, state, rows.lengths, read=read)
-            except FailOnRecompileLimitHit:  # as many kinds of steps are compiled as torch keeps
+            except FailOnRecompileLimitHit:  # torch keeps no more; each further try would cost
+                self._not_compiled.add(kind)
                 y, after = self.backbone(rows.x, state, rows.lengths, read=read)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
             if state is not None:  # the likely reason, in the caller's words
@@ -254,7 +257,10 @@ class PolewiseModel(PolewisePreTrainedModel):
                     f"input_values must have shape (batch, length, {features}); "
                     f"got {tuple(input_values.shape)}."
                 )
-            return self.embed_values(input_values.to(self.dtype))
+            weight = getattr(self.embed_values, "weight", None)
+            if isinstance(weight, Tensor) and weight.is_floating_point():
+                input_values = input_values.to(weight.dtype)
+            return self.embed_values(input_values)
         if input_ids is None:
             raise ValueError("input_ids must be given: this model reads tokens, no numbers.")
         if input_ids.ndim != 2:

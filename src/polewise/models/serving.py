@@ -106,6 +106,7 @@ def _sample_unless_told_otherwise(build: Callable[..., Any]) -> Callable[..., An
         config = build(self, body, *args, **kwargs)
         if body.get("generation_config") is None:  # else it says all there is to say
             config.do_sample = body.get("temperature") != 0
+            config.top_k = config.top_k or 0  # else the library draws among the likeliest 50
         return config
 
     return build_generation_config

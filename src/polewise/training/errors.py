@@ -31,6 +31,10 @@ class LostProcessError(TrainingError):
     """Another process of the run has ended, or no longer answers; the checkpoints are kept."""
 
 
+class FolderInUseError(ValueError):
+    """Another process trains in the folder."""
+
+
 _REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or have the quota raised",

@@ -29,7 +29,7 @@ from polewise.training.building import model_class, model_without_numbers
 from polewise.training.checkpoint import checkpoint_limit, list_checkpoints, require_finite
 from polewise.training.durable import clear_up, replace_file, replace_folder
 from polewise.training.environment import describe_environment
-from polewise.training.errors import explained_saving
+from polewise.training.errors import FolderInUseError, explained_saving
 from polewise.training.json_files import read_json_object
 from polewise.training.manifest import MANIFEST, verify_folder
 from polewise.training.run import Run, run_from_json, run_to_json
@@ -183,7 +183,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(
+                raise FolderInUseError(
                     f"run must not be in use; another process trains in {self.path}."
                 ) from None
             except OSError:

@@ -47,6 +47,7 @@ class Results:
         trials = {trial.name: trial for trial in self.study.trials()}
         for row in read_results(self.path)["rows"]:
             name = row["run"]
+            row.pop("of_another_study", None)
             if name in self.rows:
                 continue
             trial = trials.get(name)
@@ -88,6 +89,8 @@ class Results:
         rows = []
         for name in dict.fromkeys((*order, *known)):
             row = dict(known[name])
+            if name not in self.rows:
+                row["of_another_study"] = True  # not what `comparisons` describe
             environment = row.pop("environment")
             if environment not in environments:
                 environments.append(environment)

@@ -26,6 +26,7 @@ from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import has_outcome, processes, read_row, run_trial
 from polewise.training import RunFolder
 from polewise.training.display import format_seconds, print_line
+from polewise.training.errors import FolderInUseError
 from polewise.training.stopping import StopRequest, stop_requests
 
 
@@ -192,7 +193,12 @@ class _Ledger:
 def _run_one_after_another(ledger: _Ledger, stop: StopRequest) -> int | None:
     """Run in this process, or in all those that `accelerate launch` started."""
     while (asked := _agreed(stop.signal)) is None and (trial := _next_of_all(ledger)) is not None:
-        asked = run_trial(trial, ledger.path(trial), ledger.console)
+        try:
+            asked = run_trial(trial, ledger.path(trial), ledger.console)
+        except FolderInUseError:
+            if processes().num_processes > 1:
+                raise
+            continue  # another process was quicker by a moment
         if asked is not None:
             return asked
         ledger.record(trial)

@@ -82,24 +82,24 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
     except NonFiniteError as error:
         diverged = str(error)
     if processes().is_main_process:
-        headline = run.task.headline
-        if diverged is None and headline not in _evaluations(RunFolder.open(path))[-1]:
-            diverged = f"{headline} is not a finite number at the end"
-        peak = _peak_memory()
-        values = {
-            "status": "done" if diverged is None else "diverged",
-            **({} if diverged is None else {"diagnosis": diverged}),
-            **_measure(RunFolder.open(path), diverged is not None, tests=trial.share == 1),
-            # Of a run that was interrupted only the last part is known.
-            "wall_seconds": round(time.monotonic() - began, 3) if fresh else None,
-            "cpu_seconds": round(time.process_time() - began_cpu, 3) if fresh else None,
-            "peak_memory_bytes": peak if fresh else None,
-            # Each process draws batches of its own: the batch is so many times as large.
-            "num_processes": processes().num_processes,
-            "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
-        }
-        with explained_saving(OUTCOME, path, "run the study again"):
-            replace_file(path / OUTCOME, json.dumps(values, indent=1, allow_nan=False) + "\n")
+        folder, headline, peak = RunFolder.open(path), run.task.headline, _peak_memory()
+        with folder.in_use():
+            if diverged is None and headline not in _evaluations(folder)[-1]:
+                diverged = f"{headline} is not a finite number at the end"
+            values = {
+                "status": "done" if diverged is None else "diverged",
+                **({} if diverged is None else {"diagnosis": diverged}),
+                **_measure(folder, diverged is not None, tests=trial.share == 1),
+                # Of a run that was interrupted only the last part is known.
+                "wall_seconds": round(time.monotonic() - began, 3) if fresh else None,
+                "cpu_seconds": round(time.process_time() - began_cpu, 3) if fresh else None,
+                "peak_memory_bytes": peak if fresh else None,
+                # Each process draws batches of its own: the batch is so many times as large.
+                "num_processes": processes().num_processes,
+                "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+            }
+            with explained_saving(OUTCOME, path, "run the study again"):
+                replace_file(path / OUTCOME, json.dumps(values, indent=1, allow_nan=False) + "\n")
     processes().wait_for_everyone()
     return None
 
@@ -216,7 +216,7 @@ def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any
         test = replace(task, part="test")
         test.prepare()
         reached = evaluate(model, test)
-        measured["test"] = reached if all(map(math.isfinite, reached.values())) else None
+        measured["test"] = {k: v for k, v in reached.items() if math.isfinite(v)}
     return measured
 
 
