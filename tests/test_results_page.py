@@ -41,7 +41,7 @@ def printed(value: float) -> Iterator[str]:
     yield from (f"{value / 1e3:,.1f}", f"{value / 1e3:.0f}", f"{value / 1e3:,.0f}")
     yield f"{value / 2**20:,.0f}"
     if abs(value) <= 1:
-        yield f"{100 * value:.1f}"
+        yield from (f"{100 * value:.1f}", f"{100 * value:.2f}")
 
 
 @pytest.mark.parametrize("title", WITH_TABLES)
