@@ -127,7 +127,7 @@ def draw_against_length(study: Mapping[str, Any]) -> str | None:
         axes.set_yscale("log")
         axes.set_xlabel("length", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, which="both")  # less than a decade has no major ticks
     _legend(figure, drawn)
     return _svg(figure)
 
