@@ -222,10 +222,12 @@ class PolewiseModel(PolewisePreTrainedModel):
         name: str = "cache",
     ) -> tuple[Tensor, BackboneState | None]:
         """Hidden states and the state after them; `name` is what the caller calls the state."""
+        backbone, kind = self.backbone, None
         one_token = rows.x.shape[1] == 1 and rows.lengths is None and read is None
-        kind = len(rows.x), rows.x.dtype, torch.is_grad_enabled()
-        compiled = one_token and self._read_token is not None and kind not in self._not_compiled
-        backbone = self._read_token if compiled else self.backbone
+        if self._read_token is not None and one_token:
+            kind = len(rows.x), rows.x.dtype, torch.is_grad_enabled()
+            if kind not in self._not_compiled:
+                backbone = self._read_token
         try:
             try:
                 y, after = backbone(rows.x, state, rows.lengths, read=read)
