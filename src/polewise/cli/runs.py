@@ -64,7 +64,7 @@ def info(run: RunPath) -> int:
         run: The run folder.
     """
     folder = RunFolder.open(run)
-    config, records = folder.read_config(), folder.read_metrics()
+    config = folder.read_config()
     described = folder.read_run()
     model: Any = model_without_numbers(described.task.spec, described.model)
     print(f"run         {folder.path}")
@@ -77,8 +77,7 @@ def info(run: RunPath) -> int:
         length = described.task.spec.length
         size = model.state_num_bytes(length=length)
         print(f"state       {size:,} bytes a sequence when streaming, after {length:,} steps")
-    evaluations = [record for record in records if record["kind"] == "eval"]
-    if evaluations:
+    if evaluations := folder.read_evaluations():
         print(f"evaluated   {pairs(evaluations[-1], 'kind')}")
     checkpoint = folder.last_checkpoint()
     print(f"checkpoint  {checkpoint.name if checkpoint else 'none'}")

@@ -148,12 +148,15 @@ class RunFolder:
 
     def has_reached_target(self, run: Run, step: int) -> bool:
         """Whether the last evaluation was at `step` and satisfies the run's `stop_at`."""
-        target = run.training.stop_at
-        evaluations = [record for record in self.read_metrics() if record["kind"] == "eval"]
-        if target is None or not evaluations or evaluations[-1]["step"] != step:
+        target, last = run.training.stop_at, self.read_evaluations()[-1:]
+        if target is None or not last or last[0]["step"] != step:
             return False
-        value = evaluations[-1].get(run.task.headline)
+        value = last[0].get(run.task.headline)
         return value is not None and reaches(run.task, value, target)
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """Return the lines of the log that tell of evaluations, in order."""
+        return [record for record in self.read_metrics() if record["kind"] == "eval"]
 
     def is_in_use(self) -> bool:
         """Whether another process trains here."""

@@ -3,6 +3,7 @@
     study, size, question
     comparisons     name, headline, systems, learning rates, seeds, budget, note
     mean_over       those of them whose mean is reported
+    subject         what was learned, or what it costs
     environments    versions and machines, each once
     rows            one per run that is done: options, cost, metrics, curve, command
 

@@ -84,7 +84,7 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
     if processes().is_main_process:
         folder, headline, peak = RunFolder.open(path), run.task.headline, _peak_memory()
         with folder.in_use():
-            if diverged is None and headline not in _evaluations(folder)[-1]:
+            if diverged is None and headline not in folder.read_evaluations()[-1]:
                 diverged = f"{headline} is not a finite number at the end"
             values = {
                 "status": "done" if diverged is None else "diverged",
@@ -118,8 +118,7 @@ def read_row(study: Study, trial: Trial, path: Path) -> dict[str, Any]:
         **read_json_object(path / OUTCOME),
         "curve": [
             {name: value for name, value in record.items() if name != "kind"}
-            for record in folder.read_metrics()
-            if record["kind"] == "eval"
+            for record in folder.read_evaluations()
         ],
         "configuration": configuration(trial.run),
         "data": config.get("data"),
@@ -186,7 +185,7 @@ def _is_over(folder: RunFolder, run: Run) -> bool:
 
 def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any]:
     """What a run has reached, and what it took. A short run chooses a rate and tests nothing."""
-    run, evaluations = folder.read_run(), _evaluations(folder)
+    run, evaluations = folder.read_run(), folder.read_evaluations()
     speeds = [
         record["positions_per_second"]
         for record in folder.read_metrics()
@@ -218,10 +217,6 @@ def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any
         reached = evaluate(model, test)
         measured["test"] = {k: v for k, v in reached.items() if math.isfinite(v)}
     return measured
-
-
-def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    return [record for record in folder.read_metrics() if record["kind"] == "eval"]
 
 
 def _reset_peak_memory() -> None:
