@@ -73,7 +73,7 @@ def require_memory(names: str, num_bytes: int) -> None:
 def _has_type(value: Any, hint: Any) -> bool:
     """Whether a value fits an annotation; what is not known here is left to its owner."""
     origin = typing.get_origin(hint)
-    if hint is Any:  # a class as well, in which nothing is
+    if hint is Any:  # itself a class, which isinstance refuses
         return True
     if origin is Literal:
         return isinstance(value, str) and value in typing.get_args(hint)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -49,7 +50,15 @@ def tensors(state: Any) -> list[Tensor]:
 
 
 def select_batch(state: State, index: Tensor) -> State:
-    """Rows `index` of the batch, in that order: reorder beams, repeat, or keep a subset."""
+    """Rows `index` of the batch, in that order: reorder beams, repeat, or keep a subset.
+
+    Args:
+        state: the tree.
+        index: (rows,) int64; a row may come twice.
+
+    Raises:
+        IndexError: an index beyond the batch.
+    """
     return map_state(lambda leaf: leaf.index_select(0, index.to(leaf.device)), state)
 
 
@@ -59,7 +68,7 @@ def detach(state: State) -> State:
 
 
 def to(state: State, *args: Any, **kwargs: Any) -> State:
-    """Move to a device. Integer positions keep their dtype."""
+    """Move to a device or a precision, as `Tensor.to`. Integer positions keep their dtype."""
     return map_state(
         lambda leaf: (
             leaf.to(*args, **kwargs)
@@ -75,7 +84,7 @@ def num_bytes(state: Any) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in tensors(state))
 
 
-def require_like(name: str, state: Any, like: Any) -> None:
+def require_state_like(name: str, state: Any, like: Any) -> None:
     """Raise where `state` could not have come from the model, batch and device of `like`.
 
     Args:
@@ -113,7 +122,7 @@ def require_like(name: str, state: Any, like: Any) -> None:
             [f".{field}" for field in fields] if fields else [f"[{i}]" for i in range(len(like))]
         )
         for place, part, like_part in zip(places, _parts(state), _parts(like), strict=True):
-            require_like(name + place, part, like_part)
+            require_state_like(name + place, part, like_part)
 
 
 def save(state: Any, path: str | Path) -> None:
@@ -122,7 +131,7 @@ def save(state: Any, path: str | Path) -> None:
     The tree's shape is not written: `load` takes it from a state of the same model.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         # Cloned: of a view the whole of what it looks into would be written. Not straight to the
         # file: torch tells a full disk as a RuntimeError like any other.
@@ -131,7 +140,7 @@ def save(state: Any, path: str | Path) -> None:
         with open(beside, "wb") as file:
             file.write(written.getbuffer())
             file.flush()
-            os.fsync(file.fileno())  # a name that outlives a power cut before its content is none
+            os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -150,7 +159,7 @@ def load(path: str | Path, like: State) -> State:
     """
     with open(path, "rb") as file:  # whatever its name: torch goes by it
         try:
-            if not zipfile.is_zipfile(file):  # torch would take any letters for a program
+            if not zipfile.is_zipfile(file):  # torch.load would try other bytes as a pickle
                 raise ValueError("no archive")
             file.seek(0)
             leaves = torch.load(file, weights_only=True, map_location="cpu")
@@ -164,7 +173,7 @@ def load(path: str | Path, like: State) -> State:
     stream = iter(leaves)
     try:
         state = map_state(lambda leaf: next(stream).to(leaf.device), like)
-        require_like("state", state, like)
+        require_state_like("state", state, like)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} holds the state of another model or batch: {error}") from error
     return state

@@ -13,6 +13,7 @@ from tests.faults.runs import flip_bit
 import polewise
 from polewise.cli import COMMANDS, main
 from polewise.cli.train import ModelFlags
+from polewise.mixers import MIXERS
 from polewise.training import ModelOptions, RunFolder
 
 SMALL = [
@@ -283,6 +284,10 @@ def test_a_mixer_lists_its_options_as_they_are_typed(capsys):
     said = capsys.readouterr().out
     assert "--set chunk_length=0\n" in said
     assert "--set hypernetwork=none\n" in said
+    assert main(["mixers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(MIXERS)
+    assert len({line.split(maxsplit=1)[1] for line in lines}) == len(MIXERS)  # each says its own
 
 
 @pytest.mark.parametrize(

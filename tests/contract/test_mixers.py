@@ -86,6 +86,14 @@ def test_every_mixer_names_an_input_or_an_option_that_does_not_fit(name):
         built(name, {})(torch.zeros(2, 5, 7))
     with pytest.raises(ValueError, match=r"dim must be of type int; got '8'"):
         MIXERS[name](dim="8")
+    for lengths, error in (
+        (torch.tensor([5]), ValueError),
+        (torch.tensor([[5], [3]]), ValueError),
+        (torch.tensor([5.0, 3.0]), TypeError),
+        ([5, 3], TypeError),
+    ):
+        with pytest.raises(error, match="lengths must"):
+            built(name, {})(torch.zeros(2, 5, 8), lengths=lengths)
 
 
 @pytest.mark.parametrize("hypernetwork", ["recurrent", "shared_recurrent", "shared_long_conv"])

@@ -1,8 +1,10 @@
 """Data that is broken, huge, changing, or never comes: a clear answer, or correct work."""
 
+import bz2
 import gzip
 import io
 import itertools
+import lzma
 import os
 import resource
 import signal
@@ -17,6 +19,7 @@ import torch
 from tests.faults.runs import TASK, RecallWith, have_equal_parameters, quiet, small_run
 
 from polewise.tasks import ImagesTask, RecallTask, TextTask
+from polewise.tasks.byte_source import open_bytes
 from polewise.tasks.images import read_mnist
 from polewise.training import StalledError, resume, train
 
@@ -55,6 +58,7 @@ def changed(content, position, by=b"\xff\xff\xff\xff"):
         ("cut.zip", zipped()[:-30], "File is not a zip file"),
         ("bits.zip", changed(zipped(), 45), "source must be readable"),
         ("two.zip", zipped(names=("a", "b")), "an archive of one file and holds 2"),
+        ("text.zst", TEXT, "unpack it and name the file"),
         ("none.zip", zipped(names=()), "an archive of one file and holds 0"),
         ("encrypted.zip", b"", "source must be readable"),
     ],
@@ -67,6 +71,16 @@ def test_a_text_that_cannot_be_read_is_explained(name, content, message, tmp_pat
         train(small_run(text_task(tmp_path / name)), tmp_path / "run", console=quiet())
     assert name in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("it.gz", gzipped), ("IT.GZ", gzipped), ("it.bz2", bz2.compress), ("it.xz", lzma.compress)],
+)
+def test_a_packed_text_is_unpacked_by_its_name(name, pack, tmp_path):
+    (tmp_path / name).write_bytes(pack(TEXT))
+    source = open_bytes(tmp_path / name)
+    assert source.read(0, len(source)).tobytes() == TEXT
 
 
 def encrypted_zip():

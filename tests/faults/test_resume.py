@@ -1,9 +1,14 @@
 """A run that was stopped and resumed equals one that was not, bit for bit."""
 
+import contextlib
 import itertools
 import os
+import pty
 import random
 import signal
+import sys
+import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from tests.faults.runs import (
     untimed_metrics,
 )
 
+from polewise.tasks import RecallTask
 from polewise.training import resume, train
 from polewise.training.checkpoint import load_checkpoint
 from polewise.training.durable import replace_folder
@@ -113,12 +119,49 @@ def test_every_random_generator_goes_on_where_it_was(run_copy):
     assert random.random() == first
 
 
-def test_sigterm_saves_and_tells_the_exit_code(tmp_path, finished_run):
-    task = task_of(Stopping, at=2, number=signal.SIGTERM)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_tells_the_exit_code(number, code, tmp_path, finished_run, request):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have begun the tests
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
+    task = task_of(Stopping, at=2, number=number)
     stopped = train(small_run(task), tmp_path / "run", console=quiet())
-    assert (stopped.status, stopped.step, stopped.exit_code) == ("interrupted", 3, 143)
+    assert (stopped.status, stopped.step, stopped.exit_code) == ("interrupted", 3, code)
     resume(tmp_path / "run", console=quiet())
     assert have_equal_parameters(tmp_path / "run", finished_run)
+
+
+def test_a_closed_terminal_is_nothing_to_what_nohup_began(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        task = task_of(Stopping, at=2, number=signal.SIGHUP)
+        assert train(small_run(task), tmp_path / "run", console=quiet()).status == "finished"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_outlives_its_terminal(tmp_path):
+    """Also what moves on it, the bar, which can be drawn no more."""
+    folder = tmp_path / "run"
+    sizes = "--length 6 --vocab-size 6 --hidden-size 8 --num-layers 1 --num-eval 8 --batch-size 4"
+    budget = f"--max-steps 100000000 --log-every 1 --mixer attention --out {folder}"
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            words = f"-m polewise train recall {sizes} {budget}".split()
+            os.execv(sys.executable, [sys.executable, *words])
+        finally:
+            os._exit(1)
+    os.set_blocking(terminal, False)
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size):
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert list((folder / "checkpoints").iterdir())
 
 
 def test_a_second_sigterm_changes_nothing(tmp_path):
@@ -176,6 +219,44 @@ def test_ctrl_c_in_the_middle_of_a_swap_leaves_the_old_or_the_new(
 def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path, finished_run):
     train(small_run(task_of(Stopping, at=2)), tmp_path / "run", console=quiet())
     assert not [r for r in untimed_metrics(tmp_path / "run") if r["kind"] == "eval"]
+    resume(tmp_path / "run", console=quiet())
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
+
+
+class StoppingInEvaluation(RecallTask):
+    """Someone sends SIGTERM before the last batch of the first evaluation."""
+
+    asked: ClassVar[list[int]] = []
+
+    def eval_batches(self):
+        *first, last = super().eval_batches()
+        yield from first
+        if not self.asked:
+            self.asked.append(os.kill(os.getpid(), signal.SIGTERM))
+        yield last
+
+
+@pytest.mark.parametrize("steps", [{}, {"evaluate_every": 6}], ids=["in the middle", "at the end"])
+def test_an_evaluation_that_a_stop_cut_short_is_made_up_for(steps, tmp_path):
+    train(small_run(**steps), tmp_path / "whole", console=quiet())
+    StoppingInEvaluation.asked.clear()
+    task = StoppingInEvaluation(**TASK)
+    stopped = train(small_run(task, **steps), tmp_path / "run", console=quiet())
+    assert (stopped.status, stopped.metrics) == ("interrupted", {})
+    assert not [r for r in untimed_metrics(tmp_path / "run") if r["kind"] == "eval"]
+    assert resume(tmp_path / "run", console=quiet()).status == "finished"
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(tmp_path / "whole")
+    assert have_equal_parameters(tmp_path / "run", tmp_path / "whole")
+
+
+def test_where_an_evaluation_fails_the_run_is_saved_and_begins_with_it(tmp_path, finished_run):
+    class Failing(RecallTask):
+        def eval_batches(self):
+            raise ValueError("the held-out part is gone")
+
+    with pytest.raises(ValueError, match="the held-out part is gone"):
+        train(small_run(Failing(**TASK)), tmp_path / "run", console=quiet())
+    assert (tmp_path / "run/checkpoints/step-3").is_dir()
     resume(tmp_path / "run", console=quiet())
     assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
 

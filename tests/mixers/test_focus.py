@@ -131,7 +131,7 @@ def test_focus_without_hypernetwork_ignores_the_input_when_placing_poles():
     ("options", "message"),
     [
         (
-            {"bin_length": 10, "windows": 4},
+            {"bin_length": 10, "windows": 4, "hypernetwork": "recurrent"},
             "bin_length must be a multiple of windows; got 10 and 4",
         ),
         ({"heads": 0}, "heads must be an integer of at least 1"),

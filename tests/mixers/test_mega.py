@@ -25,7 +25,8 @@ def average_by_definition(ema, x):
     outputs = []
     for x_t in x.unbind(1):
         h = (1 - p * a) * h + p * ema.into * x_t[:, None]
-        outputs.append((ema.out * h).sum(1) / math.sqrt(len(p)) + ema.skip * x_t)
+        past = 0 if ema.skip is None else ema.skip * x_t
+        outputs.append((ema.out * h).sum(1) / math.sqrt(len(p)) + past)
     return torch.stack(outputs, 1)
 
 
@@ -43,6 +44,7 @@ def test_the_mixer_is_the_published_one(causal):
     n = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     average = average_by_definition(mega.ema, n)
     if not causal:
+        assert mega.reverse_ema.skip is None  # the original has one for both
         average = average + average_by_definition(mega.reverse_ema, n.flip(1)).flip(1)
     u, z, r, c = mega.from_average(functional.silu(average)).split([8, 2, 16, 8], -1)
     z = functional.silu(z)

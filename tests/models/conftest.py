@@ -1,13 +1,20 @@
-"""A small model of bytes for everything that runs the real thing."""
+"""Small models: one that streams, and one of bytes for everything that runs the real thing."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from tests.models.small_models import language_model
 
 from polewise import PolewiseConfig, PolewiseForCausalLM
 
 FOCUS = {"chunk_length": 8, "bin_length": 8, "windows": 2, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Do not change it: a module shares it."""
+    return language_model()
 
 
 @pytest.fixture

@@ -79,6 +79,14 @@ def test_a_request_chooses_its_temperature_and_what_it_asks_in_vain_is_said(serv
         asked(server, "/v1/completions", prompt="")
     assert refused.value.code == 400
     assert "at least one row of at least one token" in refused.value.read().decode()
+    for path, request in {
+        "/v1/completions": {"prompt": "It was", "n": 3},
+        "/v1/chat/completions": {},
+    }.items():
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked(server, path, **request)
+        assert refused.value.code == 400
+        assert "n must be left out" in (said := refused.value.read().decode()) or "messages" in said
     for path in ("/load_model", "/reset"):  # nobody may load or forget a model
         with pytest.raises(urllib.error.HTTPError) as absent:
             asked(server, path)

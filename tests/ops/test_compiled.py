@@ -21,8 +21,12 @@ def add(left, right):
 def loop(tmp_path, monkeypatch):
     """A loop in a file of its own, whose machine code goes beside it."""
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    path = tmp_path / "loop.py"
-    path.write_text(SOURCE)
+    return loop_of(tmp_path, SOURCE)
+
+
+def loop_of(folder, source):
+    path = folder / "loop.py"
+    path.write_text(source)
     spec = importlib.util.spec_from_file_location("loop", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,6 +57,22 @@ def test_a_file_that_was_cut_short_is_made_anew(loop, tmp_path, pattern, left):
     (path,) = (tmp_path / "__pycache__").glob(pattern)
     path.write_bytes(path.read_bytes()[:left])
     assert [was_loaded(loop) for _ in range(2)] == [False, True]
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_no_code_of_another_version(
+    loop, tmp_path, monkeypatch
+):
+    assert not was_loaded(loop)
+    edited = loop_of(tmp_path, SOURCE.replace("left + right", "left - right - 0"))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IndexDataCacheFile, "_save_data", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _compiled.compiled(edited)(3, 1)
+    assert _compiled.compiled(edited)(3, 1) == 2
 
 
 def test_on_a_full_disk_loops_are_compiled_once_a_process(loop, monkeypatch):

@@ -34,7 +34,7 @@ from torch import nn
 from polewise.mixers import MIXERS
 from polewise.tasks import ListOpsTask, MqarTask, RecallTask
 from polewise.training import Run, RunFolder, train
-from polewise.training.building import require_splittable
+from polewise.training.building import require_splittable_run
 from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
 from polewise.training.errors import SaveError
 from polewise.training.launch import asks_for_shares, explained_losses, join_processes
@@ -241,7 +241,7 @@ def test_pieces_hold_whole_chunks_and_whole_bins_where_filters_go_by_them(mixer,
     run = replace(changed(split_sequence=True), model=model, task=RecallTask(length=90))
     wrong = pytest.raises(ValueError, match=f"multiple of processes x {unit}; got 92")
     with wrong if unit else contextlib.nullcontext():
-        require_splittable(run, 2)
+        require_splittable_run(run, 2)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_sequences_that_have_no_equal_pieces_are_refused(task, message):
     model = ModelOptions(mixer="attention", hidden_size=64)
     run = replace(changed(split_sequence=True), model=model, task=task)
     with pytest.raises(ValueError, match=message):
-        require_splittable(run, 2)
+        require_splittable_run(run, 2)
 
 
 class Unsplit(nn.Module):
@@ -279,7 +279,7 @@ def test_mixers_that_cannot_be_split_are_refused(mixer, options, message, monkey
     model = ModelOptions(mixer=mixer, mixer_options=options, hidden_size=64)
     run = replace(changed(split_sequence=True), model=model, task=ListOpsTask())
     with pytest.raises(ValueError, match=f"split_sequence must be False for this mixer.*{message}"):
-        require_splittable(run, 2)
+        require_splittable_run(run, 2)
 
 
 @pytest.mark.parametrize(

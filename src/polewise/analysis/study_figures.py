@@ -65,7 +65,7 @@ def draw_costs(study: Mapping[str, Any]) -> str | None:
     """Return the headline metric against parameters, work, memory and state, one row of panels per
     comparison in which several systems have runs; None where there is none.
 
-    Costs begin at 0, so that what is as large looks so. Rates that no grid chose are hollow.
+    Axes of costs begin at 0, so that distances compare costs. Rates that no grid chose are hollow.
     """
     rows = []
     for comparison in study["comparisons"]:

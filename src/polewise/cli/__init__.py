@@ -11,7 +11,7 @@
 
 Exit codes: 0 success, 1 the work failed (training met NaN, the demo did not reach 100 %, a file
 could not be written, memory ran out), 2 a mistake in the command (one line on stderr, nothing
-created), 130 Ctrl-C and 143 SIGTERM (the run is saved).
+created), 130 Ctrl-C, 143 SIGTERM and 129 a closed terminal (the run is saved).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _overview() -> str:
             "Begin with `polewise demo`. Each command explains itself: polewise train text --help",
             "An error is one line; with --traceback, anywhere, Python's whole account of it.",
             "Exit codes: 0 success, 1 failed, 2 a mistake in the command, 130 Ctrl-C (run saved),",
-            "143 SIGTERM (run saved).",
+            "143 SIGTERM, 129 terminal closed (run saved).",
         ]
     )
 

@@ -26,7 +26,7 @@ def mixers(name: Annotated[Positional[str], arg(metavar="NAME")] = "") -> int:
         require_choice("mixer", name, MIXERS)
     for mixer in [name] if name else MIXERS:
         summary = (MIXERS[mixer].__doc__ or "").strip().splitlines()
-        print(f"{mixer:16} {summary[0] if summary else ''}")
+        print(f"{mixer:24} {summary[0] if summary else ''}")
         if name:
             defaults = {field.name: field.default for field in fields(MIXERS[mixer])}
             for option in mixer_option_types(mixer):

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from polewise.cli.output import exit_code, pairs
 from polewise.cli.parsing import RunPath
 from polewise.tasks import ForecastTask, ImagesTask, TextTask
@@ -47,7 +49,9 @@ def eval(  # noqa: A001
     described.task.prepare()
     folder.require_same_data(described)
     task.prepare()
-    metrics = evaluate(folder.load_model(), task)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model: Any = folder.load_model()
+    metrics = evaluate(model.to(device), task)
     if isinstance(task, TextTask):
         metrics["xz_bits_per_byte"] = task.compressor_bits_per_byte()
     print(json.dumps({"part": part, **metrics}))

@@ -81,7 +81,7 @@ def study(
     print(f"{outcome.status}: {outcome.num_done} runs done, {outcome.num_left} left")
     print(f"results are in {outcome.results}")
     for failed in outcome.failed:
-        print(f"its process died, try again: {failed}")
+        print(f"broke off, the same command goes on with it: {failed}")
     if outcome.signal is not None:
         return 128 + outcome.signal
     return EXIT_FAILED if outcome.failed else 0

@@ -6,7 +6,6 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -106,10 +105,8 @@ Args:
 
 
 def _new_folder(name: str) -> Path:
-    """Return a folder of this name and time that is not there yet; several may begin at once."""
-    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    others = (first.with_name(f"{first.name}-{number}") for number in count(2))
-    return next(path for path in chain([first], others) if not path.exists())
+    """Return a folder of this name and time, to the microsecond: several may begin at once."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 def _aligned(task: AnyTask, model: ModelOptions) -> AnyTask:

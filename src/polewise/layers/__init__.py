@@ -11,7 +11,7 @@ from polewise.layers.damped_ema import DampedEma
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.fixed_filters import fixed_filters
 from polewise.layers.gated_output import gated_output
-from polewise.layers.heads import heads_for
+from polewise.layers.heads_for import heads_for
 from polewise.layers.mixer_input import require_input, steps_before
 from polewise.layers.nearby_attention import nearby_attention
 from polewise.layers.plain import is_plain

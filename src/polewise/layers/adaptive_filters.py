@@ -40,8 +40,14 @@ def require_filters(realisation: Realisation, *, turning: bool, max_decay: float
             f"turning must be True for realisation={realisation!r}: its numbers are the "
             "coefficients of a whole section; got False."
         )
-    if not 0 < max_decay < 1:
-        raise ValueError(f"max_decay must lie between 0 and 1; got {max_decay}.")
+    if not 0 < max_decay <= _LAST_BEFORE_ONE:
+        raise ValueError(
+            "max_decay must lie between 0 and 1, at most 1 - 2^-24 (float32 has nothing between); "
+            f"got {max_decay}."
+        )
+
+
+_LAST_BEFORE_ONE = 1 - 2.0**-24
 
 
 class PoleNetwork(nn.Module):

@@ -18,21 +18,22 @@ class DampedEma(nn.Module):
        y_t = n^{-1/2} \sum_{j=1}^{n} \gamma_j h_{j,t} + \omega x_t $$
 
     with $p_j, a_j \in (0, 1)$ and all numbers of their own in every channel. Written as filters
-    instead of the original's FFT: exact at any length, and streaming with the state $h$.
+    instead of the original's FFT: exact at any length, and streaming with the state $h$. Without
+    `skip`, $\omega = 0$: of two that look both ways one lets the input past.
 
     Source: Ma et al. 2023 (MEGA), Eq. 2-4, and its published start.
     """
 
     filter_parameters = ("step", "damping", "into", "out", "skip")
 
-    def __init__(self, dim: int, memories: int) -> None:
+    def __init__(self, dim: int, memories: int, *, skip: bool = True) -> None:
         super().__init__()
         self.shards: Shards | None = None
         self.step = nn.Parameter(torch.empty(memories, dim))
         self.damping = nn.Parameter(torch.empty(memories, dim))
         self.into = nn.Parameter(torch.empty(memories, dim))
         self.out = nn.Parameter(torch.empty(memories, dim))
-        self.skip = nn.Parameter(torch.empty(dim))
+        self.skip = nn.Parameter(torch.empty(dim)) if skip else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -43,7 +44,8 @@ class DampedEma(nn.Module):
             self.into[0::2] += 1
             self.into[1::2] -= 1
         nn.init.normal_(self.out)
-        nn.init.normal_(self.skip)
+        if self.skip is not None:
+            nn.init.normal_(self.skip)
 
     def forward(
         self,
@@ -58,7 +60,7 @@ class DampedEma(nn.Module):
         gain = step * self.into * self.out * self.out.shape[0] ** -0.5
         real = torch.zeros_like(decay)  # poles and sums have no imaginary part
         y, sums = fixed_filters(
-            x, decay, real, torch.stack([gain, real], -1), self.skip,
+            x, decay, real, torch.stack([gain, real], -1), 0.0 if self.skip is None else self.skip,
             state=None if state is None else functional.pad(state[..., None], (0, 1)),
             lengths=lengths, shards=self.shards,
         )  # fmt: skip

@@ -50,6 +50,7 @@ def fixed_filters(
     if state is not None and state.shape[1] != len(decay):
         raise ValueError(f"state must hold {len(decay)} filters; got {state.shape[1]}.")
     batch, length, dim = x.shape
+    given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # as the sum of many
     one_bin = batch, min(length, 1), dim
     y, ends = skip * x, []
     for j in range(len(decay)):
@@ -62,4 +63,4 @@ def fixed_filters(
         )
         y = y + filtered
         ends.append(end)
-    return y, torch.stack(ends, 1)
+    return y.to(given), torch.stack(ends, 1)

@@ -54,7 +54,5 @@ class RegularisedConv(nn.Module):
             state = self.shards.window_before(x, self.kernel.shape[0] - 1)
         state = None if state is None else state.to(x.dtype)  # one that autocast began
         kernel = self.kernel.sign() * (self.kernel.abs() - self.threshold).clamp(min=0)
-        y, state = long_conv(
-            x, kernel.to(x.dtype), lengths=lengths, state=state, spectrum=self.spectrum
-        )
+        y, state = long_conv(x, kernel, lengths=lengths, state=state, spectrum=self.spectrum)
         return y + self.skip * x, state

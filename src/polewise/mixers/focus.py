@@ -3,7 +3,7 @@ r"""Focus: learned filters of channels, and in one layer of six a memory that ev
 For a sequence x, with heads of values that look up one key, or each its own, and every part that
 an option may ask for:
 
-    q       = W_q x,  k = conv(W_k x),  v = SiLU(conv(W_v x))      asked alone, stored in company
+    q       = W_q x,  k = conv(W_k x),  v = SiLU(conv(W_v x))      queries skip the convolution
     e       = MaxPool(Embed(v)), bin by bin, shifted by one bin     Eq. 1-2    BinFeatures
     poles   = squash(base + MLP(e))                                 Eq. 3      AdaptiveFilters
     vf      = sum over F filters of filter(v, poles of the bin)     Eq. 4-8
@@ -69,7 +69,7 @@ SMALL = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class FocusConfig:
-    """Options of `Focus`. Lengths are in steps of the sequence."""
+    """Learned filters of channels, and in one layer of six a memory. Lengths are in steps."""
 
     contains_feed_forward: ClassVar[bool] = True
 
@@ -131,7 +131,8 @@ class FocusConfig:
         require_at_least("heads", self.num_heads, 1)
         for name in ("chunk_length", "filters"):
             require_at_least(name, getattr(self, name), 0)
-        require_multiple("bin_length", self.bin_length, "windows", self.windows)
+        if self.hypernetwork != "none":
+            require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_filters(self.realisation, turning=self.turning, max_decay=self.max_decay)
         if self.sliding and not self.causal:
             raise ValueError("sliding must be False without causal; got True.")

@@ -37,7 +37,7 @@ RANK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class GatedLinearAttentionConfig:
-    """Options of `GatedLinearAttention`."""
+    """Linear attention whose state forgets, by a rate for every key channel."""
 
     causal: ClassVar[bool] = True
 

@@ -28,7 +28,7 @@ from polewise.options import require_at_least, require_types
 
 @dataclass(frozen=True, kw_only=True)
 class HyenaConfig:
-    """Options of `Hyena`."""
+    """Two gates around a long convolution whose kernel a small network writes."""
 
     causal: ClassVar[bool] = True
 
@@ -136,13 +136,13 @@ class Hyena(nn.Module):
     rescale by their depth; settings of its recall experiments.
     """
 
+    causal = True
     uses_fft = True
     filter_parameters: ClassVar[tuple[str, ...]] = ("skip",)
 
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__()
         self.config = config
-        self.causal = config.causal
         self.to_gates_value = nn.Linear(config.dim, 3 * config.dim)
         self.short_conv = ShortConv(3 * config.dim, bias=True)
         self.kernel = ImplicitKernel(config)
@@ -173,7 +173,7 @@ class Hyena(nn.Module):
         outer, inner, value = mixed.chunk(3, -1)
         z = hide_padding(inner * value, lengths)
         y, history = long_conv(
-            z, self.kernel().to(z.dtype), lengths=lengths,
+            z, self.kernel(), lengths=lengths,
             state=state.history.to(z.dtype) if state else None, spectrum=self.spectrum,
         )  # fmt: skip
         y = self.to_output(outer * (y + self.skip * z))

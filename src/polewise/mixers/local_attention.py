@@ -24,7 +24,7 @@ from polewise.options import require_at_least, require_multiple, require_types
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkAttentionConfig:
-    """Options of `LocalAttention` inside chunks."""
+    """Softmax attention inside chunks, and nothing else."""
 
     sliding: ClassVar[bool] = False
 
@@ -46,7 +46,7 @@ class ChunkAttentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingAttentionConfig:
-    """Options of `LocalAttention` over the last tokens."""
+    """Softmax attention to the last tokens, and nothing else."""
 
     sliding: ClassVar[bool] = True
     causal: ClassVar[bool] = True

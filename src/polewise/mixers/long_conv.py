@@ -21,7 +21,7 @@ from polewise.options import require_at_least, require_types
 
 @dataclass(frozen=True, kw_only=True)
 class LongConvConfig:
-    """Options of `LongConv`."""
+    """Long convolutions, a kernel of its own for every channel, then a gate."""
 
     causal: ClassVar[bool] = True
 
@@ -60,12 +60,12 @@ class LongConv(nn.Module):
     Source: Fu et al. 2023 (arXiv 2302.06646), its squash and its published start.
     """
 
+    causal = True
     uses_fft = True
 
     def __init__(self, config: LongConvConfig) -> None:
         super().__init__()
         self.config = config
-        self.causal = config.causal
         self.convolutions = nn.ModuleList(
             RegularisedConv(config.dim, config.taps, config.squash) for _ in range(config.kernels)
         )

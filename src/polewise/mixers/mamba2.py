@@ -29,7 +29,7 @@ from polewise.options import require_at_least, require_multiple, require_types
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2Config:
-    """Options of `Mamba2`."""
+    """A state space whose step size and maps are chosen by every token."""
 
     causal: ClassVar[bool] = True
     contains_feed_forward: ClassVar[bool] = True

@@ -39,7 +39,7 @@ SLOWEST = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba3Config:
-    """Options of `Mamba3`."""
+    """A state space whose poles turn, by angles that every token chooses."""
 
     causal: ClassVar[bool] = True
 
@@ -184,7 +184,10 @@ def _filter(
         )
     # The state holds the last product as far as it has entered: nothing is left to come.
     entered = k.new_zeros(batch, 1, heads)
-    turned = angle.cumsum(1)
+    # A million tokens turn by millions of radians: float32 would be wrong by a tenth of one.
+    wide = torch.float32 if angle.device.type == "mps" else torch.float64
+    turned = angle.to(wide).cumsum(1).remainder(2 * torch.pi).to(angle.dtype)
+    turned_in_all = angle.to(wide).sum(1).remainder(2 * torch.pi).to(angle.dtype)
     y, products = associative_filter(
         turn(q, -turned),
         _one_late(state.key, turn(k, -turned)),
@@ -197,7 +200,7 @@ def _filter(
     y = y + (now * (q * k).sum(-1))[..., None] * v
     key, value = newest(state.key, k, lengths), newest(state.value, v, lengths)
     # Back from the turned frame; then the newest product joins.
-    products = turn(products.transpose(-1, -2), angle.sum(1)[:, :, None, None]).transpose(-1, -2)
+    products = turn(products.mT, turned_in_all[:, :, None, None]).mT
     last = newest(entered, now, lengths)[..., None] * value
     products = products + key[:, 0, :, None, :, None] * last[:, 0, :, None, None, :]
     return y, Mamba3State(key, value, products)

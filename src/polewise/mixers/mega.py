@@ -33,7 +33,7 @@ from polewise.options import require_at_least, require_types
 
 @dataclass(frozen=True, kw_only=True)
 class MegaConfig:
-    """Options of `Mega`."""
+    """A damped moving average, attention in chunks, and gates."""
 
     dim: int
     """Channels."""
@@ -83,17 +83,18 @@ class Mega(nn.Module):
     Source: Ma et al. 2023 (arXiv 2209.10655), the softmax form, with its published start.
     """
 
+    own_norm = True
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
         self.config = config
         self.causal = config.causal
-        self.own_norm = True
         self.shards: Shards | None = None
         dim, keys, values = config.dim, config.keys, config.values
         self.norm = RmsNorm(dim)
         self.ema = DampedEma(dim, config.memories)
         if not config.causal:
-            self.reverse_ema = DampedEma(dim, config.memories)
+            self.reverse_ema = DampedEma(dim, config.memories, skip=False)
         self.to_value = nn.Linear(dim, values)
         self.from_average = nn.Linear(dim, 2 * dim + keys + values)
         self.scale = nn.Parameter(torch.empty(2, keys))

@@ -58,7 +58,7 @@ Hypernetwork = Literal["none", "recurrent", "long_conv", "shared_recurrent", "sh
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFocusConfig:
-    """Options of `PublishedFocus`. Lengths are in steps of the sequence."""
+    """Focus by the equations of its publication. Lengths are in steps."""
 
     dim: int
     """Channels."""
@@ -108,7 +108,8 @@ class PublishedFocusConfig:
         require_at_least("taps", self.taps, 1)
         if self.value_dim is not None:
             require_at_least("value_dim", self.value_dim, 1)
-        require_multiple("bin_length", self.bin_length, "windows", self.windows)
+        if self.hypernetwork != "none":
+            require_multiple("bin_length", self.bin_length, "windows", self.windows)
         require_multiple("dim", self.dim, "heads", self.heads)
         require_multiple("value_dim", self.value_dim or self.dim, "heads", self.heads)
         require_filters(self.realisation, turning=self.turning, max_decay=self.max_decay)

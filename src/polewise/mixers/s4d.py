@@ -30,7 +30,7 @@ from polewise.options import require_at_least, require_multiple, require_types
 
 @dataclass(frozen=True, kw_only=True)
 class S4dConfig:
-    """Options of `S4d`."""
+    """Constant complex poles in every channel, then a gate."""
 
     causal: ClassVar[bool] = True
 
@@ -64,13 +64,13 @@ class S4d(nn.Module):
     published start, and learning rate of poles and steps.
     """
 
+    causal = True
     filter_parameters: ClassVar[tuple[str, ...]] = ("log_step", "log_rate", "frequency")
     filter_learning_rate_limit = 1e-3
 
     def __init__(self, config: S4dConfig) -> None:
         super().__init__()
         self.config = config
-        self.causal = config.causal
         self.shards: Shards | None = None
         modes = config.state_dim // 2
         self.log_step = nn.Parameter(torch.empty(config.dim))

@@ -78,6 +78,22 @@ class PolewiseConfig(PreTrainedConfig):
         self.intermediate_size = backbone.intermediate_size
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the library's. `mixer_options` given beside a file change those that they name, and
+        another `mixer` has its own defaults."""
+        names = ("mixer", "mixer_options")
+        given: dict[str, Any] = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if given:
+            if given.get("mixer", config_dict.get("mixer")) != config_dict.get("mixer"):
+                config_dict = {**config_dict, "mixer_options": None, "intermediate_size": None}
+            options = {
+                **(config_dict.get("mixer_options") or {}),
+                **(given.get("mixer_options") or {}),
+            }
+            config_dict = {**config_dict, **given, "mixer_options": options}
+        return super().from_dict(config_dict, **kwargs)
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What is written: beside what differs from the defaults, the mixer with all its options,
         so that a saved model stays what it is whatever the defaults become."""

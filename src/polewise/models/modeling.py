@@ -24,7 +24,7 @@ from polewise.models.cache import PolewiseCache
 from polewise.models.configuration import PolewiseConfig
 from polewise.models.embedding import ScaledEmbedding
 from polewise.models.rows import Rows, real_tokens_first, separate_documents
-from polewise.states import num_bytes, require_like
+from polewise.states import num_bytes, require_state_like
 
 # Outputs have the cache under its former name too, and loops written for it hand it back so.
 former_name_of_the_cache = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
@@ -95,7 +95,11 @@ class PolewisePreTrainedModel(PreTrainedModel):
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""
         model: Any = self.base_model
-        return model.state_num_bytes(batch, length)
+        x = torch.zeros(
+            batch, length, self.config.hidden_size, dtype=self.dtype, device=self.device
+        )
+        with torch.no_grad():
+            return num_bytes(model.backbone(x)[1])
 
 
 class PolewiseModel(PolewisePreTrainedModel):
@@ -236,7 +240,7 @@ class PolewiseModel(PolewisePreTrainedModel):
                 y, after = self.backbone(rows.x, state, rows.lengths, read=read)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
             if state is not None:  # the likely reason, in the caller's words
-                require_like(name, state, self.initial_state(len(rows.x)))
+                require_state_like(name, state, self.initial_state(len(rows.x)))
             raise
         return rows.restore(y), after
 
@@ -286,11 +290,3 @@ class PolewiseModel(PolewisePreTrainedModel):
             self.embed_values = value
         else:
             self.embed_tokens = value
-
-    def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
-        """Bytes of the state after `length` steps of `batch` sequences."""
-        x = torch.zeros(
-            batch, length, self.config.hidden_size, dtype=self.dtype, device=self.device
-        )
-        with torch.no_grad():
-            return num_bytes(self.backbone(x)[1])

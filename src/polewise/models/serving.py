@@ -89,9 +89,12 @@ def _answer_for_this_model_alone(build: Callable[..., Any]) -> Callable[..., Any
         app = build(*args, **kwargs)
         app.router.routes[:] = [route for route in app.router.routes if route.path in _PATHS]
 
-        @app.exception_handler(ValueError)
-        async def explain(_: Any, error: ValueError) -> JSONResponse:
-            return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+        async def explain(_: Any, error: Exception) -> JSONResponse:
+            message = f"a request must have {error}" if isinstance(error, KeyError) else str(error)
+            return JSONResponse({"error": {"message": message}}, status_code=400)
+
+        for mistake in (ValueError, KeyError, TypeError):
+            app.add_exception_handler(mistake, explain)
 
         return app
 
@@ -112,6 +115,21 @@ def _sample_unless_told_otherwise(build: Callable[..., Any]) -> Callable[..., An
     return build_generation_config
 
 
+_NEUTRAL = {"n": 1, "best_of": 1, "echo": False, "logprobs": False, "presence_penalty": 0}
+"""What the library drops with a warning in its own log: a request may name these values alone."""
+
+
+def _refuse_what_is_not_done(validate: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(validate)
+    def validate_request(self: Any, body: dict) -> None:
+        for name, value in _NEUTRAL.items():
+            if body.get(name) is not None and body[name] != value:
+                raise ValueError(f"{name} must be left out; got {body[name]!r}.")
+        validate(self, body)
+
+    return validate_request
+
+
 @functools.cache
 def _prepare_server() -> None:
     """What we change in the library's server, once a process."""
@@ -125,5 +143,6 @@ def _prepare_server() -> None:
     for owner, name, changed in (
         (server, "build_server", _answer_for_this_model_alone),
         (utils.BaseHandler, "_build_generation_config", _sample_unless_told_otherwise),
+        (utils.BaseHandler, "_validate_request", _refuse_what_is_not_done),
     ):
         setattr(owner, name, changed(getattr(owner, name)))

@@ -23,7 +23,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from torch import Tensor
 
@@ -44,10 +44,28 @@ class _Disjoint(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
+class _CodeFiles(IndexDataCacheFile):
+    """Numba counts the files of a loop from 1, and writes the index, which names them, first: a
+    process that is killed in between, or two at once, would leave code of another version or
+    another type under that name. Here a name is a digest of what it stands for, and comes last."""
+
+    def save(self, key: Any, data: Any) -> None:
+        mark = repr((self._version, self._source_stamp, key)).encode()
+        name = self._data_name(int(hashlib.sha256(mark).hexdigest()[:15], 16))
+        self._save_data(name, data)
+        self._save_index({**self._load_index(), key: name})
+
+
 class _MachineCode(FunctionCache):
     """Machine code on disk: a help, on which no call depends. What cannot be read, such as a file
     that was cut short, is compiled and written anew; what cannot be written, as on a full disk, is
     compiled once a process."""
+
+    def __init__(self, loop: Callable[..., Any]) -> None:
+        super().__init__(loop)
+        self._cache_file = _CodeFiles(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -58,11 +76,8 @@ class _MachineCode(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        try:
+        with suppress(OSError):
             super().save_overload(sig, data)
-        except OSError:
-            with suppress(OSError):  # it is written first, and may name code that is not there yet
-                os.unlink(self._cache_file._index_path)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         # Loops contain each other across files, and a loop's own file is all that numba asks for.

@@ -6,15 +6,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polewise.ops._checks import require_rows
+
 
 def hide_padding(
     x: Float[Tensor, "batch length ..."],
     lengths: Int[Tensor, " batch"] | None,
     fill: int = 0,
 ) -> Float[Tensor, "batch length ..."]:
-    """`x` with `fill` from each row's length on; NaN there disappears, also from gradients."""
+    """`x` with `fill` from each row's length on; NaN there disappears, also from gradients.
+
+    Raises:
+        ValueError, TypeError: `lengths` is not one integer a row.
+    """
     if lengths is None:
         return x
+    require_rows("lengths", lengths, x)
     real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
     return torch.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), x, fill)
 

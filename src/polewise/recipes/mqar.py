@@ -11,7 +11,7 @@ def focus_mqar() -> Run:
     2 layers without feed-forward parts, as in the published comparison."""
     return Run(
         task=MqarTask(vocab_size=512),
-        model=ModelOptions(mixer="focus", hidden_size=64, num_layers=2, intermediate_size=0),
+        model=ModelOptions(intermediate_size=0),
         training=TrainingOptions(
             max_steps=5000,
             learning_rate=3e-3,

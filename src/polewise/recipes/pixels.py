@@ -13,11 +13,7 @@ def smnist(minutes: float = 15.0, mixer: str = "focus", *, num_train: int | None
     """
     return Run(
         task=ImagesTask(source="mnist", num_train=num_train, num_eval=1000, batch_size=32),
-        model=ModelOptions(
-            mixer=mixer,
-            hidden_size=64,
-            num_layers=2,
-        ),
+        model=ModelOptions(mixer=mixer),
         training=TrainingOptions(
             max_seconds=60 * minutes,
             learning_rate=3e-3,
@@ -31,6 +27,6 @@ def digits() -> Run:
     """Return scikit-learn's 8 x 8 digits as sequences of 64: no files, about a minute."""
     return Run(
         task=ImagesTask(source="digits", batch_size=32),
-        model=ModelOptions(mixer="focus", hidden_size=64, num_layers=2),
+        model=ModelOptions(),
         training=TrainingOptions(max_steps=1000, learning_rate=3e-3, evaluate_every=200),
     )

@@ -16,11 +16,7 @@ def focus_recall(length: int = 128) -> Run:
     """
     return Run(
         task=RecallTask(length=length),
-        model=ModelOptions(
-            mixer="focus",
-            hidden_size=64,
-            num_layers=2,
-        ),
+        model=ModelOptions(),
         training=TrainingOptions(
             max_steps=5000,
             learning_rate=1e-2,

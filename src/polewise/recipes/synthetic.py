@@ -13,7 +13,7 @@ def selective_copy() -> Run:
     """
     return Run(
         task=SelectiveCopyTask(length=64, num_tokens=4),
-        model=_model(),
+        model=ModelOptions(),
         training=_training(),
     )
 
@@ -25,7 +25,7 @@ def induction() -> Run:
     """
     return Run(
         task=InductionTask(length=64, test_lengths="64,128,256,1024", batch_size=128),
-        model=_model(),
+        model=ModelOptions(),
         training=_training(),
     )
 
@@ -37,13 +37,9 @@ def listops() -> Run:
     """
     return Run(
         task=ListOpsTask(min_length=32, max_length=128, max_arguments=5, num_eval=500),
-        model=_model(),
+        model=ModelOptions(),
         training=_training(),
     )
-
-
-def _model() -> ModelOptions:
-    return ModelOptions(mixer="focus", hidden_size=64, num_layers=2)
 
 
 def _training() -> TrainingOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from polewise.mixers import MIXERS
+from polewise.options import require_choice
 from polewise.tasks import TextTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
@@ -28,6 +29,7 @@ def dickens(minutes: float = 15.0, mixer: str = "focus") -> Run:
 
     The same schedule for every mixer; half of the layers where each has a feed-forward beside it.
     """
+    require_choice("mixer", mixer, MIXERS)
     run = demo_text("dickens", seconds=60 * minutes)
     alone = getattr(MIXERS[mixer], "contains_feed_forward", False)
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import lzma
@@ -10,7 +11,7 @@ import stat
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -99,8 +100,12 @@ class FileBytes:
         return status.st_size, status.st_mtime_ns
 
 
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
 def open_bytes(path: Path) -> ByteSource:
-    """Return the bytes of a file; those of the single member if it is a .zip or .gz archive.
+    """Return the bytes of a file; those of the single member if it is an archive by its name
+    (.zip, .gz, .bz2, .xz).
 
     Raises:
         ValueError: it is not a plain file, is empty, or is an archive that cannot be unpacked.
@@ -113,11 +118,14 @@ def open_bytes(path: Path) -> ByteSource:
             raise ValueError("it is a pipe or a device")
         if status.st_size == 0:
             raise ValueError("it is empty")
-        if path.suffix == ".zip":
+        suffix = path.suffix.lower()
+        if suffix == ".zip":
             return MemoryBytes(_unzip(path))
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
+        if suffix in _OPENERS:
+            with _OPENERS[suffix](path) as file:
                 return MemoryBytes(_read_all(file))
+        if suffix in (".zst", ".7z", ".rar"):
+            raise ValueError("unpack it and name the file")
         return FileBytes(path)
     except (
         OSError, EOFError, RuntimeError, ValueError,
@@ -135,7 +143,7 @@ def _unzip(path: Path) -> bytes:
             return _read_all(file)
 
 
-def _read_all(file: IO[bytes] | gzip.GzipFile) -> bytes:
+def _read_all(file: IO[bytes]) -> bytes:
     content = file.read(MOST_UNPACKED_BYTES + 1)
     if len(content) > MOST_UNPACKED_BYTES:
         raise ValueError(

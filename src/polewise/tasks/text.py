@@ -80,8 +80,8 @@ class TextTask:
         first, last = self._bounds("train")
         if last - first <= self.length:
             raise ValueError(
-                f"length must be less than the training part of {self.source} "
-                f"({last - first} bytes); got {self.length}."
+                f"length must be less than the training part of {self.source}, nine tenths of it "
+                f"({last - first} bytes); got {self.length}. Take a longer text or shorter windows."
             )
         first, last = self._bounds(self.part)
         if last <= first:

@@ -47,7 +47,7 @@ def model_without_numbers(spec: TaskSpec, options: ModelOptions) -> nn.Module:
         return build_model(spec, options)
 
 
-def require_splittable(run: Run, processes: int) -> None:
+def require_splittable_run(run: Run, processes: int) -> None:
     """Check that the run's sequences can be cut into one piece for each process.
 
     Raises:

@@ -35,6 +35,10 @@ class FolderInUseError(ValueError):
     """Another process trains in the folder."""
 
 
+class FolderTakenError(ValueError):
+    """The folder of a new run is there already, and not empty."""
+
+
 _REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or have the quota raised",

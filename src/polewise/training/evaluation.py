@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -24,12 +25,17 @@ def compute_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, task: Task, accelerator: Accelerator | None = None
+    model: nn.Module,
+    task: Task,
+    accelerator: Accelerator | None = None,
+    *,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Return the task's metrics over all held-out batches.
 
     Sums and counts are kept in float64 and divided once, so batches of different sizes weigh what
-    they hold. With several processes each takes its share of the batches.
+    they hold. With several processes each takes its share of the batches. What `before_batch`
+    raises, in all processes alike, ends it.
     """
     device = next(model.parameters()).device
     index, stride = (0, 1)
@@ -41,6 +47,7 @@ def evaluate(
     batches = iter(task.eval_batches())
     try:
         while group := list(islice(batches, stride)):
+            before_batch()
             # The last group may not go round. All go through the model alike, because sharded
             # parameters are put together in every pass.
             weight = float(index < len(group))

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from polewise.training.building import planned_model, require_splittable
+from polewise.training.building import planned_model, require_splittable_run
 from polewise.training.checkpoint import checkpoint_limit, find_checkpoint, read_progress
 from polewise.training.display import Display
 from polewise.training.errors import explained_saving
@@ -41,11 +41,11 @@ class Outcome:
     is_main_process: bool
     """Whether this process is the one that writes and speaks."""
     signal: int | None = None
-    """The signal that asked it to stop: 2 for Ctrl-C, 15 for SIGTERM."""
+    """The signal that asked it to stop: 2 for Ctrl-C, 15 for SIGTERM, 1 for a closed terminal."""
 
     @property
     def exit_code(self) -> int:
-        """What a command that trains ends with: 0; 130 after Ctrl-C, 143 after SIGTERM."""
+        """What a command that trains ends with: 0; 128 and the signal after one."""
         return 0 if self.signal is None else 128 + self.signal
 
 
@@ -67,7 +67,7 @@ def train(
     planned_model(run)
     accelerator = join_processes(run.training)
     if run.training.split_sequence:
-        require_splittable(run, accelerator.num_processes)
+        require_splittable_run(run, accelerator.num_processes)
     if accelerator.num_processes > 1:  # each may have named its folder by its own clock
         with explained_losses():
             (out,) = broadcast_object_list([str(out)])
@@ -109,7 +109,7 @@ def resume(
     limit = checkpoint_limit(planned_model(run))
     accelerator = join_processes(run.training)
     if run.training.split_sequence:
-        require_splittable(run, accelerator.num_processes)
+        require_splittable_run(run, accelerator.num_processes)
     display = _display(title or run.task_name, console, accelerator)
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()  # until the main process has cleared up
@@ -154,7 +154,7 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
     stops = False
     saves = False
     if session.progress.owes_evaluation:
-        session.measure()
+        stops = not session.measure(stop)
     session.model.train()
     spent = session.spent()
     while not (stops or session.has_reached_target()) and spent < 1:
@@ -187,17 +187,17 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
             session.log_window(rate)
         progress.owes_evaluation = stops and (evaluates or spent >= 1)
         if evaluates and not stops:
-            session.measure()
+            stops = not session.measure(stop)
         # The last checkpoint comes at the very end, and one that is due in the middle of trouble
         # after it: a roll back goes to a step from before.
-        ends = ends or session.has_reached_target()
+        ends = ends or stops or session.has_reached_target()
         if saves and not ends and not progress.skipped_in_a_row:
             saves = False
             with session.tolerance():
                 session.save()
 
     if not stops and session.evaluated_at != session.progress.step:
-        session.measure()
+        stops = not session.measure(stop)
     # The last checkpoint comes last: where it stands, all that a run leaves does.
     session.save_model(best=False)
     if session.any_says(session.saved_at != session.progress.step):

@@ -29,7 +29,7 @@ from polewise.training.building import model_class, model_without_numbers
 from polewise.training.checkpoint import checkpoint_limit, list_checkpoints, require_finite
 from polewise.training.durable import clear_up, replace_file, replace_folder
 from polewise.training.environment import describe_environment
-from polewise.training.errors import FolderInUseError, explained_saving
+from polewise.training.errors import FolderInUseError, FolderTakenError, explained_saving
 from polewise.training.json_files import read_json_object
 from polewise.training.manifest import MANIFEST, verify_folder
 from polewise.training.run import Run, run_from_json, run_to_json
@@ -46,13 +46,16 @@ class RunFolder:
         """Make the folder with `config.json` in it, both at once or neither.
 
         Raises:
-            ValueError: the path is taken, or cannot be written.
+            FolderTakenError: there is something already.
+            ValueError: it cannot be written.
         """
         folder = cls(path)
         try:
             if folder.path.exists():
                 if not folder.path.is_dir() or any(folder.path.iterdir()):
-                    raise ValueError(f"out must be a new or empty folder; {folder.path} exists.")
+                    raise FolderTakenError(
+                        f"out must be a new or empty folder; {folder.path} exists."
+                    )
                 folder.write_config(run)
                 return folder
             partial = cls(folder.path.with_name(f".{folder.path.name}.{uuid4().hex}.partial"))
@@ -63,6 +66,10 @@ class RunFolder:
             finally:
                 shutil.rmtree(partial.path, ignore_errors=True)
         except OSError as error:
+            if error.errno == errno.ENOTEMPTY:  # another process was quicker by a moment
+                raise FolderTakenError(
+                    f"out must be a new or empty folder; {path} exists."
+                ) from error
             raise ValueError(
                 f"out must be a folder that can be written; {path}: {error}."
             ) from error
@@ -205,7 +212,9 @@ class RunFolder:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if not isinstance(record, dict):
+                continue
+            if isinstance(record.get("step"), int) and isinstance(record.get("kind"), str):
                 records.append(record)
         return records
 
@@ -224,7 +233,7 @@ class RunFolder:
         kept = [
             record
             for number, record in enumerate(self.read_metrics())
-            if record["step"] <= step and (number < lines or record.get("kind") == also)
+            if record["step"] <= step and (number < lines or record["kind"] == also)
         ]
         replace_file(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
         return len(kept)

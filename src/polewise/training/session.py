@@ -49,6 +49,10 @@ _SEED_STRIDE = 1_000_003
 _MOST_ROLLBACKS = 3
 
 
+class _StopEvaluationError(Exception):
+    """Someone has asked to stop, in all processes alike."""
+
+
 class Session:
     """Model, optimiser, data, log and progress of a run, and the verbs of the loop."""
 
@@ -248,14 +252,32 @@ class Session:
             batches = [{name: value.cpu() for name, value in batch.items()} for batch in batches]
         return diagnose(model, self.task, batches, rate)
 
-    def measure(self) -> None:
-        """Evaluate, and keep the model if it is the best so far."""
+    def measure(self, stop: StopRequest) -> bool:
+        """Evaluate, and keep the model if it is the best so far.
+
+        Return False if someone asked to stop before the end. Then, and where the data fails or
+        memory runs out, the evaluation is owed: whoever resumes begins with it.
+        """
         task, progress = self.task, self.progress
+        progress.owes_evaluation = True
+
+        def look_up() -> None:
+            if self.any_says(stop.signal is not None):
+                raise _StopEvaluationError
+
         if self.splits:
             whole_sequence(self.bare_model)
-        self.metrics = evaluate(self.model, task, self.accelerator)
-        if self.splits:
-            shard_sequence(self.bare_model)
+        try:
+            self.metrics = evaluate(self.model, task, self.accelerator, before_batch=look_up)
+        except _StopEvaluationError:
+            return False
+        except Exception:
+            if self.accelerator.num_processes == 1:  # of several the others know nothing of it
+                self.save()
+            raise
+        finally:
+            if self.splits:
+                shard_sequence(self.bare_model)
         self.evaluated_at = progress.step
         progress.owes_evaluation = False
         self.write("eval", {k: v for k, v in self.metrics.items() if isfinite(v)})
@@ -269,6 +291,7 @@ class Session:
             # Only the main process writes; whether there is a better one yet is for all to know.
             if self.all_say(saved):
                 progress.best = value
+        return True
 
     def log_window(self, rate: float) -> None:
         """Log the means since the last line, and begin the next window."""

@@ -1,11 +1,13 @@
-"""Stopping on request: Ctrl-C, and SIGTERM from whoever owns the machine."""
+"""Stopping on request: Ctrl-C, a closed terminal, SIGTERM from whoever owns the machine."""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +17,26 @@ class StopRequest:
     """Whether someone has asked the run to stop."""
 
     signal: int | None = None
-    """The signal that asked, SIGINT or SIGTERM; None while nobody has."""
+    """The signal that asked, SIGINT, SIGTERM or SIGHUP; None while nobody has."""
 
 
 _open: list[StopRequest] = []
 """Those that are listening, the innermost last."""
 
 
+def _leave_terminal() -> None:
+    """Let go of a terminal that has closed: what is said from now on is lost, and no error."""
+    for output in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(output).st_mode) and not os.isatty(output):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, output)
+                os.close(null)
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request to stop after the step.
+    """Turn Ctrl-C, SIGTERM and a closed terminal into a request to stop after the step.
 
     A second Ctrl-C raises KeyboardInterrupt at once; a second SIGTERM changes nothing, for
     schedulers send several. One inside another asks both, and begins as the outer one stands: what
@@ -34,6 +46,8 @@ def stop_requests() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def ask(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if request.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         for each in _open:
@@ -48,8 +62,10 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         if around is not None:  # read after the append: whoever asks from here on asks both
             request.signal = around.signal
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, ask)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Of SIGHUP `nohup` has said that it is to be ignored.
+            if signal.getsignal(each) != signal.SIG_IGN or each != signal.SIGHUP:
+                before[each] = signal.signal(each, ask)
         yield request
     finally:
         try:

@@ -17,6 +17,7 @@ from polewise.options import require_choice
 from polewise.recipes.studies.ablations import ablations
 from polewise.recipes.studies.classification import audio, permuted, table4
 from polewise.recipes.studies.cost import table5
+from polewise.recipes.studies.elsewhere import elsewhere
 from polewise.recipes.studies.plan import question_of
 from polewise.recipes.studies.recall import mqar, table1
 from polewise.recipes.studies.study import Size, Study
@@ -33,6 +34,7 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "mqar": mqar,
     "ablations": ablations,
     "leak": leak,
+    "elsewhere": elsewhere,
 }
 """Every study by name. A new one is a function, its own file perhaps, and a line here."""
 

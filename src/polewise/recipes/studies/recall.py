@@ -117,7 +117,7 @@ def _recall(
 
 def _recallers(names: tuple[str, ...], length: int, padded: int) -> Mixers:
     """These mixers, attention with the one head of the published benchmark, and some of them again
-    with what they may only lack by the terms of this house: sight of the whole sequence, `padded`
+    with what they may only lack by our settings: sight of the whole sequence, `padded`
     included, or the short convolution that Focus and Mamba-2 begin with."""
     with_convolution = (name for name, (mixer, _) in WITH_CONVOLUTION.items() if mixer in names)
     whole = ("mega-whole",) if "mega" in names and 32 < length <= 1024 else ()

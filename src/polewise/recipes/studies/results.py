@@ -119,9 +119,10 @@ def read_results(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']} is not {FORMAT}")
+        _ = values["study"], values["comparisons"]
         for row in values["rows"]:
             row["environment"] = values["environments"][row["environment"]]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"results must be the results file of a study; {path}: {error!r}."
         ) from error

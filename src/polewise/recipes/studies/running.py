@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,8 +27,11 @@ from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import has_outcome, processes, read_row, run_trial
 from polewise.training import RunFolder
 from polewise.training.display import format_seconds, print_line
-from polewise.training.errors import FolderInUseError
+from polewise.training.errors import FolderInUseError, TrainingError
 from polewise.training.stopping import StopRequest, stop_requests
+
+_IN_USE = 75
+"""How a process ends whose run another study was quicker to begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class StudyOutcome:
     num_left: int
     """Runs that are not done, among those that `only` asks for."""
     failed: tuple[str, ...] = ()
-    """Runs whose process died. They are tried again by the next call."""
+    """Runs that broke off, for want of memory say. The next call goes on with them."""
     signal: int | None = None
     """The signal that asked to stop."""
 
@@ -75,12 +79,14 @@ def run_study(
         console: where to say what happens.
 
     Raises:
-        ValueError: `only` matches no run, a folder holds something else, or `jobs` does not fit.
+        ValueError: `only` matches no run, data are missing, a folder holds something else, or
+            `jobs` does not fit.
         SaveError, StalledError: as for `train`; what was done before is kept.
     """
     _require_fair(study, jobs)
     ledger = _Ledger(study, out, Results(study, results), only, console or Console())
     _require_alike(ledger, jobs)
+    _require_data(ledger)
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with stop_requests() as stop:
         if jobs == 1:
@@ -185,6 +191,11 @@ class _Ledger:
         remaining = format_seconds(rate * sum(map(_work, left)))
         self.say(f"{trial.name}: {what}. {len(left)} to do, about {remaining}")
 
+    def fail(self, trial: Trial, why: str) -> None:
+        """Put down that a run broke off, and leave it to the next call."""
+        self.failed.append(trial.name)
+        self.say(f"{trial.name}: broke off: {why}")
+
     def say(self, line: str) -> None:
         if processes().is_main_process:
             print_line(self.console, line)
@@ -199,6 +210,12 @@ def _run_one_after_another(ledger: _Ledger, stop: StopRequest) -> int | None:
             if processes().num_processes > 1:
                 raise
             continue  # another process was quicker by a moment
+        except (RuntimeError, MemoryError) as error:
+            # A disk that is full ends all; a system that needs more memory than is here, itself.
+            if isinstance(error, TrainingError) or processes().num_processes > 1:
+                raise
+            ledger.fail(trial, str(error) or type(error).__name__)
+            continue
         if asked is not None:
             return asked
         ledger.record(trial)
@@ -233,9 +250,8 @@ def _run_side_by_side(
             ledger.running.remove(trial.name)
             if has_outcome(trial, ledger.path(trial)):
                 ledger.record(trial)
-            elif asked is None:
-                ledger.failed.append(trial.name)
-                ledger.say(f"{trial.name}: its process ended with code {process.exitcode}")
+            elif asked is None and process.exitcode != _IN_USE:
+                ledger.fail(trial, f"its process ended with code {process.exitcode}")
 
 
 def _start(trial: Trial, path: Path, slot: int) -> BaseProcess:
@@ -271,7 +287,10 @@ def _without_data(trial: Trial) -> Trial:
 def _run_quietly(trial: Trial, path: Path) -> None:
     torch.set_num_threads(1)
     with stop_requests():  # while nothing trains, a request to stop waits for the next step
-        run_trial(trial, path, Console(quiet=True))
+        try:
+            run_trial(trial, path, Console(quiet=True))
+        except FolderInUseError:
+            sys.exit(_IN_USE)
 
 
 @contextmanager
@@ -315,6 +334,13 @@ def _work(trial: Trial) -> float:
         return training.max_seconds
     spec = trial.run.task.spec
     return float(training.max_steps or 0) * trial.run.task.batch_size * spec.length
+
+
+def _require_data(ledger: _Ledger) -> None:
+    """Raise ValueError where a run would find its data missing, before hours of others."""
+    coming = {trial.comparison.name: trial for trial in (*ledger.left(), *ledger.to_come())}
+    for trial in coming.values():
+        _without_data(trial).comparison.task.prepare()
 
 
 def _require_fair(study: Study, jobs: int) -> None:

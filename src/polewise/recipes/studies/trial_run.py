@@ -36,7 +36,7 @@ from polewise.training import (
 )
 from polewise.training.checkpoint import find_checkpoint, read_progress
 from polewise.training.durable import replace_file
-from polewise.training.errors import explained_saving
+from polewise.training.errors import FolderInUseError, FolderTakenError, explained_saving
 from polewise.training.json_files import read_json_object
 from polewise.training.progress import spent_share
 
@@ -59,7 +59,8 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
         None when the run is done; the signal that asked it to stop, when it can be resumed.
 
     Raises:
-        ValueError: the folder holds another run, or one that is in use.
+        ValueError: the folder holds another run.
+        FolderInUseError: another process trains it.
         SaveError, StalledError: as for `train`.
     """
     run, fresh, done = trial.run, not path.exists(), has_outcome(trial, path)
@@ -72,7 +73,7 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
     diverged = None
     try:
         if fresh:
-            outcome = train(run, path, title=trial.name, console=console)
+            outcome = _begin(trial, path, console)
         else:
             _require_same_run(RunFolder.open(path), run)
             if not _is_over(RunFolder.open(path), run):
@@ -102,6 +103,13 @@ def run_trial(trial: Trial, path: Path, console: Console) -> int | None:
                 replace_file(path / OUTCOME, json.dumps(values, indent=1, allow_nan=False) + "\n")
     processes().wait_for_everyone()
     return None
+
+
+def _begin(trial: Trial, path: Path, console: Console) -> Outcome:
+    try:
+        return train(trial.run, path, title=trial.name, console=console)
+    except FolderTakenError as error:
+        raise FolderInUseError(f"{path} was begun by another process meanwhile.") from error
 
 
 def read_row(study: Study, trial: Trial, path: Path) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Facts about models that name a class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.models.small_models import FOCUS, tokens
+
+from polewise import PolewiseConfig, PolewiseForSequenceClassification
+
+pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_classification_reads_numbers_and_ignores_padding(causal, pooling):
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1,
+        mixer_options=FOCUS | {"causal": causal}, pooling=pooling,
+    )  # fmt: skip
+    model = PolewiseForSequenceClassification(config)
+    x, mask = torch.randn(2, 20, 2), torch.ones(2, 20, dtype=torch.long)
+    mask[1, 12:] = 0
+    output = model(input_values=x, attention_mask=mask, labels=torch.tensor([0, 2]))
+    assert torch.isfinite(output.loss)
+    alone = model(input_values=x[1:, :12]).logits
+    torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_is_read_from_the_mean_of_all_steps_or_from_the_last():
+    torch.manual_seed(0)
+    options = {"num_input_features": 2, "hidden_size": 8, "num_hidden_layers": 1}
+    x, mask = torch.randn(2, 9, 2), torch.ones(2, 9, dtype=torch.long)
+    mask[0, -1], mask[1] = 0, 0  # a row of eight steps, and one of none
+    model = PolewiseForSequenceClassification(PolewiseConfig(**options, mixer_options=FOCUS))
+    hidden = model.model(input_values=x[:1, :8]).last_hidden_state
+    for pooling, pooled in (("mean", hidden.mean(1)), ("last", hidden[:, -1])):
+        model.config.pooling = pooling
+        logits = model(input_values=x, attention_mask=mask).logits
+        torch.testing.assert_close(logits[:1], model.score(pooled))
+        torch.testing.assert_close(logits[1], model.score.bias)
+    with pytest.raises(ValueError, match=r"pooling.*lats"):
+        PolewiseConfig(**options, pooling="lats")
+
+
+def test_numbers_of_another_shape_are_named_and_of_another_precision_read():
+    config = PolewiseConfig(num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1)
+    model = PolewiseForSequenceClassification(config)
+    for shape in ((4, 20), (4, 20, 3)):
+        with pytest.raises(ValueError, match=r"input_values must have shape \(batch, length, 2\)"):
+            model(input_values=torch.zeros(shape))
+    x = torch.randn(4, 20, 2, dtype=torch.float64)
+    assert torch.equal(model(input_values=x).logits, model(input_values=x.float()).logits)
+
+
+def test_numbers_under_a_mask_are_not_looked_at_in_training_either():
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS
+    )
+    model = PolewiseForSequenceClassification(config)
+    x, mask = torch.randn(1, 9, 2), torch.ones(1, 9, dtype=torch.long)
+    x[0, 3], mask[0, 3] = torch.nan, 0
+    model(input_values=x, attention_mask=mask, labels=torch.tensor([1])).loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["numbers", "several labels", "one of several"])
+def test_a_share_of_a_larger_batch_is_a_share_of_its_loss(kind):
+    """As a Trainer sums the losses of the parts that it accumulates."""
+    labels = {
+        "numbers": torch.randn(4),
+        "several labels": torch.randint(0, 2, (4, 3)).float(),
+        "one of several": torch.randint(0, 3, (4,)),
+    }[kind]
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        hidden_size=8, num_hidden_layers=1, vocab_size=30, mixer_options=FOCUS,
+        num_labels=1 if kind == "numbers" else 3,
+    )  # fmt: skip
+    model, ids, count = PolewiseForSequenceClassification(config), tokens(4, 6), labels.numel()
+    whole = model(ids, labels=labels).loss
+    parts = [
+        model(ids[rows], labels=labels[rows], num_items_in_batch=count).loss
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_who_asks_for_a_cache_of_a_classification_gets_none():
+    config = PolewiseConfig(hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS)
+    model = PolewiseForSequenceClassification(config)
+    torch.testing.assert_close(
+        model(tokens(1, 9), use_cache=True).logits, model(tokens(1, 9)).logits
+    )
+
+
+def test_what_was_read_before_is_no_part_of_a_class():
+    config = PolewiseConfig(hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS)
+    model = PolewiseForSequenceClassification(config)
+    cache = model.model(tokens(1, 9), use_cache=True).cache
+    with pytest.raises(ValueError, match="cache must be None"):
+        model(tokens(1, 9), cache=cache)
