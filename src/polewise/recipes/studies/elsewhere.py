@@ -36,15 +36,15 @@ def elsewhere(size: Size) -> Study:
     return study_of(
         elsewhere,
         size,
-        _comparison("selective-copy", copying, size, steps=(600, 20_000), seconds=90),
-        _comparison("induction", induction, size, steps=(500, 20_000), seconds=110),
-        _comparison("listops", lists, size, steps=(800, 20_000), seconds=100, deep=True),
+        _comparison("selective-copy", copying, size, steps=(600, 20_000), seconds=110),
+        _comparison("induction", induction, size, steps=(500, 20_000), seconds=130),
+        _comparison("listops", lists, size, steps=(800, 20_000), seconds=170, deep=True),
         _comparison(
-            "vowels", SeriesTask(), size, steps=(300, 300), seconds=20, deep=True,
+            "vowels", SeriesTask(), size, steps=(300, 300), seconds=25, deep=True,
             rates=_MEASURED, num_seeds=3,
         ),
         _comparison(
-            "etth1", forecast, size, steps=(250, 2500), seconds=110, deep=True, rates=_MEASURED
+            "etth1", forecast, size, steps=(250, 2500), seconds=130, deep=True, rates=_MEASURED
         ),
     )  # fmt: skip
 
