@@ -29,6 +29,9 @@ def unit_noise_gain(decay: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return (1 - decay**2).sqrt()
 
 
+_LAST_BEFORE_ONE = 1 - 2.0**-24
+
+
 def require_filters(realisation: Realisation, *, turning: bool, max_decay: float) -> None:
     """Check options of `AdaptiveFilters` against each other.
 
@@ -45,9 +48,6 @@ def require_filters(realisation: Realisation, *, turning: bool, max_decay: float
             "max_decay must lie between 0 and 1, at most 1 - 2^-24 (float32 has nothing between); "
             f"got {max_decay}."
         )
-
-
-_LAST_BEFORE_ONE = 1 - 2.0**-24
 
 
 class PoleNetwork(nn.Module):

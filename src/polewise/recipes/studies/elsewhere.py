@@ -1,4 +1,4 @@
-"""A study of tasks on which nothing was chosen: neither Focus's default nor its settings."""
+"""A study of tasks on which neither the default of Focus nor a setting of it was chosen."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from typing import Any
 
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import (
-    DEEP,
-    PEERS,
-    equal_systems,
-    mixers,
-)
+from polewise.recipes.studies.systems import DEEP, PEERS, equal_systems, mixers
 from polewise.tasks import ForecastTask, InductionTask, ListOpsTask, SelectiveCopyTask, SeriesTask
 
 _GENERATED = (3e-3, 1e-2)
