@@ -44,6 +44,7 @@ from gpu_timing import free, measure, one_line, peak_bytes, spread
 from gpu_work import FORMS, FULL, SMOKE, Products, Scale, Work, quietly, short
 from polewise import FocusConfig
 from polewise.models import Block
+from polewise.replace_file import replace_file
 
 
 def filters(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
@@ -234,9 +235,7 @@ def write(output: Path, report: dict[str, Any]) -> None:
         output.with_suffix(".md"): markdown(report),
     }
     for path, text in texts.items():
-        beside = path.with_name(f".{path.name}")
-        beside.write_text(text)
-        beside.replace(path)
+        replace_file(path, text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,6 @@ snapshot, and going back to it is using it again. These functions treat every tr
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 import zlib
@@ -16,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 from torch import Tensor
+
+from polewise.replace_file import replace_file
 
 State = TypeVar("State")
 
@@ -130,20 +130,11 @@ def save(state: Any, path: str | Path) -> None:
 
     The tree's shape is not written: `load` takes it from a state of the same model.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        # Cloned: of a view the whole of what it looks into would be written. Not straight to the
-        # file: torch tells a full disk as a RuntimeError like any other.
-        written = io.BytesIO()
-        torch.save([leaf.detach().cpu().clone() for leaf in tensors(state)], written)
-        with open(beside, "wb") as file:
-            file.write(written.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Cloned: of a view the whole of what it looks into would be written. Not straight to the file:
+    # torch tells a full disk as a RuntimeError like any other.
+    written = io.BytesIO()
+    torch.save([leaf.detach().cpu().clone() for leaf in tensors(state)], written)
+    replace_file(Path(path), written.getvalue())
 
 
 def load(path: str | Path, like: State) -> State:

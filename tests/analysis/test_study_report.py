@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polewise.analysis import PUBLISHED, PublishedTable, render_html, render_markdown, study_section
-from polewise.analysis.study_summary import summarize
+from polewise.analysis.study_summary import format_measure, summarize
 from polewise.recipes.studies import read_results
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -90,6 +90,11 @@ def test_a_figure_is_the_mean_over_seeds_at_the_best_rate_with_lowest_and_highes
         "43.3 kB",
         "300 MB",
     )
+
+
+def test_what_is_not_all_does_not_read_as_all():
+    figures = [format_measure("accuracy", value) for value in (1.0, 0.9996, 0.99996, 0.5)]
+    assert figures == ["100.0 %", "99.96 %", "99.996 %", "50.0 %"]
 
 
 def test_the_best_rate_of_a_loss_is_that_of_the_lowest():

@@ -176,6 +176,19 @@ def test_a_class_can_be_read_from_the_last_step(tmp_path):
     assert RunFolder.open(tmp_path / "run").load_model().config.pooling == "last"
 
 
+def test_a_forecast_is_described_and_exported_without_its_table(tmp_path, capsys):
+    rows = "".join(f"t{n},{n % 5},{n % 7}\n" for n in range(200))
+    table = tmp_path / "table.csv"
+    table.write_text("date,a,b\n" + rows)
+    run = tmp_path / "run"
+    command = f"train forecast --source {table} --length 8 --horizon 4 --hidden-size 8"
+    assert main([*command.split(), "--max-steps", "1", "--out", str(run)]) == 0
+    table.unlink()
+    assert main(["info", str(run)]) == 0
+    assert main(["export", str(run), "--to-hub-folder", str(tmp_path / "hub")]) == 0
+    capsys.readouterr()
+
+
 def test_a_prompt_that_will_not_do_is_explained(capsys):
     assert train_text() == 0
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pytest
 from benchmarks.faults.kills import kill_at_operations, kill_at_random_moments
@@ -54,7 +55,7 @@ def test_what_a_killed_process_left_half_done_is_finished_or_cleared_up(run_copy
     (checkpoints / ".step-2.gone").mkdir()
     (checkpoints / "step-6").rename(checkpoints / ".step-6.old")
     (run_copy / "model").rename(run_copy / ".model.old")
-    (run_copy / ".metrics.jsonl.partial").write_text("{")
+    (run_copy / f".metrics.jsonl.{uuid4().hex}.partial").write_text("{")
     assert RunFolder(run_copy).load_model() is not None
     resume(run_copy, max_steps=7, console=quiet())
     assert checkpoints_in(run_copy) == ["step-6", "step-7"]

@@ -230,3 +230,19 @@ def test_nan_in_the_products_reaches_no_earlier_output(place, backend):
     y, _ = associative_filter(q, k, v, decay, step=step, backend=backend)
     torch.testing.assert_close(y[:, :40], clean[:, :40], rtol=1e-12, atol=1e-12)
     assert y[:, 40:].isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_nan_in_a_step_size_reaches_no_gradient_of_earlier_segments(backend):
+    """Values of 3 channels, of which the compiled form makes 64."""
+
+    def gradients(late):
+        (q, k, v, decay), _ = products(200, False)
+        step = torch.full_like(decay, 0.5, requires_grad=False)
+        step[:, 150] = late
+        leaves = [q, k, v, decay, step.requires_grad_()]
+        y, _ = associative_filter(q, k, v, decay, step=step, backend=backend)
+        return torch.autograd.grad(y[:, :150].square().sum(), leaves)
+
+    for ours, clean in zip(gradients(float("nan")), gradients(0.5), strict=True):
+        torch.testing.assert_close(ours[:, :150], clean[:, :150], rtol=1e-12, atol=1e-12)

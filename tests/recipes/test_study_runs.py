@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from polewise.recipes.studies import (
 from polewise.recipes.studies.trial_run import OUTCOME
 from polewise.tasks import RecallTask, TextTask
 from polewise.training import RunFolder
+from polewise.training.errors import TrainingError
 
 
 def test_a_finished_study_is_not_run_again_and_its_rows_tell_everything(
@@ -410,3 +412,42 @@ def test_a_damaged_results_file_is_refused_and_kept(tiny_study, tmp_path):
     with pytest.raises(ValueError, match="results must be the results file of a study"):
         run_study(tiny_study(), out=tmp_path / "runs", results=path)
     assert path.read_text() == '{"format": 7}'
+
+
+@pytest.mark.parametrize("lost", ["metrics", "status", "curve", "run"])
+def test_a_row_that_lacks_something_is_told_at_once(lost, tiny_study, tmp_path):
+    places = {"out": tmp_path / "runs", "results": tmp_path / "tiny.json"}
+    study = tiny_study(num_seeds=1, names=("attention",), rates=(1e-3,))
+    run_study(study, **places)
+    values = json.loads(places["results"].read_text())
+    del values["rows"][0][lost]
+    places["results"].write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"must have '{lost}'"):
+        read_results(places["results"])
+
+
+@pytest.mark.parametrize("max_hours", [-1.0, math.nan, math.inf])
+def test_hours_that_are_none_are_refused(max_hours, tiny_study, tmp_path):
+    with pytest.raises(ValueError, match="max_hours must be between 0 and"):
+        run_study(
+            tiny_study(), out=tmp_path / "runs", results=tmp_path / "tiny.json", max_hours=max_hours
+        )
+
+
+def test_side_by_side_a_full_disk_ends_the_study_with_one_message(
+    tiny_study, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # half of it would be read ever after
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(TrainingError, match="could not go on; its message is above"):
+            run_study(
+                tiny_study(), out=tmp_path / "runs", results=tmp_path / "tiny.json", jobs=2,
+                console=Console(quiet=True),
+            )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    printed = capfd.readouterr().err
+    assert "a checkpoint must be written" in printed
+    assert "Traceback" not in printed

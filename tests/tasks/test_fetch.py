@@ -75,7 +75,7 @@ def test_what_is_there_is_not_fetched_again(served):
 
 def test_content_that_is_not_the_original_is_refused_and_not_kept(served, tmp_path):
     served[0] = zipped(CONTENT[:-1] + b"!")
-    with pytest.raises(ValueError, match="Nothing was kept"):
+    with pytest.raises(ValueError, match="nothing was kept"):
         fetch_data_set("sample", say=lambda _: None)
     assert not list(tmp_path.rglob("sample*"))
 

@@ -51,19 +51,25 @@ def draw_learning_curve(folder: RunFolder) -> Path:
         pass  # a run shorter than one line of the log
     axes.set_xlabel("step")
     axes.set_ylabel(named)
-    measured = learning_curve(records, "eval", headline)
     unit = headline.replace("_", " ")
-    right = axes.twinx()
-    right.plot(measured.steps, measured.values, "o-", color="C0", label=f"held-out {unit}")
-    right.set_ylabel(f"held-out {unit}", color="C0")
-    if headline == "accuracy":
-        right.set_ylim(0, 1.03)
     caption = (
         f"{run.model.mixer} on {run.task_name}: training loss (grey, mean of "
-        f"{run.training.log_every} steps) and held-out {unit} (blue). The last value is "
-        f"{measured.values[-1]:.4g} at step {measured.steps[-1]}, after "
-        f"{measured.seconds[-1]:.0f} s of training."
+        f"{run.training.log_every} steps) and held-out {unit} (blue). "
     )
+    try:
+        measured = learning_curve(records, "eval", headline)
+    except ValueError:
+        caption += "No held-out value was finite."
+    else:
+        right = axes.twinx()
+        right.plot(measured.steps, measured.values, "o-", color="C0", label=f"held-out {unit}")
+        right.set_ylabel(f"held-out {unit}", color="C0")
+        if headline == "accuracy":
+            right.set_ylim(0, 1.03)
+        caption += (
+            f"The last value is {measured.values[-1]:.4g} at step {measured.steps[-1]}, after "
+            f"{measured.seconds[-1]:.0f} s of training."
+        )
     return _write(figure, folder.figures_path / "learning-curve.png", caption)
 
 
@@ -153,11 +159,11 @@ def _evenly(length: int, most: int) -> np.ndarray:
 
 
 def _write(figure: Figure, path: Path, caption: str) -> Path:
-    wrapped = textwrap.fill(caption, 96)
+    wrapped = textwrap.fill(caption, 96, break_on_hyphens=False)
     below = 0.17 + 0.03 * wrapped.count("\n")
     figure.subplots_adjust(left=0.12, right=0.87, top=0.97, bottom=below)
     figure.text(0.03, 0.02, wrapped, fontsize=7, va="bottom")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    path.with_suffix(".txt").write_text(wrapped + "\n")
+    path.with_suffix(".txt").write_text(wrapped + "\n", encoding="utf-8")
     return path

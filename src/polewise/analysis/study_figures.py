@@ -158,11 +158,14 @@ def draw_beside_published(study: Mapping[str, Any]) -> str | None:
         }
         for system, figures in tables[0].values.items()
     }
-    figure = _figure(2)
+    figure, colours = _figure(2), _colours(study)
     for index, (title, lines) in enumerate((("published", published), ("ours", ours))):
         axes = _panel(figure, index, 2)
         for system, points in lines.items():
-            axes.plot(list(points), list(points.values()), "o-", markersize=3, label=system)
+            axes.plot(
+                list(points), list(points.values()), "o-",
+                markersize=3, label=system, color=colours.get(system),
+            )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xlim(16, 2**17)
         axes.set_ylim(-3, 103)
@@ -203,8 +206,9 @@ def _draw_curve(
 def _colours(study: Mapping[str, Any]) -> dict[str, Any]:
     """A colour for each system, the same in all figures of a study."""
     names = dict.fromkeys(name for each in study["comparisons"] for name in each["systems"])
-    palette = matplotlib.colormaps["tab20"]
-    return {name: palette(index % palette.N) for index, name in enumerate(names)}
+    maps: Any = matplotlib.colormaps
+    palette = [*maps["tab20"].colors, *maps["tab20b"].colors]
+    return {name: palette[index % len(palette)] for index, name in enumerate(names)}
 
 
 def _legend(figure: Figure, drawn: Mapping[str, Line2D]) -> None:

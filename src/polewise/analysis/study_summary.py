@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from polewise.tasks import best_of
+
 Row = Mapping[str, Any]
 """A run in a results file: see `polewise.recipes.studies.results`."""
 
@@ -102,8 +104,12 @@ def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSumm
 
 
 def format_measure(measure: str, value: float) -> str:
-    """Return a value in the unit in which people read it: accuracies in percent."""
-    return f"{100 * value:.1f} %" if "accuracy" in measure else f"{value:.3f}"
+    """Return a value in the unit in which people read it: accuracies in percent, with as many
+    digits as tell them from all."""
+    if "accuracy" not in measure:
+        return f"{value:.3f}"
+    shown = (f"{100 * value:.{digits}f}" for digits in (1, 2, 3, 4))
+    return next((each for each in shown if value == 1 or float(each) < 100), "100.0") + " %"
 
 
 def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row]) -> SystemSummary:
@@ -118,9 +124,10 @@ def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row])
         rate: row["metrics"][headline] if row["status"] == "done" else None
         for rate, row in tried.items()
     }
-    finite = {rate: value for rate, value in grid.items() if value is not None}
-    sign = -1 if comparison["higher_is_better"] else 1
-    best = min(finite, key=lambda rate: (sign * finite[rate], tried[rate]["steps"]), default=None)
+    finite = {
+        rate: (value, tried[rate]["steps"]) for rate, value in grid.items() if value is not None
+    }
+    best = best_of(finite, higher_is_better=comparison["higher_is_better"])
     return _whole_runs(best, rows, system=name, grid=grid)
 
 

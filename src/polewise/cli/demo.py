@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -100,7 +101,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     say(f"  runs    {first.folder.path}, {second.folder.path}")
     say(f"  figures {len(figures)} in {first.folder.figures_path}, {second.folder.figures_path}")
     say(f"  sample  {second.folder.path / 'sample.txt'}")
-    say(f'Go on:    polewise generate {second.folder.path} --prompt "The "')
+    say(f'Go on:    polewise generate {shlex.quote(str(second.folder.path))} --prompt "The "')
     return 0 if recalled else EXIT_FAILED
 
 
@@ -146,5 +147,6 @@ def _versus(bits: float, compressor: float) -> str:
 
 
 def _interrupted(outcome: Outcome, say: Callable[[str], None]) -> int:
-    say(f"Stopped after {outcome.step} steps. Go on with: polewise resume {outcome.folder.path}")
+    quoted = shlex.quote(str(outcome.folder.path))
+    say(f"Stopped after {outcome.step} steps. Go on with: polewise resume {quoted}")
     return outcome.exit_code

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from polewise.training.display import shown
+
 EXIT_FAILED = 1
 """The work failed: training met NaN, the demo did not reach 100 %, a file could not be written, or
 memory ran out."""
@@ -24,7 +26,7 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 def pairs(values: dict[str, Any], *without: str) -> str:
     """Return `name=value name=value ...`, but for the names in `without`."""
     return " ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        f"{name}={shown(value)}" if isinstance(value, float) else f"{name}={value}"
         for name, value in values.items()
         if name not in without
     )

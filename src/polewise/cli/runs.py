@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +55,8 @@ def eval(  # noqa: A001
     metrics = evaluate(model.to(device), task)
     if isinstance(task, TextTask):
         metrics["xz_bits_per_byte"] = task.compressor_bits_per_byte()
-    print(json.dumps({"part": part, **metrics}))
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    print(json.dumps({"part": part, **finite}))
     return 0
 
 
@@ -70,15 +72,16 @@ def info(run: RunPath) -> int:
     folder = RunFolder.open(run)
     config = folder.read_config()
     described = folder.read_run()
-    model: Any = model_without_numbers(described.task.spec, described.model)
+    spec = folder.read_spec()
+    model: Any = model_without_numbers(spec, described.model)
     print(f"run         {folder.path}")
     print(f"task        {described.task_name} {pairs(config['task'], 'name')}")
     print(f"model       {described.model.mixer} {pairs(config['model'], 'mixer', 'mixer_options')}")
     print(f"mixer       {pairs(described.model.mixer_options)}")
     print(f"training    {pairs(config['training'])}")
-    print(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
-    if described.task.spec.kind == "language":
-        length = described.task.spec.length
+    print(f"parameters  {model.num_parameters():,}")
+    if spec.kind == "language":
+        length = spec.length
         size = model.state_num_bytes(length=length)
         print(f"state       {size:,} bytes a sequence when streaming, after {length:,} steps")
     if evaluations := folder.read_evaluations():

@@ -20,7 +20,7 @@ from polewise.recipes.studies import (
     read_results,
     run_study,
 )
-from polewise.training.durable import replace_file
+from polewise.replace_file import replace_file
 
 _RESULTS = Path("benchmarks/results")
 
@@ -111,6 +111,8 @@ def report(
         raise ValueError(f"results must be given; there is no {_RESULTS}/study-*.json here.")
     studies = [read_results(path) for path in paths]
     if not docs:
+        if out.is_dir() or not out.parent.is_dir():
+            raise ValueError(f"out must be a file in a folder that is there; got {out}.")
         replace_file(out, render_html(studies))
         print(f"written to {out}")
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -84,7 +85,7 @@ def _command(recipe: Run, what: str, *examples: str) -> Command:
         options = model.over(recipe.model)
         run = Run(task=_aligned(task, options), model=options, training=training)
         path = _new_folder(f"{run.task_name}-{options.mixer}") if out is None else out
-        return _finish(train(run, path, title=run.task_name))
+        return _finish(train(run, path))
 
     lines = "\n".join(f"  polewise train {recipe.task_name}{example}" for example in examples)
     train_task.__annotations__["task"] = OmitArgPrefixes[type(recipe.task)]  # type: ignore[misc]
@@ -218,7 +219,8 @@ def _finish(outcome: Outcome) -> int:
     if not outcome.is_main_process:
         return 0
     if outcome.status == "interrupted":
-        print(f"stopped after {outcome.step} steps; go on with: polewise resume {folder.path}")
+        quoted = shlex.quote(str(folder.path))
+        print(f"stopped after {outcome.step} steps; go on with: polewise resume {quoted}")
         return outcome.exit_code
     from polewise.analysis import write_figures
 

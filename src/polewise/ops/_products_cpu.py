@@ -161,7 +161,7 @@ def _backward(
             grad_q[row, t - begin, head], grad_k[row, t - begin, head] = 0, 0
             grad_step[row, t, head], grad_pole[row, t, head] = 0, 0
         for low in range(0, value_dim, WIDTH):
-            future[:], held[0], values[:], grads[:] = 0, 0, 0, 0
+            future[:], held[0], grads[:] = 0, 0, 0
             _copy_columns(grad_state[row, head], low, future, 0)
             for segment in range(stop_segment - 1, first_segment - 1, -1):
                 start = segment * segment_length
@@ -169,6 +169,7 @@ def _backward(
                 _copy_columns(starts[row, head, segment], low, held[0], 0)
                 _gather(q[row], start, steps, pair, 0, queries)
                 _gather(k[row], start, steps, pair, 0, keys)
+                values[:] = 0  # beyond the last column a step that is NaN has left its own
                 _gather(v[row], start, steps, head, low, values)
                 _gather(grad_y[row], start, steps, head, low, grads)
                 out[:] = 0

@@ -13,6 +13,7 @@ from polewise.tasks.task import Batch as Batch
 from polewise.tasks.task import Metrics as Metrics
 from polewise.tasks.task import Task as Task
 from polewise.tasks.task import TaskSpec as TaskSpec
+from polewise.tasks.task import best_of as best_of
 from polewise.tasks.task import is_better as is_better
 from polewise.tasks.task import reaches as reaches
 from polewise.tasks.text import TextTask as TextTask

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from polewise.options import require_choice
+from polewise.replace_file import replace_file
 from polewise.tasks.data_sets import (
     DATA_SETS,
     DataFile,
@@ -23,6 +24,8 @@ from polewise.tasks.data_sets import (
 )
 
 _TIMEOUT_SECONDS = 30.0
+_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zlib.error, zipfile.BadZipFile)
+"""What unpacking an archive that is no whole one may raise."""
 
 
 def fetch_data_set(name: str, *, say: Callable[[str], object]) -> list[Path]:
@@ -40,7 +43,18 @@ def fetch_data_set(name: str, *, say: Callable[[str], object]) -> list[Path]:
         raise ValueError(
             f"fetch must name a data set that can be downloaded; {name} cannot: {how_to_get(name)}."
         )
-    return [locate(file) or _fetch(file, say) for file in data_set.files]
+    return [_checked(file) or _fetch(file, say) for file in data_set.files]
+
+
+def _checked(file: DataFile) -> Path | None:
+    """Where the file lies already, if it is the original."""
+    path = locate(file)
+    if path is not None:
+        try:
+            _require_original(file, unpack(path.read_bytes()), str(path))
+        except _DAMAGE as error:
+            raise ValueError(f"{error} Delete or replace {path}.") from error
+    return path
 
 
 def _fetch(file: DataFile, say: Callable[[str], object]) -> Path:
@@ -57,23 +71,24 @@ def _fetch(file: DataFile, say: Callable[[str], object]) -> Path:
         ) from None
     try:
         content = unpack(packed)
-    except (OSError, EOFError, RuntimeError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ValueError(f"fetch must give a complete archive; {file.url}: {error}.") from error
+    _require_original(file, content, f"{file.url}, of which nothing was kept,")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, packed if target.suffix == ".gz" else content)
+    except OSError as error:
+        raise ValueError(f"fetch must be able to write {target}: {error}.") from error
+    return target
+
+
+def _require_original(file: DataFile, content: bytes, where: str) -> None:
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if len(content) != file.num_bytes or md5 != file.md5:
         raise ValueError(
-            f"fetch must give the original of {file.num_bytes:,} bytes, md5 {file.md5}; {file.url} "
-            f"gave {len(content):,} bytes, md5 {md5}. Nothing was kept."
+            f"fetch must give the original of {file.num_bytes:,} bytes, md5 {file.md5}; {where} "
+            f"has {len(content):,} bytes, md5 {md5}."
         )
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(packed if target.suffix == ".gz" else content)
-        partial.rename(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ValueError(f"fetch must be able to write {target}: {error}.") from error
-    return target
 
 
 def unpack(packed: bytes) -> bytes:

@@ -89,6 +89,11 @@ class ImagesTask:
         require_memory("batch_size", 4 * self.batch_size * self.spec.length)
         for name, images in (("num_train", self._train), ("num_eval", self._held_out)):
             wanted = getattr(self, name)
+            if not len(images.labels):
+                raise ValueError(
+                    f"source must have images to train on and to hold out; {self.source} here has "
+                    f"too few for {name}."
+                )
             if wanted is not None and wanted > len(images.labels):
                 raise ValueError(
                     f"{name} must be at most {len(images.labels)} for {self.source}; got {wanted}."

@@ -7,6 +7,7 @@ import io
 import re
 import tarfile
 import wave
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -221,7 +222,7 @@ def _files_of_archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = archive.extractfile(member) if member.name.endswith(".wav") else None
                 if file is not None:
                     yield Path(member.name).name, file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, LookupError, RecursionError, zlib.error) as error:
         raise ValueError(
             f"source must be a whole archive of wav files; {path}: {error}."
         ) from error

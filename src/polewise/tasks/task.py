@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from math import isnan
+from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ Batch = dict[str, Tensor]
 
 Metrics = dict[str, tuple[Tensor | float, Tensor | int]]
 """Named measures of one batch as (sum, count); over many batches a measure is sum / count."""
+
+Key = TypeVar("Key")
 
 IGNORED = -100
 """The label that counts for nothing."""
@@ -104,3 +107,13 @@ def reaches(task: Task, value: float, target: float) -> bool:
 def is_better(task: Task, value: float, than: float) -> bool:
     """Whether a headline metric is better than another."""
     return value > than if task.higher_is_better else value < than
+
+
+def best_of(tried: Mapping[Key, tuple[float, int]], *, higher_is_better: bool) -> Key | None:
+    """Return the key of the best (headline metric, steps), among equals that of the fewest steps.
+
+    NaN counts for nothing; None if nothing else is there.
+    """
+    sign = -1 if higher_is_better else 1
+    finite = {key: each for key, each in tried.items() if not isnan(each[0])}
+    return min(finite, key=lambda key: (sign * finite[key][0], finite[key][1]), default=None)

@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from itertools import islice
 
 from polewise.tasks import Batch
 from polewise.training.errors import StalledError
@@ -25,17 +24,30 @@ class DataSource:
     def __init__(self, batches: Iterator[Batch], timeout: float) -> None:
         self.timeout = timeout
         self._batches = batches
-        self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[list[Batch] | BaseException] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         threading.Thread(target=self._fetch, name="batches", daemon=True).start()
 
     def take(self, count: int, stop: StopRequest) -> list[Batch] | None:
         """Return the next `count` batches; None if someone asked to stop while they were due.
 
         Raises:
-            StalledError: they did not come within `timeout` seconds.
+            StalledError: one of them did not come within `timeout` seconds.
         """
-        self._wanted.put(count)
+        batches: list[Batch] = []
+        while len(batches) < count:
+            batch = self._next(stop)
+            if batch is None:
+                return None
+            batches.append(batch)
+        return batches
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._wanted.put(False)
+
+    def _next(self, stop: StopRequest) -> Batch | None:
+        self._wanted.put(True)
         deadline = time.monotonic() + self.timeout
         while True:
             left = deadline - time.monotonic()
@@ -52,17 +64,15 @@ class DataSource:
                 continue
             if isinstance(answer, BaseException):
                 raise answer
-            if len(answer) < count:
-                raise ValueError("the task must yield training batches without end; it ended.")
             return answer
 
-    def close(self) -> None:
-        """Let the thread end."""
-        self._wanted.put(0)
-
     def _fetch(self) -> None:
-        while count := self._wanted.get():
+        while self._wanted.get():
             try:
-                self._answers.put(list(islice(self._batches, count)))
+                self._answers.put(next(self._batches))
+            except StopIteration:
+                self._answers.put(
+                    ValueError("the task must yield training batches without end; it ended.")
+                )
             except BaseException as error:
                 self._answers.put(error)

@@ -51,6 +51,11 @@ class Display:
         print_line(self.console, f"{self.title}  {text}")
 
 
+def shown(value: float) -> str:
+    """Return a number in four digits, or as many as it has before the point."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
 def print_line(console: Console, text: str = "") -> None:
     """Print a line as it stands; nothing more where nobody reads any more (`| head`)."""
     try:

@@ -1,4 +1,4 @@
-"""Files and folders that are whole, the old one or the new one, whatever happens meanwhile.
+"""Folders that are whole, the old one or the new one, whatever happens meanwhile.
 
 A folder is filled beside its place (`.NAME.partial`), gets a manifest, is flushed to the disk with
 everything in it, and is renamed into place; the folder it replaces waits as `.NAME.old` until the
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from polewise.replace_file import flush
 from polewise.training.manifest import write_manifest
 
 
@@ -25,7 +26,7 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
         OSError: it cannot be written. What was there before still is.
     """
     partial, old = _beside(target, "partial"), _beside(target, "old")
-    shutil.rmtree(partial, ignore_errors=True)
+    _discard(partial)
     try:
         partial.mkdir()
         write(partial)
@@ -33,39 +34,26 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
         for path in (*partial.iterdir(), partial):
             flush(path)
         if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _discard(old)
             target.rename(old)
         partial.rename(target)
         flush(target.parent)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _discard(partial)
         if old.exists() and not target.exists():
             old.rename(target)
         raise
     finally:
         if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _discard(old)
 
 
 def remove_folder(target: Path) -> None:
     """Delete a folder so that no half of it is ever seen in its place."""
     gone = _beside(target, "gone")
-    shutil.rmtree(gone, ignore_errors=True)
+    _discard(gone)
     target.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def replace_file(target: Path, text: str) -> None:
-    """Write a text file beside its place, flush it, and rename it there."""
-    partial = _beside(target, "partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        partial.rename(target)
-        flush(target.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    _discard(gone)
 
 
 @contextmanager
@@ -89,25 +77,21 @@ def clear_up(folder: Path, names: str) -> None:
     if not folder.is_dir():
         return
     for path in list(folder.iterdir()):
-        left = re.fullmatch(rf"\.({names})\.(partial|old|gone)", path.name)
+        left = re.fullmatch(rf"\.({names})(?:\.[0-9a-f]{{32}})?\.(partial|old|gone)", path.name)
         if left is None:
             continue
         target = path.with_name(left.group(1))
         if left.group(2) == "old" and not target.exists():
             path.rename(target)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            _discard(path)
 
 
-def flush(path: Path) -> None:
-    """Wait until the file, or the list of names in the folder, is on the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _beside(target: Path, kind: str) -> Path:

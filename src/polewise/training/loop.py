@@ -19,7 +19,6 @@ from polewise.training.errors import explained_saving
 from polewise.training.launch import explained_losses, join_processes
 from polewise.training.memory import keep_freed_memory
 from polewise.training.optimizer import learning_rate_share
-from polewise.training.progress import spent_share
 from polewise.training.run import Run
 from polewise.training.run_folder import RunFolder
 from polewise.training.session import Session
@@ -50,7 +49,7 @@ class Outcome:
 
 
 def train(
-    run: Run, out: str | Path, *, title: str = "train", console: Console | None = None
+    run: Run, out: str | Path, *, title: str | None = None, console: Console | None = None
 ) -> Outcome:
     """Train a new run in the new folder `out`; of several processes that of the main one counts.
 
@@ -65,9 +64,7 @@ def train(
     """
     run.task.prepare()
     planned_model(run)
-    accelerator = join_processes(run.training)
-    if run.training.split_sequence:
-        require_splittable_run(run, accelerator.num_processes)
+    accelerator = _join(run)
     if accelerator.num_processes > 1:  # each may have named its folder by its own clock
         with explained_losses():
             (out,) = broadcast_object_list([str(out)])
@@ -75,7 +72,7 @@ def train(
         RunFolder.create(out, run)
     accelerator.wait_for_everyone()
     folder = RunFolder.open(out)
-    display = _display(title, console, accelerator)
+    display = _display(title or run.task_name, console, accelerator)
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         return _train(run, folder, None, accelerator, display)
 
@@ -107,21 +104,20 @@ def resume(
     run.task.prepare()
     folder.require_same_data(run)
     limit = checkpoint_limit(planned_model(run))
-    accelerator = join_processes(run.training)
-    if run.training.split_sequence:
-        require_splittable_run(run, accelerator.num_processes)
+    accelerator = _join(run)
     display = _display(title or run.task_name, console, accelerator)
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()  # until the main process has cleared up
         checkpoint = find_checkpoint(folder.checkpoints_path, max_bytes=limit, note=display.note)
         if checkpoint is not None:
             done = read_progress(checkpoint)
-            if spent_share(done, run.training) >= 1 and not done.owes_evaluation:
+            ended = folder.has_ended(run, done)
+            if ended == "spent":
                 raise ValueError(
                     f"max_steps or max_seconds must be more than what {folder.path} has spent "
                     f"({done.step} steps, {done.seconds:.0f} s) to go on."
                 )
-            if folder.has_reached_target(run, done.step):
+            if ended == "reached":
                 raise ValueError(
                     f"run must have something left to do; {folder.path} has reached its stop_at, "
                     f"{run.training.stop_at:g}, at step {done.step}."
@@ -212,6 +208,14 @@ def _loop(session: Session, stop: StopRequest) -> Outcome:
         is_main_process=session.accelerator.is_main_process,
         signal=stop.signal if stops else None,
     )
+
+
+def _join(run: Run) -> Accelerator:
+    """Meet the other processes of the launch; refuse a run that cannot be split over them."""
+    accelerator = join_processes(run.training)
+    if run.training.split_sequence:
+        require_splittable_run(run, accelerator.num_processes)
+    return accelerator
 
 
 def _display(title: str, console: Console | None, accelerator: Accelerator) -> Display:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from polewise.did_you_mean import did_you_mean
-from polewise.mixers import all_options, mixer_config
+from polewise.mixers import all_options, feed_forward_width, mixer_config
+from polewise.models.backbone import BackboneConfig
 from polewise.models.pooling import Pooling
 from polewise.options import require_at_least, require_choice, require_types
-from polewise.tasks import TASKS, AnyTask
+from polewise.tasks import TASKS, AnyTask, reaches
 
 FORMAT = 2
 """Version of the JSON that `run_to_json` writes. Format 1 had no version and fewer options."""
@@ -48,16 +50,17 @@ class ModelOptions(ModelShape):
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("hidden_size", "num_layers"):
-            require_at_least(name, getattr(self, name), 1)
+        require_at_least("hidden_size", self.hidden_size, 1)
         if self.num_layers > _MOST_LAYERS:
             raise ValueError(f"num_layers must be at most {_MOST_LAYERS}; got {self.num_layers}.")
-        if self.intermediate_size is not None:
-            require_at_least("intermediate_size", self.intermediate_size, 0)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
-        # The mixer's own checks, before anything is built.
+        # The mixer's own checks and those of the stack, before anything is built.
         config = mixer_config(self.mixer, self.hidden_size, self.mixer_options)
+        BackboneConfig(
+            mixer=config,
+            num_layers=self.num_layers,
+            intermediate_size=feed_forward_width(config, self.intermediate_size),
+            dropout=self.dropout,
+        )
         object.__setattr__(self, "mixer_options", all_options(config))
 
 
@@ -187,6 +190,11 @@ class Run:
             f"{kind} makes it known."
         )
 
+    def is_reached(self, evaluation: Mapping[str, float]) -> bool:
+        """Whether an evaluation satisfies `stop_at`."""
+        target, value = self.training.stop_at, evaluation.get(self.task.headline)
+        return target is not None and value is not None and reaches(self.task, value, target)
+
 
 def run_to_json(run: Run) -> dict[str, Any]:
     """Return the run as plain JSON values."""
@@ -221,7 +229,10 @@ def run_from_json(values: dict[str, Any]) -> Run:
             )
     for part in ("task", "model", "training"):
         if not isinstance(values.get(part), dict):
-            raise ValueError(f"the run must have a part {part!r} with its options.")
+            raise ValueError(
+                f"the run must have a part {part!r} with its options; got "
+                f"{type(values.get(part)).__name__}."
+            )
     task = dict(values["task"])
     name = task.pop("name", None)
     require_choice("task", name, TASKS)

@@ -19,19 +19,21 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from torch import nn
 
-from polewise.tasks import reaches
+from polewise.replace_file import replace_file
+from polewise.tasks import ForecastTask, TaskSpec
 from polewise.training.building import model_class, model_without_numbers
 from polewise.training.checkpoint import checkpoint_limit, list_checkpoints, require_finite
-from polewise.training.durable import clear_up, replace_file, replace_folder
+from polewise.training.durable import clear_up, replace_folder
 from polewise.training.environment import describe_environment
 from polewise.training.errors import FolderInUseError, FolderTakenError, explained_saving
 from polewise.training.json_files import read_json_object
 from polewise.training.manifest import MANIFEST, verify_folder
+from polewise.training.progress import Progress, spent_share
 from polewise.training.run import Run, run_from_json, run_to_json
 
 
@@ -153,13 +155,13 @@ class RunFolder:
                 "or begin a new run."
             )
 
-    def has_reached_target(self, run: Run, step: int) -> bool:
-        """Whether the last evaluation was at `step` and satisfies the run's `stop_at`."""
-        target, last = run.training.stop_at, self.read_evaluations()[-1:]
-        if target is None or not last or last[0]["step"] != step:
-            return False
-        value = last[0].get(run.task.headline)
-        return value is not None and reaches(run.task, value, target)
+    def has_ended(self, run: Run, done: Progress) -> Literal["spent", "reached"] | None:
+        """Whether at `done` the budget is spent, or the target reached; None: the run may go on."""
+        if spent_share(done, run.training) >= 1 and not done.owes_evaluation:
+            return "spent"
+        last = self.read_evaluations()[-1:]
+        reached = bool(last) and last[0]["step"] == done.step and run.is_reached(last[0])
+        return "reached" if reached else None
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """Return the lines of the log that tell of evaluations, in order."""
@@ -198,7 +200,7 @@ class RunFolder:
                 ) from None
             except OSError:
                 pass  # a file system without locks
-            clear_up(self.path, r"config\.json|metrics\.jsonl|model|model-last")
+            clear_up(self.path, r"config\.json|metrics\.jsonl|outcome\.json|model|model-last")
             clear_up(self.checkpoints_path, r"step-[0-9]+")
             yield
 
@@ -264,20 +266,36 @@ class RunFolder:
         with without_progress_bars(), explained_saving("the model", self.path):
             replace_folder(target, write)
 
+    def read_spec(self) -> TaskSpec:
+        """Return what the run's model knows of its task.
+
+        The columns of a forecast are those of a table, which may have gone or changed since; a
+        model that was saved still has them.
+        """
+        task = self.read_run().task
+        if isinstance(task, ForecastTask):
+            for path in self._model_paths():
+                config = read_json_object(path / "config.json")
+                columns = config.get("num_input_features")
+                if isinstance(columns, int):
+                    return TaskSpec(
+                        kind="forecast", length=task.length, num_features=columns,
+                        horizon=task.horizon,
+                    )  # fmt: skip
+        return task.spec
+
     def verified_model_path(self) -> Path:
         """Return the folder of the best model, whose files are as they were written.
 
         Raises:
             ValueError: there is none, or it is damaged.
         """
-        # `.model.old` holds the best one if a process died while it was being replaced.
-        found = (self.model_path, self.path / ".model.old", self.last_model_path)
-        path = next((path for path in found if path.is_dir()), None)
+        path = next(iter(self._model_paths()), None)
         if path is None:
             raise ValueError(f"run must hold a saved model; {self.path} has none yet.")
         if (path / MANIFEST).exists():
-            run = self.read_run()
-            limit = checkpoint_limit(model_without_numbers(run.task.spec, run.model))
+            model = model_without_numbers(self.read_spec(), self.read_run().model)
+            limit = checkpoint_limit(model)
             try:
                 verify_folder(path, max_bytes=limit)
             except ValueError as error:
@@ -292,7 +310,7 @@ class RunFolder:
         """
         from polewise.models.progress_bars import without_progress_bars
 
-        path, kind = self.verified_model_path(), model_class(self.read_run().task.spec)
+        path, kind = self.verified_model_path(), model_class(self.read_spec())
         try:
             with without_progress_bars():
                 model, loading = kind.from_pretrained(
@@ -303,3 +321,9 @@ class RunFolder:
             return model.eval()
         except Exception as error:  # transformers meets a bad config.json with anything
             raise ValueError(f"run must hold a complete model; {path}: {error}.") from error
+
+    def _model_paths(self) -> list[Path]:
+        """The saved models that are there, the best first: it is `.model.old` if a process died
+        while it was being replaced."""
+        found = (self.model_path, self.path / ".model.old", self.last_model_path)
+        return [path for path in found if path.is_dir()]

@@ -14,7 +14,7 @@ from torch import nn
 from polewise.layers.sharding import shard_sequence, whole_sequence
 from polewise.models.backbone import Backbone
 from polewise.models.block import Block
-from polewise.tasks import Batch, TextTask, is_better, reaches
+from polewise.tasks import Batch, TextTask, is_better
 from polewise.training.building import build_model
 from polewise.training.checkpoint import (
     checkpoint_limit,
@@ -26,7 +26,7 @@ from polewise.training.checkpoint import (
 )
 from polewise.training.data_source import DataSource
 from polewise.training.diagnosis import diagnose, first_bad_parameter
-from polewise.training.display import Display
+from polewise.training.display import Display, shown
 from polewise.training.errors import NonFiniteError, SaveError, StalledError
 from polewise.training.evaluation import compute_logits, evaluate
 from polewise.training.fully_sharded import (
@@ -360,10 +360,7 @@ class Session:
 
     def has_reached_target(self) -> bool:
         """Whether the evaluation of this step satisfies `stop_at`."""
-        if self.options.stop_at is None or self.evaluated_at != self.progress.step:
-            return False
-        value, target = self.metrics[self.task.headline], self.options.stop_at
-        return reaches(self.task, value, target)
+        return self.evaluated_at == self.progress.step and self.run.is_reached(self.metrics)
 
     def spent(self) -> float:
         """Return the share of the budget that is spent, the same in all processes."""
@@ -385,4 +382,4 @@ class Session:
 
 
 def _in_words(values: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+    return ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in values.items())

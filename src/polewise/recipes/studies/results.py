@@ -16,15 +16,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from polewise.recipes.studies.study import Comparison, Measured, Study
 from polewise.recipes.studies.trial_run import is_as_large, is_of
-from polewise.training.durable import alone_in, replace_file
+from polewise.replace_file import replace_file
+from polewise.training.durable import alone_in, clear_up
 from polewise.training.errors import explained_saving
 
 FORMAT = 1
+_COMPARISON = (
+    "name", "note", "headline", "higher_is_better", "systems", "learning_rates", "num_seeds",
+    "grid_share", "max_steps", "max_seconds", "stop_at",
+)  # fmt: skip
+_ROW = (
+    "run", "comparison", "system", "learning_rate", "seed", "share", "status", "configuration",
+    "curve", "command",
+)  # fmt: skip
+_MACHINE = ("processor", "num_cores", "gpus", "num_threads", "versions", "git_commit")
 
 
 class Results:
@@ -79,6 +90,7 @@ class Results:
         """Replace the file, whole or not at all, with the rows that others have added meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(self.path.parent):
+            clear_up(self.path.parent, re.escape(self.path.name))
             self.read()
             with explained_saving("the results", self.path, "run the study again"):
                 replace_file(self.path, json.dumps(self._describe(), indent=1) + "\n")
@@ -119,14 +131,31 @@ def read_results(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']} is not {FORMAT}")
-        _ = values["study"], values["comparisons"]
+        _require("the file", values, "study", "size", "question", "comparisons", "rows")
+        for comparison in values["comparisons"]:
+            _require("a comparison", comparison, *_COMPARISON)
         for row in values["rows"]:
             row["environment"] = values["environments"][row["environment"]]
+            _require_row(row)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"results must be the results file of a study; {path}: {error!r}."
         ) from error
     return values
+
+
+def _require_row(row: Any) -> None:
+    _require("a row", row, *_ROW)
+    _require(f"the machine of {row['run']}", row["environment"], *_MACHINE)
+    if row["status"] == "done":
+        _require(row["run"], row, "metrics", "steps")
+
+
+def _require(what: str, part: Any, *names: str) -> None:
+    if not isinstance(part, dict):
+        raise ValueError(f"{what} must be an object")
+    if missing := [name for name in names if name not in part]:
+        raise ValueError(f"{what} must have {missing[0]!r}")
 
 
 def _describe(comparison: Comparison) -> dict[str, Any]:

@@ -32,6 +32,9 @@ from polewise.training.stopping import StopRequest, stop_requests
 
 _IN_USE = 75
 """How a process ends whose run another study was quicker to begin."""
+_CANNOT_GO_ON = 74
+"""How a process ends that could not write or got no data, as no other could."""
+_MOST_HOURS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +83,15 @@ def run_study(
 
     Raises:
         ValueError: `only` matches no run, data are missing, a folder holds something else, or
-            `jobs` does not fit.
+            `jobs` or `max_hours` will not do.
         SaveError, StalledError: as for `train`; what was done before is kept.
     """
     _require_fair(study, jobs)
     ledger = _Ledger(study, out, Results(study, results), only, console or Console())
     _require_alike(ledger, jobs)
     _require_data(ledger)
+    if max_hours is not None and not 0 <= max_hours <= _MOST_HOURS:
+        raise ValueError(f"max_hours must be between 0 and {_MOST_HOURS:,}; got {max_hours}.")
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with stop_requests() as stop:
         if jobs == 1:
@@ -250,6 +255,10 @@ def _run_side_by_side(
             ledger.running.remove(trial.name)
             if has_outcome(trial, ledger.path(trial)):
                 ledger.record(trial)
+            elif process.exitcode == _CANNOT_GO_ON:
+                for other, _ in children.values():
+                    other.terminate()
+                raise TrainingError(f"{trial.name} could not go on; its message is above.")
             elif asked is None and process.exitcode != _IN_USE:
                 ledger.fail(trial, f"its process ended with code {process.exitcode}")
 
@@ -291,6 +300,11 @@ def _run_quietly(trial: Trial, path: Path) -> None:
             run_trial(trial, path, Console(quiet=True))
         except FolderInUseError:
             sys.exit(_IN_USE)
+        except TrainingError as error:
+            print(f"{trial.name}: {error}", file=sys.stderr)
+            sys.exit(_CANNOT_GO_ON)
+        except ValueError as error:
+            sys.exit(f"{trial.name}: {error}")
 
 
 @contextmanager

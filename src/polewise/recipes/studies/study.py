@@ -19,6 +19,7 @@ from math import isnan
 from typing import Any, Literal, NamedTuple
 
 from polewise.options import require_at_least
+from polewise.tasks import best_of
 from polewise.training import ModelOptions, Run, TrainingOptions
 
 Size = Literal["cpu", "gpu"]
@@ -255,11 +256,7 @@ def best_rate(
     if not _has_grid(comparison, system, measured):
         return None
     done = {t.learning_rate: measured[t.name] for t in _grid_of(comparison, system)}
-    finite = {rate: each for rate, each in done.items() if not isnan(each.value)}
-    sign = -1 if comparison.task.higher_is_better else 1
-    return min(
-        finite, key=lambda rate: (sign * finite[rate].value, finite[rate].steps), default=None
-    )
+    return best_of(done, higher_is_better=comparison.task.higher_is_better)
 
 
 def finalists(comparison: Comparison, measured: Mapping[str, Measured]) -> set[str] | None:

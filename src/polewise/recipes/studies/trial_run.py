@@ -22,6 +22,7 @@ from rich.console import Console
 
 from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies.study import Study, Trial
+from polewise.replace_file import replace_file
 from polewise.training import (
     NonFiniteError,
     Outcome,
@@ -35,10 +36,8 @@ from polewise.training import (
     train,
 )
 from polewise.training.checkpoint import find_checkpoint, read_progress
-from polewise.training.durable import replace_file
 from polewise.training.errors import FolderInUseError, FolderTakenError, explained_saving
 from polewise.training.json_files import read_json_object
-from polewise.training.progress import spent_share
 
 OUTCOME = "outcome.json"
 """The file that a run folder has once its run is done."""
@@ -185,10 +184,7 @@ def _is_over(folder: RunFolder, run: Run) -> bool:
     checkpoint = find_checkpoint(folder.checkpoints_path, max_bytes=None, note=lambda _: None)
     if checkpoint is None:
         return False
-    progress = read_progress(checkpoint)
-    if spent_share(progress, run.training) >= 1:
-        return not progress.owes_evaluation
-    return folder.has_reached_target(run, progress.step)
+    return folder.has_ended(run, read_progress(checkpoint)) is not None
 
 
 def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any]:
