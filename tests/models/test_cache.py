@@ -64,6 +64,7 @@ def test_a_cache_can_be_reordered_repeated_cut_and_cleared(model):
 def test_a_cache_in_another_precision_goes_on_from_the_same_place(model):
     ids = tokens(2, 11)
     cache = model(ids[:, :7], use_cache=True).cache
+    assert cache.to("cpu") is cache
     wide = cache.to(torch.float64)
     assert {leaf.dtype for leaf in states.tensors(wide.state)} <= {torch.float64, torch.int64}
     assert wide.get_seq_length() == cache.get_seq_length() == 7

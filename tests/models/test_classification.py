@@ -7,6 +7,7 @@ import torch
 from tests.models.small_models import FOCUS, tokens
 
 from polewise import PolewiseConfig, PolewiseForSequenceClassification
+from polewise.models.pooling import pool
 
 pytest.importorskip("transformers")
 
@@ -47,11 +48,19 @@ def test_a_class_is_read_from_the_mean_of_all_steps_or_from_the_last():
 def test_numbers_of_another_shape_are_named_and_of_another_precision_read():
     config = PolewiseConfig(num_input_features=2, num_labels=3, hidden_size=8, num_hidden_layers=1)
     model = PolewiseForSequenceClassification(config)
+    mask = torch.arange(20) < torch.tensor([20, 3, 4, 5])[:, None]
     for shape in ((4, 20), (4, 20, 3)):
         with pytest.raises(ValueError, match=r"input_values must have shape \(batch, length, 2\)"):
-            model(input_values=torch.zeros(shape))
+            model(input_values=torch.zeros(shape), attention_mask=mask)
     x = torch.randn(4, 20, 2, dtype=torch.float64)
     assert torch.equal(model(input_values=x).logits, model(input_values=x.float()).logits)
+
+
+def test_the_mean_of_a_long_row_in_half_precision_is_that_of_the_row():
+    hidden = torch.full((1, 70_000, 2), 3.0, dtype=torch.float16)
+    mask = torch.ones(1, 70_000)
+    mask[0, -1] = 0
+    assert pool(hidden, mask, "mean").tolist() == [[3.0, 3.0]]
 
 
 def test_numbers_under_a_mask_are_not_looked_at_in_training_either():

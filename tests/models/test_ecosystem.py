@@ -231,6 +231,10 @@ def test_a_tuple_holds_what_the_named_output_holds(byte_model):
     plain = byte_model(ids, labels=ids, output_hidden_states=True, return_dict=False)
     assert torch.equal(plain[0], named.loss)
     assert torch.equal(plain[1], named.logits)
+    arguments = {"use_cache": True, "output_hidden_states": True, "return_dict": False}
+    last, cache, hidden = byte_model.model(ids, **arguments)
+    assert torch.equal(hidden[-1], last)
+    assert cache.get_seq_length() == ids.shape[1]
 
 
 def test_hidden_states_are_what_each_block_reads_and_the_last(byte_model):

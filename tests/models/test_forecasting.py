@@ -25,6 +25,8 @@ def test_a_forecast_is_made_at_the_last_real_step(tmp_path):
     torch.testing.assert_close(output.loss, (output.logits - 1).square().mean())
     with pytest.raises(ValueError, match=r"labels must have shape \(batch, 3, 2\) like the for"):
         model(input_values=x, attention_mask=mask, labels=torch.ones(2, 3))
+    wide = torch.ones(2, 3, 2, dtype=torch.float64)  # labels as a table has them
+    model(input_values=x, attention_mask=mask, labels=wide).loss.backward()
     alone = model(input_values=x[1:, :12]).logits
     torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
     hidden = model.model(input_values=x[1:, :12]).last_hidden_state[:, -1]

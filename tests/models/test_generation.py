@@ -146,6 +146,10 @@ def test_what_a_state_cannot_do_is_refused_with_the_reason(model):
         model.generate(ids, max_new_tokens=3, cache_implementation="offloaded")
     with pytest.raises(ValueError, match="continuous batching"):
         model.generate_batch([ids[0].tolist()])
+    with pytest.raises(ValueError, match="continuous batching"):
+        model.init_continuous_batching()
+    with pytest.raises(TypeError, match="input_ids must be a tensor"):
+        model.generate(ids.tolist(), max_new_tokens=3)
     leaking = language_model("published_focus", realisation="circular", leak=True)
     with pytest.raises(ValueError, match="cannot stream"):
         leaking.generate(ids, max_new_tokens=3)

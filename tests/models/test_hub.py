@@ -76,6 +76,30 @@ def test_the_folder_loads_without_us_and_beside_us_twice(byte_model, tmp_path, h
         torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
 
 
+SAVE = """
+import sys
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+sys.modules["polewise"] = None
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["polewise"] == type(model).__name__  # Trainer looks there
+model.save_pretrained(sys.argv[2])
+if len(sys.argv) > 3:
+    AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True)
+"""
+
+
+def test_a_folder_that_was_loaded_and_saved_again_is_whole(byte_model, tmp_path):
+    export_for_hub(byte_model, tmp_path / "0")
+    for words in (("0", "1"), ("1", "2", "again")):
+        done = subprocess.run(
+            [sys.executable, "-c", SAVE, *words],
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={"HF_HOME": str(tmp_path / "cache"), "PATH": "", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
 def test_the_folder_also_loads_as_ours(byte_model, tmp_path):
     export_for_hub(byte_model, tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

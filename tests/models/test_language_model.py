@@ -73,6 +73,13 @@ def test_labels_give_the_loss_of_predicting_the_next_token():
     torch.testing.assert_close(output.loss, wanted)
 
 
+def test_labels_may_be_shifted_by_who_gives_them(model):
+    ids = tokens(2, 6)
+    shifted = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], 1)
+    loss = model(ids, labels=ids, shift_labels=shifted).loss
+    torch.testing.assert_close(loss, model(ids, labels=ids).loss)
+
+
 def test_labels_are_smoothed_where_they_stand():
     """A Trainer that smooths labels shifts them by itself, for models that it knows to need it."""
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -132,6 +139,7 @@ def test_logits_to_keep_takes_the_last_or_the_chosen():
 
 def test_a_batch_with_nothing_in_it_gives_nothing(model):
     none = torch.zeros(1, 0, dtype=torch.long)
+    assert model(none.float()).logits.shape == (1, 0, 30)
     assert model(none).logits.shape == (1, 0, 30)
     assert model(none, seq_idx=none).logits.shape == (1, 0, 30)
     assert model(tokens(0, 5)).logits.shape == (0, 5, 30)
@@ -175,6 +183,8 @@ def test_tokens_out_of_range_are_named(model):
             model(ids)
     with pytest.raises(ValueError, match=r"input_ids must have shape \(batch, length\)"):
         model(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"input_ids must have shape \(batch, length\)"):
+        model(torch.tensor([1, 2]), attention_mask=torch.tensor([1, 1]))
 
 
 def test_positions_that_rise_among_real_tokens_are_taken(model):

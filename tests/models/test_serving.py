@@ -87,6 +87,10 @@ def test_a_request_chooses_its_temperature_and_what_it_asks_in_vain_is_said(serv
             asked(server, path, **request)
         assert refused.value.code == 400
         assert "n must be left out" in (said := refused.value.read().decode()) or "messages" in said
+    for name, value in {"logit_bias": {"32": -100}, "logprobs": 0}.items():
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked(server, "/v1/completions", prompt="It was", **{name: value})
+        assert f"{name} must be left out" in refused.value.read().decode()
     for path in ("/load_model", "/reset"):  # nobody may load or forget a model
         with pytest.raises(urllib.error.HTTPError) as absent:
             asked(server, path)

@@ -59,7 +59,7 @@ def require_rising(positions: Tensor, real: Tensor | None) -> None:
     Raises:
         ValueError: they begin anew, or stand still.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or positions.shape[-1] < 2:
         return  # a trace has no values
     if real is None or positions.shape != real.shape:
         falls = positions.diff(dim=-1) <= 0
@@ -77,11 +77,17 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
     """Check that `generate` has something to go on from, and that its last column is real.
 
     Raises:
+        TypeError: no tensor.
         ValueError: an empty prompt or batch, padding at the right, or a cache that has read it all.
     """
     name, prompt = "inputs_embeds", arguments.get("inputs_embeds")
     if prompt is None:
         name, prompt = "input_ids", arguments.get("input_ids") if inputs is None else inputs
+    if prompt is not None and not isinstance(prompt, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, (batch, length); got {type(prompt).__name__}. What a "
+            "tokenizer returns is handed over as generate(**batch)."
+        )
     if prompt is not None and (prompt.ndim < 2 or 0 in prompt.shape[:2]):
         raise ValueError(
             f"{name} must hold at least one row of at least one token, (batch, length); "

@@ -108,8 +108,8 @@ class Backbone(nn.Module):
             else:
                 x, after = block(x, before, lengths, **given)
             states.append(after)
-        lengths = None if lengths is None else lengths.to(x.device)  # blocks may be spread out
-        y = hide_padding(self.norm(x), lengths)
+        y = self.norm(x)
+        y = hide_padding(y, None if lengths is None else lengths.to(y.device))  # spread out, maybe
         if self.shards is not None:
             return self.shards.whole(y), None
         if any(after is None for after in states):

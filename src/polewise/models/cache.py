@@ -76,8 +76,11 @@ class PolewiseCache(Cache):
         return copy.copy(self)
 
     def to(self, *args: Any, **kwargs: Any) -> PolewiseCache:
-        """A cache whose tensors are on another device or of another precision."""
-        return PolewiseCache(to(self.state, *args, **kwargs), self.length)
+        """A cache whose tensors are on another device or of another precision; this one, as of a
+        tensor, if they are so already."""
+        state = to(self.state, *args, **kwargs)
+        same = all(a is b for a, b in zip(tensors(state), tensors(self.state), strict=True))
+        return self if same else PolewiseCache(state, self.length)
 
     def reset(self) -> None:
         self.state, self.length = None, 0

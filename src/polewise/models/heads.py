@@ -55,6 +55,8 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         logits = self.score(pool(output.last_hidden_state, attention_mask, self.config.pooling))
         loss = None
         if labels is not None:
+            if labels.is_floating_point():
+                labels = labels.to(logits)
             loss = self.loss_function(
                 labels=labels,
                 pooled_logits=logits,
@@ -122,7 +124,7 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
                 f"labels must have shape (batch, {shape[0]}, {shape[1]}) like the forecast, "
                 f"{tuple(forecast.shape)}; got {tuple(labels.shape)}."
             )
-        loss = None if labels is None else nn.functional.mse_loss(forecast, labels)
+        loss = None if labels is None else nn.functional.mse_loss(forecast, labels.to(forecast))
         return SequenceClassifierOutput(
             loss=loss, logits=forecast, hidden_states=output.hidden_states
         )

@@ -36,11 +36,10 @@ tags: [polewise, iir-filters, streaming]
 
 # A Polewise model
 
-Sequence mixer `{mixer}`, {parameters:,} parameters. It reads sequences of any length with a
-state of constant size.
+Sequence mixer `{mixer}`, {parameters:,} parameters.
 
 ```bash
-pip install torch "transformers>=5.24,<6" safetensors numpy numba jaxtyping
+pip install "torch>=2.11" "transformers>=5.24,<6" safetensors numpy numba jaxtyping
 ```
 
 ```python
@@ -49,8 +48,8 @@ from transformers import {auto_class}
 model = {auto_class}.from_pretrained("path/of/this/folder", trust_remote_code=True)
 ```
 
-The Python files beside this one are the model's code. With `pip install polewise` and
-`import polewise.models.huggingface` the same folder loads without `trust_remote_code`.
+The Python files beside this one are the model's code. Where Polewise is installed,
+`import polewise.models.huggingface` lets the same folder load without `trust_remote_code`.
 """
 
 
@@ -90,7 +89,7 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
         (folder / f"{file}.py").write_text(source)
     card = _CARD.format(
         mixer=model.config.mixer,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=model.num_parameters(),
         auto_class=_AUTO_CLASSES[name],
     )
     (folder / "README.md").write_text(card)
@@ -100,10 +99,17 @@ def flat_sources() -> dict[str, str]:
     """The source of every module that the models need, by the name of its flat file."""
     at_once = _reached(lambda tree: tree.body)
     required = {package for tree in at_once.values() for package in _packages(tree.body)}
-    return {
+    sources = {
         _flat_name(module): _rewritten(module, _read(module), required)
         for module in _reached(ast.walk)
     }
+    # Who saves a model again copies the file that its class is of, with what that imports: to be
+    # the entry, which tells Trainer and pipelines of the classes too.
+    sources[_ENTRY_FILE] += (
+        f"\nfor _each in (PolewiseConfig, {', '.join(_AUTO_CLASSES)}):\n"
+        "    _each.__module__ = __name__\n"
+    )
+    return sources
 
 
 def _reached(nodes: Callable[[ast.Module], Iterable[ast.AST]]) -> dict[str, ast.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -66,13 +67,19 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         everywhere in transformers.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
+        shifted = kwargs.pop("shift_labels", None)
         output = self.model(
             input_ids, attention_mask, cache=cache, inputs_embeds=inputs_embeds,
             use_cache=use_cache, seq_idx=seq_idx, return_dict=True, **kwargs,
         )  # fmt: skip
         logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         loss = None
-        if labels is not None:
+        if shifted is not None:  # targets as they stand, of a caller who knows all of this
+            loss = self.loss_function(
+                logits=logits, labels=None, vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items, shift_labels=shifted,
+            )  # fmt: skip
+        elif labels is not None:
             before = _num_targets(labels)
             if seq_idx is not None:
                 labels = labels.masked_fill(first_of_documents(seq_idx) | (seq_idx < 0), -100)
@@ -160,6 +167,18 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             "constant size instead. Use generate with a padded batch."
         )
 
+    init_continuous_batching = generate_batch
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # its arguments are looked up
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers does it. A last token is real, so that one alone needs no mask, which
+        would have to be looked at, or on a GPU be obeyed unseen."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        given = inputs.get("input_ids")
+        if given is not None and given.shape[1] == 1:
+            inputs["attention_mask"] = None
+        return inputs
+
     def _prepare_attention_mask_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         mask = super()._prepare_attention_mask_for_generation(*args, **kwargs)
         require_real_end(mask)
@@ -174,6 +193,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 f"cache_implementation must be left out: the state has one form, of constant "
                 f"size; got {form!r}."
             )
+        if form is not None and model_kwargs.get("cache") is not None:
+            raise ValueError("cache_implementation must be left out beside a cache.")
         if isinstance(model_kwargs.get("cache"), PolewiseCache):
             # As transformers marks it: whoever has it may go on from it, so no token too many is
             # read before the end is noticed.

@@ -166,42 +166,31 @@ class PolewiseModel(PolewisePreTrainedModel):
                 "documents start from nothing. Leave out attention_mask and cache."
             )
         history = PolewiseCache() if cache is None else cache
-        given = only_one((input_ids, input_values, inputs_embeds))
-        if seq_idx is not None:
-            require_mask("seq_idx", seq_idx, given, 0)
-            real: Tensor | None = seq_idx >= 0
-        else:
-            real = real_tokens(attention_mask, given, history.length)
-        if positions is not None and seq_idx is None:
-            require_rising(positions, real)
-        # What stands under a mask is not a token or a number, and need not be one.
-        if real is not None and input_ids is not None:
-            input_ids = torch.where(real, input_ids, 0)
-        if real is not None and input_values is not None:
-            input_values = torch.where(real[..., None], input_values, 0)
-        x = self.embed(input_ids, input_values, inputs_embeds)
+        rows = self._rows(
+            (input_ids, input_values, inputs_embeds), attention_mask, seq_idx, positions,
+            history.length,
+        )  # fmt: skip
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            # A replica of `nn.DataParallel` can hand back nothing but tensors.
+            alone = not getattr(self, "_is_replica", False)
+            use_cache = self.config.use_cache and not self.training and alone
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if seq_idx is not None:
-            rows, use_cache = separate_documents(x, seq_idx), False
-        else:
-            rows = real_tokens_first(x, real)
         read: list[Tensor] | None = [] if output_hidden_states else None
         y, state = self._read(rows, history.state, read)
-        output = BaseModelOutputWithPast(last_hidden_state=y)
-        if read is not None:
-            output.hidden_states = (*(rows.restore(part) for part in read), y)
         if cache is not None and state is None:
             raise ValueError(
                 f"cache must be None and use_cache False: mixer={self.config.mixer!r} "
                 "with these options cannot stream."
             )
-        if cache is not None or (use_cache and state is not None):
-            history.state, history.length = state, history.length + x.shape[1]
-            output.cache = history
-        return output
+        keeps = cache is not None or (use_cache and seq_idx is None and state is not None)
+        if keeps:
+            history.state, history.length = state, history.length + y.shape[1]
+        return BaseModelOutputWithPast(
+            last_hidden_state=y,
+            cache=history if keeps else None,
+            hidden_states=None if read is None else (*map(rows.restore, read), y),
+        )
 
     def initial_state(self, batch_size: int = 1) -> BackboneState:
         """The state before the first step.
@@ -217,6 +206,35 @@ class PolewiseModel(PolewisePreTrainedModel):
         if state is None:
             raise ValueError(f"mixer={self.config.mixer!r} with these options has no state.")
         return state
+
+    def _rows(
+        self,
+        given: tuple[Tensor | None, Tensor | None, Tensor | None],
+        mask: Tensor | None,
+        documents: Tensor | None,
+        positions: Tensor | None,
+        seen: int,
+    ) -> Rows:
+        """What was given, ids, values or vectors, as the rows that mixers know.
+
+        What stands under a mask is not a token or a number, and need not be one.
+        """
+        self._require_shapes(*given)
+        only = only_one(given)
+        if documents is not None:
+            require_mask("seq_idx", documents, only, 0)
+            real: Tensor | None = documents >= 0
+        else:
+            real = real_tokens(mask, only, seen)
+            if positions is not None:
+                require_rising(positions, real)
+        input_ids, input_values, inputs_embeds = given
+        if real is not None and input_ids is not None:
+            input_ids = torch.where(real, input_ids, 0)
+        if real is not None and input_values is not None:
+            input_values = torch.where(real[..., None], input_values, 0)
+        x = self.embed(input_ids, input_values, inputs_embeds)
+        return real_tokens_first(x, real) if documents is None else separate_documents(x, documents)
 
     def _read(
         self,
@@ -252,27 +270,20 @@ class PolewiseModel(PolewisePreTrainedModel):
     ) -> Tensor:
         """Exactly one kind of input to (batch, length, hidden_size)."""
         only_one((input_ids, input_values, inputs_embeds))
+        self._require_shapes(input_ids, input_values, inputs_embeds)
         if inputs_embeds is not None:
             return inputs_embeds
         if self.config.num_input_features:
             if input_values is None:
                 raise ValueError("input_values must be given: this model reads numbers, no tokens.")
-            features = self.config.num_input_features
-            if input_values.ndim != 3 or input_values.shape[-1] != features:
-                raise ValueError(
-                    f"input_values must have shape (batch, length, {features}); "
-                    f"got {tuple(input_values.shape)}."
-                )
             weight = getattr(self.embed_values, "weight", None)
             if isinstance(weight, Tensor) and weight.is_floating_point():
                 input_values = input_values.to(weight.dtype)
             return self.embed_values(input_values)
         if input_ids is None:
             raise ValueError("input_ids must be given: this model reads tokens, no numbers.")
-        if input_ids.ndim != 2:
-            raise ValueError(
-                f"input_ids must have shape (batch, length); got {tuple(input_ids.shape)}."
-            )
+        if not input_ids.numel():  # a tokenizer makes floats of an empty text
+            input_ids = input_ids.long()
         try:
             return self.embed_tokens(input_ids)
         except IndexError:
@@ -280,6 +291,19 @@ class PolewiseModel(PolewisePreTrainedModel):
                 f"input_ids must lie in [0, {self.config.vocab_size}); got values from "
                 f"{int(input_ids.min())} to {int(input_ids.max())}."
             ) from None
+
+    def _require_shapes(
+        self, input_ids: Tensor | None, input_values: Tensor | None, inputs_embeds: Tensor | None
+    ) -> None:
+        config = self.config
+        for name, given, last in (
+            ("input_ids", input_ids, ()),
+            ("input_values", input_values, (config.num_input_features,)),
+            ("inputs_embeds", inputs_embeds, (config.hidden_size,)),
+        ):
+            if given is not None and (given.ndim != 2 + len(last) or given.shape[2:] != last):
+                wanted = ", ".join(map(str, ("batch", "length", *last)))
+                raise ValueError(f"{name} must have shape ({wanted}); got {tuple(given.shape)}.")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_values if self.config.num_input_features else self.embed_tokens

@@ -25,7 +25,10 @@ def pool(
         if mask is None:
             return hidden.mean(1)
         real = mask.bool()[..., None]
-        return torch.where(real, hidden, 0).sum(1) / real.sum(1).clamp(min=1)
+        # Wider than float16, which ends at 65504: a sum of many, and a count.
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.where(real, hidden, 0).sum(1, dtype=wide)
+        return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
     if mask is None:
         return hidden[:, -1]
     steps = torch.arange(hidden.shape[1], device=hidden.device)

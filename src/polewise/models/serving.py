@@ -115,15 +115,24 @@ def _sample_unless_told_otherwise(build: Callable[..., Any]) -> Callable[..., An
     return build_generation_config
 
 
-_NEUTRAL = {"n": 1, "best_of": 1, "echo": False, "logprobs": False, "presence_penalty": 0}
-"""What the library drops with a warning in its own log: a request may name these values alone."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "echo": (False,), "logprobs": (False,), "top_logprobs": (0,),
+    "presence_penalty": (0, 0.0), "logit_bias": ({},), "suffix": ("",), "tools": ([],),
+    "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},), "prediction": (), "reasoning_effort": ("none",),
+    "modalities": (["text"],), "audio": (), "web_search_options": (),
+}  # fmt: skip
+"""What the library drops, with a warning in its own log or without: a request may name these values
+alone."""
 
 
 def _refuse_what_is_not_done(validate: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(validate)
     def validate_request(self: Any, body: dict) -> None:
-        for name, value in _NEUTRAL.items():
-            if body.get(name) is not None and body[name] != value:
+        for name, neutral in _NEUTRAL.items():
+            asked = body.get(name)
+            same = any(type(asked) is type(value) and asked == value for value in neutral)
+            if asked is not None and not same:
                 raise ValueError(f"{name} must be left out; got {body[name]!r}.")
         validate(self, body)
 
