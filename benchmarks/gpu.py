@@ -17,7 +17,8 @@ block     a whole Focus block beside a Transformer block with causal flash atten
           1024, bfloat16, 2K to 128K: training step, forward pass, peak memory
 
 Systems alternate within a round; figures are medians of what the device took. Nothing is timed
-when a check has failed, unless --keep-going asks for it. Every row is on the disk at once.
+when a check has failed, unless --keep-going asks for it. Every row is on the disk at once; an
+error that ends a section is written down, and the next one begins.
 """
 
 from __future__ import annotations
@@ -79,23 +80,27 @@ def keep_winners() -> None:
     time all of them again for every width takes minutes."""
     for kernel in tuned_kernels():
         if kernel.cache:
-            kernel.configs = [next(iter(kernel.cache.values()))]
+            kernel.configs = [list(kernel.cache.values())[-1]]
 
 
 def segments(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
     from polewise.ops import _segments_triton
 
-    batch, length, dim, dtype = scale.sizes[0]
     before = _segments_triton.SEGMENT
-    works = {form: Work(form, batch, length, dim, dtype, scale.device) for form in FORMS}
-    for steps in scale.segments:
-        _segments_triton.SEGMENT = steps
-        systems: dict[str, Callable[[], object]] = {}
-        for form, work in works.items():
-            systems[f"{form}, forward"] = partial(quietly, work, scale.backend)
-            systems[f"{form}, forward + backward"] = partial(work.both, scale.backend)
-        for name, seconds in measure(systems, rounds, scale.device).items():
-            yield {"steps": steps, "system": name, **spread(seconds)}
+    longest = max(scale.sizes, key=lambda size: size[1])  # the one of most segments
+    for batch, length, dim, dtype in dict.fromkeys((scale.sizes[0], longest)):
+        works = {form: Work(form, batch, length, dim, dtype, scale.device) for form in FORMS}
+        for steps in scale.segments:
+            _segments_triton.SEGMENT = steps
+            systems: dict[str, Callable[[], object]] = {}
+            for form, work in works.items():
+                systems[f"{form}, forward"] = partial(quietly, work, scale.backend)
+                systems[f"{form}, forward + backward"] = partial(work.both, scale.backend)
+            for name, seconds in measure(systems, rounds, scale.device).items():
+                size = [batch, length, dim]
+                yield {"size": size, "steps": steps, "system": name, **spread(seconds)}
+        del works, systems
+        free()
     _segments_triton.SEGMENT = before
 
 
@@ -106,7 +111,8 @@ def products(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
         systems: dict[str, Callable[[], object]] = {}
         for poles, turning in (("real", False), ("complex", True)):
             work = Products(*sizes, torch.bfloat16, scale.device, turning=turning)
-            for backend in ("triton", "torch"):
+            # Batched products launch thousands of kernels: of long sequences, seconds a round.
+            for backend in ("triton", "torch") if length <= 8192 else ("triton",):
                 name = f"{poles} poles, {backend}"
                 systems[f"{name}, forward"] = partial(quietly, work, backend)
                 systems[f"{name}, forward + backward"] = partial(work.both, backend)
@@ -182,6 +188,8 @@ def block(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
                     peaks[name] = peak_bytes(partial(step, each, x))
                 except Exception as error:  # the others are to be measured all the same
                     print(f"left out: {name}, {kind}, {length}: {one_line(error)}", flush=True)
+                    each.zero_grad()
+                    free()
                     continue
                 systems[name] = partial(step, each, x)
             for name, seconds in measure(systems, rounds, scale.device).items():
@@ -273,9 +281,10 @@ def main(arguments: list[str] | None = None) -> int:
     output = options.output or Path(__file__).parent / "results" / f"gpu-{now.date()}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     sections: dict[str, list[dict[str, Any]]] = {}
+    ended_early: dict[str, str] = {}
     report = {
         "date": now.isoformat(timespec="seconds"), "machine": machine(),
-        "rounds": options.rounds, "sections": sections,
+        "rounds": options.rounds, "sections": sections, "ended_early": ended_early,
     }  # fmt: skip
     runs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "checks": lambda: checks(scale),
@@ -287,17 +296,22 @@ def main(arguments: list[str] | None = None) -> int:
     for name in [name for name in names if name in options.sections]:
         print(f"\n{name}", flush=True)
         sections[name] = []
-        for row in runs[name]():
-            if name != "checks":
-                say(row)
-            sections[name].append(row)
-            write(output, report)  # the machine may go at any moment
-        free()
+        try:
+            for row in runs[name]():
+                if name != "checks":
+                    say(row)
+                sections[name].append(row)
+                write(output, report)  # the machine may go at any moment
+            free()
+        except Exception as error:  # the other sections are to be had all the same
+            print(f"ended early: {name}: {one_line(error)}", flush=True)
+            ended_early[name] = one_line(error)
+            write(output, report)
         if not all(row.get("ok", True) for row in sections[name]) and not options.keep_going:
             print(f"a check failed: nothing is timed. Written to {output}")
             return 1
     print(f"\n{markdown(report)}\nwritten to {output} and {output.with_suffix('.md')}")
-    return int(not all(row.get("ok", True) for row in sections.get("checks", [])))
+    return int(bool(ended_early) or any(not row["ok"] for row in sections.get("checks", [])))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def plans(scale: Scale) -> Iterator[tuple[str, float, Callable[[], float]]]:
     for options in scale.checked_layers:
         for dtype, allowed in ALLOWED_OF_LAYERS.items():
             exact = Exact(partial(Layer, dtype, scale.device, **options))
-            yield f"layer {options}, {short(dtype)}", allowed, partial(exact.error, None)
+            find = partial(in_configuration, list(ALLOWED).index(dtype), exact.error, None)
+            yield f"layer {options}, {short(dtype)}", allowed, find
 
 
 class Exact:
@@ -99,17 +100,14 @@ class Exact:
 
 
 def exact_backend(work: Work | Products | Layer) -> str | None:
-    """float64: the definition where it is quick, compiled loops or torch where it is not; a layer
-    chooses by itself."""
+    """float64: the definition where it is quick, tensor operations or compiled loops where it is
+    not; a layer takes tensor operations."""
     if isinstance(work, Layer):
         return None
     if work.inputs[0].shape[0] * work.inputs[0].shape[1] <= 2000:
         return "reference"
-    try:
-        import numba  # noqa: F401
-    except ImportError:  # also one that refuses the numpy it finds
-        return "torch"
-    return "cpu"
+    # A GPU has float64 too, and where it is rented nothing that compiles loops for its CPU.
+    return "torch" if work.inputs[0].device.type == "cuda" else "cpu"
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:

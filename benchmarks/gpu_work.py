@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from polewise import FocusConfig
-from polewise.ops import associative_filter, direct_form_filter, normal_form_filter
+from polewise.ops import _checks, associative_filter, direct_form_filter, normal_form_filter
 
 FORMS = ("direct", "normal")
 
@@ -48,6 +50,8 @@ FULL = Scale(
         ("reset", (3, 3333, 96), {"bin_length": 37, "ragged": True, "reset": True}),
         ("bins of many segments", (2, 5000, 96), {"bin_length": 3000, "ragged": True}),
         ("long", (2, 20000, 96), {}),
+        # A width that no vector of 16 bytes divides.
+        ("odd width", (2, 700, 35), {"bin_length": 37, "ragged": True}),
     ],
     checked_products=[
         ((2, 333, 3, 64, 64), (torch.float32, torch.float16, torch.bfloat16)),
@@ -188,7 +192,9 @@ class Products:
 
     def both(self, backend: str | None, *, exactly: bool = False) -> tuple[Tensor, ...]:
         """y, the last state, and the gradients of every input."""
-        inputs = [t.double().cpu() for t in self.inputs] if exactly else self.inputs
+        inputs = self.inputs
+        if exactly:
+            inputs = [t.double() if backend == "torch" else t.double().cpu() for t in inputs]
         leaves = [t.detach().requires_grad_() for t in inputs]
         y, state = self.forward(leaves, backend)
         grads = [grad.to(out) for grad, out in zip(self.grads, (y, state), strict=True)]
@@ -212,11 +218,13 @@ class Layer:
     def both(self, backend: str | None, *, exactly: bool = False) -> tuple[Tensor, ...]:
         """y, and the gradients of x and every parameter; `backend` is the layer's choice."""
         layer, x, grad = self.layer, self.x, self.grad
+        chosen: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if exactly:
-            layer = copy.deepcopy(layer).cpu().double()
-            x, grad = x.cpu().double(), grad.cpu().double()
+            layer, x, grad = copy.deepcopy(layer).double(), x.double(), grad.double()
+            chosen = mock.patch.object(_checks, "fastest_backend", return_value="torch")
         x = x.detach().requires_grad_()
-        y, _ = layer(x, lengths=self.lengths.to(x.device))
+        with chosen:
+            y, _ = layer(x, lengths=self.lengths.to(x.device))
         return (y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], grad))
 
 
