@@ -83,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_streams() -> None:
-    """Standard output that is closed takes what comes, and one that lacks a character says so by
-    another."""
+    """Discard what is written to a closed stream; print "?" for what its encoding lacks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

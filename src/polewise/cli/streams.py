@@ -23,8 +23,9 @@ from polewise.cli.parsing import RunPath
 from polewise.cli.runs import require_text_run
 from polewise.models import generate as draw
 from polewise.models.byte_stream import ByteStreamState, byte_costs, start_of_stream
+from polewise.models.generation import require_sampling
 from polewise.options import require_at_least
-from polewise.training import SaveError
+from polewise.training.errors import explained_saving
 
 
 def generate(
@@ -59,10 +60,7 @@ def generate(
     require_at_least("max_new_tokens", max_new_tokens, 1)
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be between 0 and 2**63 - 1; got {seed}.")
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0; got {temperature}.")
-    if top_k is not None:
-        require_at_least("top_k", top_k, 1)
+    require_sampling(temperature, top_k)
     model: Any = folder.load_model()
     before = _read_state(state, model)
     said = os.fsencode(prompt)  # whatever bytes the shell gave
@@ -212,10 +210,8 @@ def _write_state(path: Path | None, state: ByteStreamState, model: Any) -> None:
     """Replace the file, whole or not at all."""
     if path is None:
         return
-    try:
+    with explained_saving("the state", path.parent, then="give the command again"):
         states.save((state, _fingerprint(model)), path)
-    except OSError as error:
-        raise SaveError(f"state could not be written to {path}: {error}.") from error
 
 
 def _fingerprint(model: torch.nn.Module) -> Tensor:

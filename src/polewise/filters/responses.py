@@ -14,6 +14,7 @@ from polewise.filters._checks import (
     require_last_axis,
     require_section,
 )
+from polewise.ops.precision import accumulator_dtype
 
 
 def section_frequency_response(
@@ -51,7 +52,7 @@ def section_frequency_response(
     cosine, sine = torch.cos(omega), torch.sin(omega)
     numerator = torch.complex(b1 + (b0 + b2) * cosine, (b0 - b2) * sine)
     denominator = torch.complex(a1 + (1 + a2) * cosine, (1 - a2) * sine)
-    return (numerator / denominator).to(_result_dtype(a).to_complex())
+    return (numerator / denominator).to(accumulator_dtype(a).to_complex())
 
 
 def direct_form_frequency_response(
@@ -104,7 +105,7 @@ def normal_form_frequency_response(
         return 1 - rho * torch.polar(torch.ones_like(difference), difference)
 
     response = gain.conj() / one_pole(phi - omega) + gain / one_pole(-phi - omega)
-    return (response / 2).to(_result_dtype(decay).to_complex())
+    return (response / 2).to(accumulator_dtype(decay).to_complex())
 
 
 def section_impulse_response(
@@ -131,7 +132,7 @@ def section_impulse_response(
     b0, b1, b2 = b.double()[..., None].unbind(-2)
     g = torch.nn.functional.pad(_all_pole_impulse(a.double(), length), (2, 0))
     response = b0 * g[..., 2:] + b1 * g[..., 1:-1] + b2 * g[..., :-2]
-    return response.to(_result_dtype(a))
+    return response.to(accumulator_dtype(a))
 
 
 def direct_form_impulse_response(
@@ -143,7 +144,7 @@ def direct_form_impulse_response(
     """
     require_last_axis("a", a, 2)
     _require_length(length)
-    return _all_pole_impulse(a.double(), length).to(_result_dtype(a))
+    return _all_pole_impulse(a.double(), length).to(accumulator_dtype(a))
 
 
 def normal_form_impulse_response(
@@ -175,7 +176,7 @@ def normal_form_impulse_response(
     phase = angle.double()[..., None] * n
     m0, m1 = mix.double()[..., None].unbind(-2)
     response = decay.double()[..., None] ** n * (m0 * torch.cos(phase) + m1 * torch.sin(phase))
-    return response.to(_result_dtype(decay))
+    return response.to(accumulator_dtype(decay))
 
 
 def _all_pole_numerator(a: Tensor) -> Tensor:
@@ -190,10 +191,6 @@ def _all_pole_impulse(a: Tensor, length: int) -> Tensor:
         h1, h2 = float(n == 0) - a1 * h1 - a2 * h2, h1
         response.append(h1)
     return torch.stack(response, -1) if response else a.new_empty(*a1.shape, 0)
-
-
-def _result_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _require_frequency(frequency: Tensor) -> None:

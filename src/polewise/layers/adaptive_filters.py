@@ -15,6 +15,7 @@ from polewise.layers.bin_features import Features
 from polewise.layers.fixed_filters import FOREVER
 from polewise.ops import circular_filter, direct_form_filter, normal_form_filter
 from polewise.ops.padding import hide_padding
+from polewise.ops.precision import accumulator_dtype
 from polewise.ops.shards import Shards, direct_form_state_before, normal_form_state_before
 
 Realisation = Literal["normal", "direct", "square", "circular"]
@@ -196,7 +197,7 @@ class AdaptiveFilters(nn.Module):
     ) -> Float[Tensor, "batch bins dim filters 2"]:
         """The filters chosen for every bin that `x` touches, float32 or wider: (decay, angle) in
         radians a sample for the normal form, (a1, a2) otherwise."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = accumulator_dtype(x)
         base = self.base.to(dtype)
         if features is None or self.to_poles is None:
             late = self.bin_length - 1 if streaming else 0

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers.fixed_filters import fixed_filters
+from polewise.ops.precision import accumulator_dtype
 from polewise.ops.shards import Shards
 
 
@@ -54,7 +55,7 @@ class DampedEma(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim"]]:
         """`y`, and each memory's sum of past inputs, to which $p \\beta$ is yet to be applied."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = accumulator_dtype(x)
         step = self.step.to(dtype).sigmoid()
         decay = 1 - step * self.damping.to(dtype).sigmoid()
         gain = step * self.into * self.out * self.out.shape[0] ** -0.5

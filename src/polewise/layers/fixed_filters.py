@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polewise.ops import normal_form_filter
+from polewise.ops.precision import accumulator_dtype
 from polewise.ops.shards import Shards, normal_form_state_before
 
 FOREVER = 2**31 - 1
@@ -50,7 +51,7 @@ def fixed_filters(
     if state is not None and state.shape[1] != len(decay):
         raise ValueError(f"state must hold {len(decay)} filters; got {state.shape[1]}.")
     batch, length, dim = x.shape
-    given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # as the sum of many
+    given, x = x.dtype, x.to(accumulator_dtype(x))  # as the sum of many
     one_bin = batch, min(length, 1), dim
     y, ends = skip * x, []
     for j in range(len(decay)):

@@ -18,7 +18,10 @@ def require_input(x: Tensor, dim: int, state: object = None, *, causal: bool = T
     if x.ndim != 3 or x.shape[-1] != dim:
         raise ValueError(f"x must have shape (batch, length, {dim}); got {tuple(x.shape)}.")
     if state is not None and not causal:
-        raise ValueError("state must be None without causal: both directions need it all.")
+        raise ValueError(
+            "state must be None without causal: the way back needs the whole sequence. Set "
+            "causal=True to stream."
+        )
 
 
 def steps_before(

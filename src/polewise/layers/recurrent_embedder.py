@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polewise.layers.fixed_filters import fixed_filters
+from polewise.ops.precision import accumulator_dtype
 from polewise.ops.shards import Shards
 
 
@@ -45,7 +46,7 @@ class RecurrentEmbedder(nn.Module):
         state: Float[Tensor, "batch memories dim 2"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim 2"]]:
-        logit = self.logit.to(torch.promote_types(x.dtype, torch.float32))
+        logit = self.logit.to(accumulator_dtype(x))
         decay = logit.sigmoid()
         # sqrt(1 - decay^2), whose gradient stays finite where decay rounds to 1.
         gain = self.weight * ((-logit).sigmoid() * (1 + decay)).sqrt()

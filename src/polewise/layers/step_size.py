@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polewise.ops.precision import accumulator_dtype
+
 
 class StepSize(nn.Module):
     r"""$\Delta_t = \operatorname{softplus}(x_t + b)$, positive, in float32 or wider.
@@ -37,5 +39,5 @@ class StepSize(nn.Module):
         self.bias.copy_(step + (-torch.expm1(-step)).log())
 
     def forward(self, x: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batch heads"]:
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = accumulator_dtype(x)
         return functional.softplus(x.to(dtype) + self.bias.to(dtype))

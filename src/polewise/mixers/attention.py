@@ -14,6 +14,7 @@ from torch.nn import functional
 from polewise.layers import ShortConv, require_input, steps_before
 from polewise.ops import turn
 from polewise.ops.padding import hide_padding, real_steps
+from polewise.ops.precision import angle_dtype
 from polewise.ops.shards import Shards
 from polewise.ops.taint import clean_and_mark, put_back
 from polewise.options import require_at_least, require_multiple, require_types
@@ -99,6 +100,15 @@ class Attention(nn.Module):
         state: AttentionState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], AttentionState | None]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         length, steps = x.shape[1], real_steps(x, lengths)
@@ -162,8 +172,7 @@ class Attention(nn.Module):
     def _angles(self, time: Tensor, dtype: torch.dtype) -> Tensor:
         """How far pairs of channels have turned."""
         half = self.config.dim // self.config.heads // 2
-        # The millionth step has turned by a million angles: float32 would be wrong by 0.03 rad.
-        wide = torch.float32 if time.device.type == "mps" else torch.float64
+        wide = angle_dtype(time.device)
         rates = self.config.base ** (-torch.arange(half, device=time.device, dtype=wide) / half)
         angle = (time[..., None] * rates).remainder(2 * torch.pi)
         return angle.to(torch.promote_types(dtype, torch.float32))[:, :, None]

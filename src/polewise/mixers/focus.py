@@ -58,13 +58,14 @@ from polewise.layers import (
 )
 from polewise.ops import WindowState, associative_filter, turn
 from polewise.ops.padding import hide_padding, real_steps
+from polewise.ops.precision import accumulator_dtype, angle_dtype
 from polewise.ops.shards import Shards, associative_state_before
 from polewise.options import require_at_least, require_multiple, require_types
 
 Hypernetwork = Literal["none", "recurrent", "long_conv"]
 
 SMALL = 0.1
-"""What filters and attention count at first, where there is a memory beside them."""
+"""Weight of filters and attention at first, beside a memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,8 @@ class FocusConfig:
     memory: bool = True
     """Filter the products of keys and values. Without it nothing is recalled from afar."""
     memory_every: int = 6
-    """Of so many layers of a model the middle one has a memory; the others filter channels alone,
-    by one filter each or `filters`. 1 gives every layer a memory."""
+    """One layer in so many, the middle one, has a memory; the others only filter channels, by one
+    filter each or `filters`. 1 gives every layer a memory."""
     memory_turning: bool = True
     """Complex poles for the memory: key channels turn in pairs, except for the heads that begin by
     copying, a quarter, at least one. False: real poles for all."""
@@ -346,13 +347,13 @@ class Focus(nn.Module):
         position = steps_before(x, state.position if state else None, self.shards)
         x = hide_padding(x, lengths)
         q = k = pole = x[..., :0]  # where nothing is looked up
-        keys = None
+        key_neighbours = None
         if self.to_lookup is not None and self.key_conv is not None:
             q, k, pole = self.to_lookup(x).split(self.lookup_parts, -1)
-            k, keys = self.key_conv(k, state.key_neighbours if state else None, lengths)
+            k, key_neighbours = self.key_conv(k, state.key_neighbours if state else None, lengths)
             q, k = (each.unflatten(-1, (self.key_heads, -1)) for each in (q, k))
             q, k = self._turn(q, k, position, state)
-        v, values = self.value_conv(
+        v, value_neighbours = self.value_conv(
             self.to_values(x), state.value_neighbours if state else None, lengths
         )
         y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
@@ -364,7 +365,9 @@ class Focus(nn.Module):
         if not self.causal:
             return y, None
         position = position + real_steps(x, lengths)
-        return y, FocusState(position, keys, values, features, ends, attention, products)
+        return y, FocusState(
+            position, key_neighbours, value_neighbours, features, ends, attention, products
+        )
 
     @property
     def realisation(self) -> Realisation | None:
@@ -410,10 +413,9 @@ class Focus(nn.Module):
         if state is None:
             position = position[:1]  # one clock for all rows
         time = position[:, None] + torch.arange(q.shape[1], device=q.device)
-        # The millionth step has turned by a million angles: float32 would be wrong by 0.1 rad.
-        wide = torch.float32 if q.device.type == "mps" else torch.float64
+        wide = angle_dtype(q.device)
         angle = -time[..., None].to(wide) * self.log_frequency.to(wide).exp()
-        angle = angle.remainder(2 * torch.pi).to(torch.promote_types(q.dtype, torch.float32))
+        angle = angle.remainder(2 * torch.pi).to(accumulator_dtype(q))
         turned_q, turned_k = turn(torch.cat([q, k], 2), angle[:, :, None]).split(self.key_heads, 2)
         return torch.cat([turned_q, q], 2), torch.cat([turned_k, k], 2)
 
@@ -499,7 +501,7 @@ class Focus(nn.Module):
 
 def _keep_angles(weight: Tensor) -> None:
     """Make the rows, or where there are more the columns, orthogonal and as large as before."""
-    wide = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    wide = torch.empty_like(weight, dtype=accumulator_dtype(weight))
     nn.init.orthogonal_(wide)
     weight.copy_(wide * (weight.to(wide.dtype).norm() / wide.norm()))
 

@@ -27,6 +27,7 @@ from torch.nn import functional
 from polewise.layers import RmsNorm, ShortConv, heads_for, require_input
 from polewise.ops import associative_filter, gated_filter
 from polewise.ops.padding import hide_padding
+from polewise.ops.precision import accumulator_dtype
 from polewise.options import require_at_least, require_types
 
 TEMPERATURE = 16
@@ -124,6 +125,15 @@ class GatedLinearAttention(nn.Module):
         state: GatedLinearAttentionState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], GatedLinearAttentionState]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         config = self.config
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
@@ -151,7 +161,7 @@ class GatedLinearAttention(nn.Module):
 
     def _decay(self, x: Tensor) -> Tensor:
         """In (0, 1), float32 or wider: one a head, or one a key channel of all heads."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = accumulator_dtype(x)
         if self.config.decay == "constant":
             order = torch.arange(self.config.num_heads, dtype=dtype, device=x.device)
             return (1 - 2 ** (-5 - order)).expand(*x.shape[:2], -1)

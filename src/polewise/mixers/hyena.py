@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from polewise.layers import ShortConv, is_plain, require_input
 from polewise.ops import KernelSpectrum, long_conv
-from polewise.ops.autocast import without_autocast
 from polewise.ops.kept import Kept
 from polewise.ops.padding import hide_padding
+from polewise.ops.precision import accumulator_dtype, without_autocast
 from polewise.options import require_at_least, require_types
 
 
@@ -99,7 +99,7 @@ class ImplicitKernel(nn.Module):
     def _write(self) -> Tensor:
         config, device = self.config, self.sharpness.device
         # float32 or wider whatever the model's precision: bfloat16 counts to 256.
-        dtype = torch.promote_types(self.sharpness.dtype, torch.float32)
+        dtype = accumulator_dtype(self.sharpness)
         with without_autocast(device):
             taps = torch.arange(config.taps, device=device, dtype=dtype)[:, None]
             time = taps / max(config.taps - 1, 1)
@@ -165,6 +165,15 @@ class Hyena(nn.Module):
         state: HyenaState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], HyenaState]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         mixed, neighbours = self.short_conv(

@@ -104,6 +104,15 @@ class LocalAttention(nn.Module):
         state: WindowState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], WindowState | None]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         require_input(x, self.config.dim, state, causal=self.causal)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths, **self.units)

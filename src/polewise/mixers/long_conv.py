@@ -77,6 +77,15 @@ class LongConv(nn.Module):
         state: LongConvState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], LongConvState]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         history, outputs = state.history if state else None, []

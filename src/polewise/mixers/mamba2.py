@@ -115,6 +115,15 @@ class Mamba2(nn.Module):
         state: Mamba2State | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba2State]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         config = self.config
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)

@@ -31,6 +31,7 @@ from torch.nn import functional
 from polewise.layers import RmsNorm, StepSize, heads_for, require_input
 from polewise.ops import associative_filter, turn
 from polewise.ops.padding import hide_padding, newest
+from polewise.ops.precision import angle_dtype
 from polewise.options import require_at_least, require_multiple, require_types
 
 SLOWEST = 1e-4
@@ -138,6 +139,15 @@ class Mamba3(nn.Module):
         state: Mamba3State | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba3State]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         heads = self.config.num_heads
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
@@ -184,8 +194,7 @@ def _filter(
         )
     # The state holds the last product as far as it has entered: nothing is left to come.
     entered = k.new_zeros(batch, 1, heads)
-    # A million tokens turn by millions of radians: float32 would be wrong by a tenth of one.
-    wide = torch.float32 if angle.device.type == "mps" else torch.float64
+    wide = angle_dtype(angle.device)
     turned = angle.to(wide).cumsum(1).remainder(2 * torch.pi).to(angle.dtype)
     turned_in_all = angle.to(wide).sum(1).remainder(2 * torch.pi).to(angle.dtype)
     y, products = associative_filter(

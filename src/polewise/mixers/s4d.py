@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from polewise.layers import fixed_filters, require_input
 from polewise.ops.padding import hide_padding
+from polewise.ops.precision import accumulator_dtype
 from polewise.ops.shards import Shards
 from polewise.options import require_at_least, require_multiple, require_types
 
@@ -97,12 +98,21 @@ class S4d(nn.Module):
         state: S4dState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], S4dState]:
+        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
+        module.
+
+        `state` is what the segment before returned, None at the start; `lengths` are the real steps
+        in each row, beyond which y is 0 and no time passes.
+
+        Raises:
+            ValueError: a wrong width, or a state that cannot be gone on from.
+        """
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
         y, modes = fixed_filters(
-            x, *self._filters(torch.promote_types(x.dtype, torch.float32)), self.skip,
+            x, *self._filters(accumulator_dtype(x)), self.skip,
             state=state.modes if state else None, lengths=lengths, shards=self.shards,
         )  # fmt: skip
         y = functional.glu(self.to_output(functional.gelu(y)), -1)

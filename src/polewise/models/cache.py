@@ -50,8 +50,8 @@ class PolewiseCache(Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """Not what transformers calls so: a cache that does not know how much it has read, and is
-        given the whole prompt again. This one knows, and is given the rest."""
+        """False. transformers gives a "linear" cache the whole prompt again, for want of a count;
+        this one counts, and is given the rest."""
         return [False]
 
     @property

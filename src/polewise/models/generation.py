@@ -49,11 +49,20 @@ def generate(
         )
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be at least 0; got {max_new_tokens}.")
+    require_sampling(temperature, top_k)
+    return Generation(model, prompt, max_new_tokens, temperature, top_k, generator, state)
+
+
+def require_sampling(temperature: float, top_k: int | None) -> None:
+    """Check that tokens can be drawn so.
+
+    Raises:
+        ValueError: a negative temperature or NaN, or fewer than one token to draw among.
+    """
     if not temperature >= 0:
         raise ValueError(f"temperature must be at least 0; got {temperature}.")
     if top_k is not None:
         require_at_least("top_k", top_k, 1)
-    return Generation(model, prompt, max_new_tokens, temperature, top_k, generator, state)
 
 
 class Generation(Iterator[int]):

@@ -76,8 +76,8 @@ class PolewisePreTrainedModel(PreTrainedModel):
                 parameter.copy_(value)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """As transformers does for its own models: of those of others it passes over modules whose
-        parameters are all their children's, and these would lose their start."""
+        """As for models of transformers' own: in others it skips modules without a parameter of
+        their own, whose `reset_parameters` would not run."""
         super()._initialize_weights(module, is_custom_code=False)
 
     def _set_gradient_checkpointing(

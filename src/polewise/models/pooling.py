@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polewise.ops.precision import accumulator_dtype
+
 Pooling = Literal["mean", "last"]
 """Of all real steps, or the last of them."""
 
@@ -26,7 +28,7 @@ def pool(
             return hidden.mean(1)
         real = mask.bool()[..., None]
         # Wider than float16, which ends at 65504: a sum of many, and a count.
-        wide = torch.promote_types(hidden.dtype, torch.float32)
+        wide = accumulator_dtype(hidden)
         total = torch.where(real, hidden, 0).sum(1, dtype=wide)
         return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
     if mask is None:

@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from polewise.ops.precision import accumulator_dtype
+
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLOATING = (torch.float32, torch.float64, *LOW_PRECISION)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def accumulator_dtype(x: Tensor) -> torch.dtype:
-    """float32 for float32 and below, float64 for float64."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def require_sequence(name: str, x: Tensor, axes: str = "(batch, length, dim)") -> None:
@@ -115,11 +112,6 @@ def require_bins(name: str, bins: int, offset: int | Tensor, length: int, bin_le
         )
 
 
-def require_backend(backend: str, known: Collection[str]) -> None:
-    if backend not in known:
-        raise ValueError(f"backend must be one of {', '.join(known)}, or None; got {backend!r}.")
-
-
 def usable_backend(
     backend: str | None, known: Collection[str], x: Tensor, **unfit: str | None
 ) -> str:
@@ -130,11 +122,12 @@ def usable_backend(
     if backend is None:
         name = fastest_backend(x)
         return name if name in known and not unfit.get(name) else "torch"
-    require_backend(backend, known)
+    if backend not in known:
+        raise ValueError(f"backend must be one of {', '.join(known)}, or None; got {backend!r}.")
     if backend == "cpu":
-        require_cpu(backend, x)
+        require_cpu(x)
     if backend == "triton":
-        require_triton(backend, x)
+        require_triton(x)
     if takes := unfit.get(backend):
         raise ValueError(f"backend {backend!r} takes {takes}. Use None.")
     return backend
@@ -182,25 +175,25 @@ def refuse_second_derivative(ctx: object, *gradients: object) -> None:
     )
 
 
-def require_cpu(backend: str, x: Tensor) -> None:
-    require_untransformed(backend)
+def require_cpu(x: Tensor) -> None:
+    require_untransformed("cpu")
     if x.device.type != "cpu":
         raise ValueError(
-            f"backend {backend!r} runs on the CPU; got a tensor on {x.device}. "
+            f"backend 'cpu' runs on the CPU; got a tensor on {x.device}. "
             "Use backend='torch', or None to let the device decide."
         )
 
 
-def require_triton(backend: str, x: Tensor) -> None:
-    require_untransformed(backend)
+def require_triton(x: Tensor) -> None:
+    require_untransformed("triton")
     if not HAS_TRITON:
         raise ValueError(
-            f"backend {backend!r} needs the package triton, which is not installed here. "
+            "backend 'triton' needs the package triton, which is not installed here. "
             "Use None to let the device decide."
         )
     if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
-            f"backend {backend!r} runs on a GPU; got a tensor on {x.device}. Use None to let the "
+            f"backend 'triton' runs on a GPU; got a tensor on {x.device}. Use None to let the "
             "device decide, or start Python with TRITON_INTERPRET=1 to step through the kernels."
         )
 

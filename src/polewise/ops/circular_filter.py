@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
-    accumulator_dtype,
     require_bins,
     require_like,
     require_positive,
     require_sequence,
 )
-from polewise.ops.autocast import without_autocast
+from polewise.ops.precision import accumulator_dtype, without_autocast
 
 
 def circular_filter(

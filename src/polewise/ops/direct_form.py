@@ -15,7 +15,6 @@ from torch import Tensor
 
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
-    accumulator_dtype,
     checked_lengths,
     refuse_second_derivative,
     require_bins,
@@ -27,6 +26,7 @@ from polewise.ops._checks import (
     usable_backend,
 )
 from polewise.ops.padding import real_steps
+from polewise.ops.precision import accumulator_dtype
 
 
 def direct_form_filter(

@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
-    accumulator_dtype,
     checked_lengths,
     require_like,
     require_sequence,
     usable_backend,
 )
 from polewise.ops._products import filtered_products
-from polewise.ops.autocast import without_autocast
 from polewise.ops.padding import hide_padding
+from polewise.ops.precision import accumulator_dtype, without_autocast
 from polewise.ops.taint import clean_and_mark, put_back_from_then_on
 
 CHUNK = 8

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
-    accumulator_dtype,
     refuse_second_derivative,
     require_floating,
     require_like,
     require_sequence,
     usable_backend,
 )
+from polewise.ops.precision import accumulator_dtype
 
 
 def gated_norm(

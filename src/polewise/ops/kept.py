@@ -16,8 +16,8 @@ class Kept:
 
     Only where no gradient is wanted. What it was made of is compared value by value before it is
     used again, so that no way of changing it is overlooked. On an accelerator, which would have to
-    be waited for, in compiled programs and under `torch.func` nothing is kept. Copies and files of
-    a module go without it.
+    be waited for, in compiled programs and under `torch.func` nothing is kept. It is neither copied
+    nor saved with its module.
     """
 
     _kept: tuple[list[Tensor], Hashable, Tensor] | None = None

@@ -12,15 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polewise.ops._checks import (
-    accumulator_dtype,
     checked_lengths,
     require_like,
     require_sequence,
     usable_backend,
 )
-from polewise.ops.autocast import without_autocast
 from polewise.ops.kept import Kept
 from polewise.ops.padding import hide_padding, newest
+from polewise.ops.precision import accumulator_dtype, without_autocast
 
 
 def long_conv(

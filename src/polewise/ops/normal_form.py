@@ -16,7 +16,6 @@ from torch import Tensor
 
 from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
 from polewise.ops._checks import (
-    accumulator_dtype,
     checked_lengths,
     refuse_second_derivative,
     require_bins,
@@ -29,6 +28,7 @@ from polewise.ops._checks import (
 )
 from polewise.ops.associative_filter import associative_filter
 from polewise.ops.padding import hide_padding, real_steps
+from polewise.ops.precision import accumulator_dtype, angle_dtype
 
 SEGMENT = 128
 """Steps between two kept states: the gradient recomputes the states in between."""
@@ -229,7 +229,7 @@ def _of_open_length(x, decay, angle, mix, skip, offsets, lengths, state, bin_len
         fresh = (offsets[:, None] + time) % bin_length == 0
         decay = torch.where(fresh[..., None], 0, decay)
     angle = torch.where((time < lengths[:, None])[..., None], angle, 0)
-    phase = angle.double().cumsum(1).remainder(2 * torch.pi).to(x.dtype)
+    phase = angle.to(angle_dtype(x.device)).cumsum(1).remainder(2 * torch.pi).to(x.dtype)
     k = torch.stack([phase.cos(), phase.sin()], -1)
     cosine, sine = k.unbind(-1)
     real, imag = mix.unbind(-1)

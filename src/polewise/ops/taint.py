@@ -14,6 +14,8 @@ from operator import and_
 import torch
 from torch import Tensor
 
+from polewise.ops.precision import accumulator_dtype
+
 
 def may_look(x: Tensor) -> bool:
     """Whether values may decide what is done: an accelerator would be waited for, and a trace
@@ -28,7 +30,7 @@ def may_look(x: Tensor) -> bool:
 def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor]:
     """The factors with NaN and infinity as 0, and 1.0 at each position that had one.
 
-    The mark drops the last axis; on all others factors agree, or are 1.
+    Marks have the factors' axes but the last; on those, sizes agree or are 1.
     """
     if all(may_look(factor) and _is_finite(factor) for factor in factors):
         shape = torch.broadcast_shapes(*(factor.shape[:-1] for factor in factors))
@@ -59,4 +61,4 @@ def put_back_from_then_on(y: Tensor, last: Tensor, marks: Tensor) -> tuple[Tenso
 
 def _is_finite(x: Tensor) -> bool:
     """By one reading: a sum keeps every NaN and infinity. A sum that overflows only costs time."""
-    return math.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)))
+    return math.isfinite(x.detach().sum(dtype=accumulator_dtype(x)))

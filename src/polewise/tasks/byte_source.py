@@ -32,10 +32,6 @@ class ByteSource(Protocol):
         """Return the bytes from `start` to before `stop`, uint8."""
         ...
 
-    def fingerprint(self) -> str:
-        """Return a hash of the size and the content; of more than 256 MiB, of parts of it."""
-        ...
-
 
 class MemoryBytes:
     """Bytes in memory."""
@@ -48,9 +44,6 @@ class MemoryBytes:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self._content[start:stop]
-
-    def fingerprint(self) -> str:
-        return _fingerprint(self)
 
 
 class FileBytes:
@@ -91,9 +84,6 @@ class FileBytes:
                 )
             done += got
         return content
-
-    def fingerprint(self) -> str:
-        return _fingerprint(self)
 
     def _identity(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
@@ -154,7 +144,7 @@ def _read_all(file: IO[bytes]) -> bytes:
     return content
 
 
-def _fingerprint(source: ByteSource) -> str:
+def fingerprint(source: ByteSource) -> str:
     size = len(source)
     digest = hashlib.sha256(str(size).encode())
     blocks = min(-(-size // _BLOCK), _MOST_BLOCKS)

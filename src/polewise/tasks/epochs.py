@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from polewise.tasks.task import Batch
+
+Items = TypeVar("Items", bound=Any)
 
 
 def epoch_rows(stream: Sequence[int], step: int, batch_size: int, num: int) -> np.ndarray:
@@ -26,5 +29,11 @@ def epoch_rows(stream: Sequence[int], step: int, batch_size: int, num: int) -> n
 
 def in_order(sequences: Batch, batch_size: int) -> Iterator[Batch]:
     """Yield all sequences, so many at a time."""
-    for first in range(0, len(sequences["inputs"]), batch_size):
-        yield {name: part[first : first + batch_size] for name, part in sequences.items()}
+    for rows in in_batches(range(len(sequences["inputs"])), batch_size):
+        yield {name: part[rows.start : rows.stop] for name, part in sequences.items()}
+
+
+def in_batches(items: Items, batch_size: int) -> Iterator[Items]:
+    """Yield slices of `items` in order, `batch_size` long; the last may be shorter."""
+    for first in range(0, len(items), batch_size):
+        yield items[first : first + batch_size]

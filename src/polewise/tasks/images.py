@@ -20,7 +20,7 @@ from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.data_sets import find
-from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.epochs import epoch_rows, in_batches
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -118,8 +118,8 @@ class ImagesTask:
         """Yield the held-out images in order."""
         self.prepare()
         num = self.num_eval or len(self._held_out.labels)
-        for first in range(0, num, self.batch_size):
-            yield self._batch(self._held_out, np.arange(first, min(first + self.batch_size, num)))
+        for rows in in_batches(np.arange(num), self.batch_size):
+            yield self._batch(self._held_out, rows)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy, in nats."""

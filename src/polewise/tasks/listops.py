@@ -26,7 +26,7 @@ from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.data_sets import find
-from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.epochs import epoch_rows, in_batches
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -142,9 +142,8 @@ class ListOpsTask:
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out expressions in order."""
-        held_out = self._held_out[self.part]
-        for first in range(0, len(held_out), self.batch_size):
-            yield self._batch(held_out[first : first + self.batch_size])
+        for some in in_batches(self._held_out[self.part], self.batch_size):
+            yield self._batch(some)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy, in nats."""
@@ -273,7 +272,10 @@ def evaluate_expression(tokens: Sequence[int]) -> int:
             operator, *values = lists.pop()
             lists[-1].append(_apply(TOKENS[operator], values))
     if len(lists) != 1 or len(lists[0]) != 1:
-        raise ValueError("expression must be one whole list or digit.")
+        raise ValueError(
+            "expression must be one whole list or digit; got one that ends too "
+            f"{'early' if len(lists) > 1 else 'late'}."
+        )
     return lists[0][0]
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
-from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.epochs import epoch_rows, in_batches
 from polewise.tasks.measures import token_loss, token_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
@@ -64,8 +64,8 @@ class RecallTask:
     that is, a vocabulary of at least `length + 2`. Then only the last of all positions can be
     foretold: see `answer_only`."""
     answer_only: bool = False
-    """Train on the answer alone, not on every position. Where keys occur once the rest is noise,
-    in which one answer a sequence is lost."""
+    """Train on the answer alone, not on every position. Where keys occur once nothing else
+    can be foretold, and its loss drowns the answer's."""
     align_to: int | None = None
     """Chunk length of a chunked mixer: pads with "." on the left to a multiple of it, so that the
     query never stands alone in the last chunk. None pads nothing."""
@@ -163,8 +163,8 @@ class RecallTask:
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out sequences; only the last position has a label."""
-        for first in range(0, self.num_eval, self.batch_size):
-            yield self._batch(self._held_out[first : first + self.batch_size], last_only=True)
+        for some in in_batches(self._held_out[: self.num_eval], self.batch_size):
+            yield self._batch(some, last_only=True)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the labelled positions, in nats."""

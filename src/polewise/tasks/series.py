@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polewise.options import require_at_least, require_types
 from polewise.tasks.data_sets import find
-from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.epochs import epoch_rows, in_batches
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -105,9 +105,8 @@ class SeriesTask:
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out series in order."""
         self.prepare()
-        several = self._parts[self.part]
-        for first in range(0, len(several), self.batch_size):
-            yield self._batch(several[first : first + self.batch_size])
+        for some in in_batches(self._parts[self.part], self.batch_size):
+            yield self._batch(some)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy, in nats."""

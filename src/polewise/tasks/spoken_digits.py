@@ -27,7 +27,7 @@ from polewise.options import (
 )
 from polewise.tasks.byte_source import open_bytes
 from polewise.tasks.data_sets import find
-from polewise.tasks.epochs import epoch_rows
+from polewise.tasks.epochs import epoch_rows, in_batches
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -135,9 +135,8 @@ class SpokenDigitsTask:
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out recordings in order."""
         self.prepare()
-        recordings = self._parts[self.part]
-        for first in range(0, len(recordings), self.batch_size):
-            yield self._batch(recordings[first : first + self.batch_size])
+        for some in in_batches(self._parts[self.part], self.batch_size):
+            yield self._batch(some)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy, in nats."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
 from polewise.options import require_at_least, require_memory, require_types
-from polewise.tasks.byte_source import ByteSource, MemoryBytes, open_bytes
+from polewise.tasks.byte_source import ByteSource, MemoryBytes, fingerprint, open_bytes
 from polewise.tasks.data_sets import DATA_SETS, find
 from polewise.tasks.measures import token_loss, token_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
@@ -92,7 +92,7 @@ class TextTask:
 
     def fingerprint(self) -> str:
         """Return a hash of the text's size and content, of more than 256 MiB of parts of it."""
-        return self._text.fingerprint()
+        return fingerprint(self._text)
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield random windows of the training part without end."""

@@ -245,7 +245,7 @@ class Session:
         """Return where NaN or infinity came from, in words."""
         model = self.bare_model
         if self.splits or self.is_sharded or self.options.compile:
-            # What looks inside goes astray there: it meets pieces, and no module by itself.
+            # `diagnose` hooks single modules, which are split, sharded or compiled here.
             whole = self._copy_of_model("cpu")
             gather_parameters(model, whole)
             model = whole

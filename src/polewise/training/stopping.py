@@ -39,9 +39,9 @@ def stop_requests() -> Iterator[StopRequest]:
     """Turn Ctrl-C, SIGTERM and a closed terminal into a request to stop after the step.
 
     A second Ctrl-C raises KeyboardInterrupt at once; a second SIGTERM changes nothing, for
-    schedulers send several. One inside another asks both, and begins as the outer one stands: what
-    would come after the inner one, such as the next run of a study, is to stop too. Outside the
-    main thread, where Python handles no signals, nobody asks.
+    schedulers send several. Blocks may be nested: a request to an inner one stops the outer one
+    too, and with it what would follow, such as the next run of a study. Outside the main thread,
+    where Python handles no signals, nobody asks.
     """
     request = StopRequest()
 

@@ -117,14 +117,17 @@ def _recall(
 
 def _recallers(names: tuple[str, ...], length: int, padded: int) -> Mixers:
     """These mixers, attention with the one head of the published benchmark, and some of them again
-    with what they may only lack by our settings: sight of the whole sequence, `padded`
-    included, or the short convolution that Focus and Mamba-2 begin with."""
+    with what they may only lack by our settings: sight of the whole sequence, which is `padded`, or
+    the short convolution that Focus and Mamba-2 begin with. Hyena's kernel
+    reaches over all of it."""
     with_convolution = (name for name, (mixer, _) in WITH_CONVOLUTION.items() if mixer in names)
     whole = ("mega-whole",) if "mega" in names and 32 < length <= 1024 else ()
     chosen = mixers(*names, *with_convolution, *whole, chunk_length=32, length=length)
     for name, (mixer, options) in chosen.items():
         if mixer == "attention":
             chosen[name] = (mixer, {"heads": 1, **options})
+        elif mixer == "hyena":
+            chosen[name] = (mixer, {**options, "taps": padded})
     if whole:
         chosen["mega-whole"] = ("mega", {"chunk_length": padded})
     return chosen
