@@ -275,7 +275,7 @@ def test_a_prompt_that_was_not_begun_is_not_forgotten(text_run, pipe_in, monkeyp
 def test_a_state_that_cannot_be_written_fails(text_run, tmp_path, capsys, little_room):
     with little_room():
         assert main(["generate", text_run, "--prompt", "a", "--state", "memory"]) == 1
-    assert "state could not be written to memory" in capsys.readouterr().err
+    assert "the state must be written to memory, and could not be" in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if "memory" in path.name]
 
 

@@ -210,7 +210,7 @@ def _write_state(path: Path | None, state: ByteStreamState, model: Any) -> None:
     """Replace the file, whole or not at all."""
     if path is None:
         return
-    with explained_saving("the state", path.parent, then="give the command again"):
+    with explained_saving("the state", path, then="give the command again"):
         states.save((state, _fingerprint(model)), path)
 
 
