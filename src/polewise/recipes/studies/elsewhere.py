@@ -6,7 +6,7 @@ from typing import Any
 
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import DEEP, PEERS, equal_systems, mixers
+from polewise.recipes.studies.systems import DEEP, MEMORIES, PEERS, equal_systems, mixers
 from polewise.tasks import ForecastTask, InductionTask, ListOpsTask, SelectiveCopyTask, SeriesTask
 
 _GENERATED = (3e-3, 1e-2)
@@ -56,7 +56,8 @@ def _comparison(
     num_seeds: int = 1,
 ) -> Comparison:
     cpu = size == "cpu"
-    names = (*PEERS, "focus-fixed-filters", "attention-conv", *(("mamba2-deep",) if deep else ()))
+    names: tuple[str, ...] = (*PEERS, *MEMORIES, "focus-fixed-filters", "attention-conv")
+    names = (*names, *(("mamba2-deep",) if deep else ()))
     return Comparison(
         name=name,
         task=task,

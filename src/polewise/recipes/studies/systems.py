@@ -28,6 +28,8 @@ WITHOUT_MEMORY: Mixers = {
 }
 """Focus as filters of channels and nothing else, chosen for every bin or learned once for all; and
 as its short convolution and its gate, the control: what is learned without looking far."""
+MEMORIES: Mixers = {"focus-memories": ("focus", {"memory_every": 1})}
+"""Focus with a memory in every layer, where the default has one in six."""
 PAPER = ("published_focus", "published_focus-fixed")
 """Focus by the equations of its publication, its filter causal: with the network that places the
 poles, the published long convolution shared by all layers, and without it (Focus-H)."""
@@ -35,7 +37,7 @@ WITH_CONVOLUTION: Mixers = {
     f"{mixer}-conv": (mixer, {"conv_width": 4}) for mixer in ("attention", "gated_linear_attention")
 }
 """Peers with the short convolution of Focus and Mamba-2, which may be all that they lack."""
-DEEP = ("focus", "mamba2-deep", "s4d-deep", "attention-conv-deep", *WITHOUT_MEMORY)
+DEEP = ("focus", "mamba2-deep", "s4d-deep", "attention-conv-deep", *MEMORIES, *WITHOUT_MEMORY)
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one, or
 their authors stack them so (S4D); the Transformer as a control of what depth alone does."""
 
@@ -56,6 +58,7 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
     options["published_focus"] |= {"hypernetwork": "shared_long_conv", "taps": min(length, 1024)}
     variants = {
         **WITHOUT_MEMORY,
+        **MEMORIES,
         **WITH_CONVOLUTION,
         "published_focus-fixed": ("published_focus", fixed),
     }
