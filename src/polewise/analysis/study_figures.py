@@ -29,6 +29,8 @@ _COSTS_OF_A_STEP = {
     **{cost: _COSTS[cost] for cost in ("peak_memory_bytes", "state_bytes")},
 }
 """The same of a training step; speed is drawn as its inverse."""
+_STEPS_TO_TIME = 3
+"""Steps of a comparison that shows what one takes, and learns nothing."""
 
 
 def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
@@ -38,7 +40,7 @@ def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
     where there are no runs.
     """
     panels = []
-    for comparison in study["comparisons"]:
+    for comparison in _that_train(study):
         summaries = [each for each in summarize(comparison, study["rows"]) if each.runs]
         if summaries:
             panels.append((comparison, summaries[::-1]))  # the best is drawn last, above others
@@ -68,7 +70,7 @@ def draw_costs(study: Mapping[str, Any]) -> str | None:
     Axes of costs begin at 0, so that distances compare costs. Rates that no grid chose are hollow.
     """
     rows = []
-    for comparison in study["comparisons"]:
+    for comparison in _that_train(study):
         summaries = [each for each in summarize(comparison, study["rows"]) if each.runs]
         if len(summaries) > 1:
             rows.append((comparison, summaries[::-1]))
@@ -88,8 +90,10 @@ def draw_costs(study: Mapping[str, Any]) -> str | None:
                         spent / unit, spread.mean, "o", markersize=4, color=colours[summary.system],
                         fillstyle="full" if summary.is_chosen else "none",
                     )  # fmt: skip
-            if axes.lines:
-                axes.set_xlim(0, 1.1 * axes.dataLim.x1)
+            if not axes.lines:  # such as the state of a system that does not stream
+                axes.set_axis_off()
+                continue
+            axes.set_xlim(0, 1.1 * axes.dataLim.x1)
             if "accuracy" in headline:
                 axes.set_ylim(0, 1.05)
             axes.set_xlabel(label, fontsize=7)
@@ -143,7 +147,7 @@ def draw_beside_published(study: Mapping[str, Any]) -> str | None:
         if all(setting.isdigit() for setting in table.settings)
     ]
     ours: dict[str, dict[int, float]] = {}
-    for comparison in study["comparisons"]:
+    for comparison in _that_train(study):
         for summary in summarize(comparison, study["rows"]):
             spread = summary.spread(comparison["headline"])
             if comparison["name"].isdigit() and summary.is_chosen and spread is not None:
@@ -158,7 +162,10 @@ def draw_beside_published(study: Mapping[str, Any]) -> str | None:
         }
         for system, figures in tables[0].values.items()
     }
-    figure, colours = _figure(2), _colours(study)
+    figure, colours = (
+        Figure(figsize=(2 * _PANEL, 1.3 * _PANEL), layout="constrained"),
+        _colours(study),
+    )
     for index, (title, lines) in enumerate((("published", published), ("ours", ours))):
         axes = _panel(figure, index, 2)
         for system, points in lines.items():
@@ -173,7 +180,9 @@ def draw_beside_published(study: Mapping[str, Any]) -> str | None:
         axes.set_xlabel("length", fontsize=8)
         axes.set_ylabel("accuracy (%)", fontsize=8)
         axes.tick_params(labelsize=7)
-        axes.legend(fontsize=6, frameon=False)
+        axes.legend(
+            fontsize=6, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+        )
     return _svg(figure)
 
 
@@ -201,6 +210,15 @@ def _draw_curve(
         low, high = ([each(values) for _, values in points] for each in (min, max))
         axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
     return line
+
+
+def _that_train(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The comparisons that train for more than it takes to time a step."""
+    return [
+        each
+        for each in study["comparisons"]
+        if each["max_steps"] is None or each["max_steps"] > _STEPS_TO_TIME
+    ]
 
 
 def _colours(study: Mapping[str, Any]) -> dict[str, Any]:

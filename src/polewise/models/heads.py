@@ -44,9 +44,7 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
                 each true or false. The loss is that of `config.problem_type`.
             kwargs: as in `PolewiseModel.forward`.
         """
-        if kwargs.get("seq_idx") is not None:
-            raise ValueError("seq_idx must be None: a row has one label, so it is one document.")
-        _refuse_cache(kwargs)
+        _require_whole_rows(kwargs, "label")
         num_items = kwargs.pop("num_items_in_batch", None)
         output = self.model(
             input_ids, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
@@ -109,9 +107,7 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
             labels: what came, like the forecast; the loss is the mean squared error.
             kwargs: as in `PolewiseModel.forward`.
         """
-        if kwargs.get("seq_idx") is not None:
-            raise ValueError("seq_idx must be None: a row has one forecast, so it is one series.")
-        _refuse_cache(kwargs)
+        _require_whole_rows(kwargs, "forecast")
         output = self.model(
             None, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
             **kwargs | {"use_cache": False, "return_dict": True},
@@ -130,8 +126,10 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         )
 
 
-def _refuse_cache(arguments: dict[str, Any]) -> None:
-    """See that what was read before is not taken for part of what is answered."""
+def _require_whole_rows(arguments: dict[str, Any], answer: str) -> None:
+    """Check that no part of a row, and nothing read before it, is to have an answer of its own."""
+    if arguments.get("seq_idx") is not None:
+        raise ValueError(f"seq_idx must be None: a row has one {answer}, so it is one document.")
     for name in ("cache", "past_key_values"):
         if arguments.pop(name, None) is not None:
             raise ValueError(f"{name} must be None: the answer is to all that is given at once.")
