@@ -37,7 +37,7 @@ from polewise.training import Run, RunFolder, train
 from polewise.training.building import require_splittable_run
 from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
 from polewise.training.errors import SaveError
-from polewise.training.launch import asks_for_shares, explained_losses, join_processes
+from polewise.training.launch import asks_for_shares, join_processes, naming_lost_processes
 from polewise.training.run import ModelOptions, TrainingOptions
 
 LAYOUTS = {
@@ -306,7 +306,7 @@ def test_each_process_draws_masks_of_its_own(tmp_path, monkeypatch):
 
 
 def test_what_ends_a_run_of_ours_is_not_taken_for_a_lost_process():
-    with pytest.raises(SaveError, match="igloo"), explained_losses():
+    with pytest.raises(SaveError, match="igloo"), naming_lost_processes():
         raise SaveError("a checkpoint must be written to runs/igloo; free some space there.")
 
 

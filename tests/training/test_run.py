@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from polewise import MIXERS, FocusConfig
-from polewise.recipes import dickens, digits, focus_recall, focus_recall_2000, smnist
+from polewise.recipes import demo_text, digits, etth1, focus_recall
 from polewise.tasks import TaskSpec
 from polewise.training import (
     ModelOptions,
@@ -20,8 +20,8 @@ from polewise.training import (
 
 @pytest.mark.parametrize(
     "run",
-    [focus_recall(), focus_recall_2000(256), dickens(1, "attention"), smnist(1), digits()],
-    ids=["recall", "recall-2000", "dickens", "smnist", "digits"],
+    [focus_recall(), demo_text(), digits(), etth1()],
+    ids=["recall", "text", "digits", "etth1"],
 )
 def test_a_run_survives_json_unchanged(run):
     assert run_from_json(json.loads(json.dumps(run_to_json(run)))) == run

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from polewise.mixers import MIXERS
-from polewise.options import require_choice
 from polewise.tasks import TextTask
 from polewise.training import ModelOptions, Run, TrainingOptions
 
@@ -21,17 +17,4 @@ def demo_text(source: str = "embedded", seconds: float = 170.0) -> Run:
             evaluate_every=200,
             checkpoint_every=1000,
         ),
-    )
-
-
-def dickens(minutes: float = 15.0, mixer: str = "focus") -> Run:
-    """Return a run on ten megabytes of novels, for a budget in minutes on two cores.
-
-    The same schedule for every mixer; half of the layers where each has a feed-forward beside it.
-    """
-    require_choice("mixer", mixer, MIXERS)
-    run = demo_text("dickens", seconds=60 * minutes)
-    alone = getattr(MIXERS[mixer], "contains_feed_forward", False)
-    return replace(
-        run, model=ModelOptions(mixer=mixer, hidden_size=128, num_layers=8 if alone else 4)
     )

@@ -43,7 +43,7 @@ def join_processes(options: TrainingOptions) -> Accelerator:
         AcceleratorState._reset_state()
     _told_by_a_run = not AcceleratorState._shared_state
     try:
-        with explained_losses():
+        with naming_lost_processes():
             return Accelerator(
                 mixed_precision="bf16" if options.precision == "bfloat16" else "no",
                 # Without it accelerate takes processes on a machine without a GPU for one each.
@@ -56,7 +56,7 @@ def join_processes(options: TrainingOptions) -> Accelerator:
 
 
 @contextmanager
-def explained_losses() -> Iterator[None]:
+def naming_lost_processes() -> Iterator[None]:
     """Turn an exchange that failed, because another process has gone, into a LostProcessError."""
     try:
         yield

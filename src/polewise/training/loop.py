@@ -16,7 +16,7 @@ from polewise.training.building import planned_model, require_splittable_run
 from polewise.training.checkpoint import checkpoint_limit, find_checkpoint, read_progress
 from polewise.training.display import Display
 from polewise.training.errors import explained_saving
-from polewise.training.launch import explained_losses, join_processes
+from polewise.training.launch import join_processes, naming_lost_processes
 from polewise.training.memory import keep_freed_memory
 from polewise.training.optimizer import learning_rate_share
 from polewise.training.run import Run
@@ -66,7 +66,7 @@ def train(
     planned_model(run)
     accelerator = _join(run)
     if accelerator.num_processes > 1:  # each may have named its folder by its own clock
-        with explained_losses():
+        with naming_lost_processes():
             (out,) = broadcast_object_list([str(out)])
     if accelerator.is_main_process:
         RunFolder.create(out, run)
@@ -136,7 +136,7 @@ def _train(
     display: Display,
 ) -> Outcome:
     keep_freed_memory()
-    with explained_losses():
+    with naming_lost_processes():
         accelerator.wait_for_everyone()
         session = Session(run, folder, checkpoint, accelerator, display)
         with display, closing(session), stop_requests() as stop:
