@@ -53,7 +53,8 @@ def plans(scale: Scale) -> Iterator[tuple[str, float, Callable[[], float]]]:
             exact = Exact(partial(Work, form, *shape, dtype, scale.device, **options))
             # "torch" multiplies matrices of the direct form, which near the edge costs digits.
             near_the_edge = name == "edge of stability" and form == "direct"
-            by_torch = shape[1] <= 20000 and not near_the_edge
+            itself = dtype == torch.float64 and scale.device == "cuda"  # what is exact there
+            by_torch = shape[1] <= 20000 and not near_the_edge and not itself
             for backend in ("triton", "torch") if by_torch else ("triton",):
                 what = f"{form}, {name} {shape}, {short(dtype)}, {backend}"
                 # The configurations differ in their layout: each is checked, in a dtype of its own.
@@ -106,7 +107,7 @@ def exact_backend(work: Work | Products | Layer) -> str | None:
         return None
     if work.inputs[0].shape[0] * work.inputs[0].shape[1] <= 2000:
         return "reference"
-    # A GPU has float64 too, and where it is rented nothing that compiles loops for its CPU.
+    # A GPU has float64 too, and need not wait for loops to be compiled for the CPU beside it.
     return "torch" if work.inputs[0].device.type == "cuda" else "cpu"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,7 +22,8 @@ def replace_file(target: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file
         partial.replace(target)
-        flush(target.parent)
+        with suppress(OSError):  # the file stands, where folders cannot be flushed too
+            flush(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -193,6 +193,17 @@ def test_no_whole_run_of_a_committed_study_is_left_out_of_its_tables(path):
                 assert run["run"] in shown or tried
 
 
+def test_the_page_of_studies_is_of_the_committed_files():
+    paths = sorted(RESULTS.glob("study-*.json"))
+    sections = [study_section(read_results(path)) for path in paths]
+    figures = [
+        [f"figures/{path.stem}-{number}.svg" for number in range(len(section.figures))]
+        for path, section in zip(paths, sections, strict=True)
+    ]
+    page = Path(__file__).parents[2] / "docs" / "studies.md"
+    assert render_markdown(sections, figures) == page.read_text()  # `polewise report --docs`
+
+
 def test_figures_on_test_data_stand_beside_those_that_chose():
     tested = row("focus", 0.001, 0, 0.98, test={"accuracy": 0.91})
     assert table_of(study(tested))["focus"]["on test"] == "91.0 %"

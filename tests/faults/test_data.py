@@ -270,10 +270,10 @@ def test_a_data_source_that_stalls_saves_the_run_and_ends_it(tmp_path, finished_
 def test_a_source_has_its_time_for_every_batch_of_a_step(tmp_path):
     class Slow(RecallWith):
         def change(self, step, batch):
-            time.sleep(0.4)
+            time.sleep(0.3)
             return batch
 
-    run = small_run(Slow(**TASK), data_timeout=1.0, accumulate=4, max_steps=1)
+    run = small_run(Slow(**TASK), data_timeout=1.0, accumulate=5, max_steps=1)
     assert train(run, tmp_path / "run", console=quiet()).status == "finished"
 
 

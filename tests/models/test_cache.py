@@ -20,6 +20,11 @@ def test_training_returns_no_cache_and_evaluation_does(model):
     assert language_model().train()(ids).cache is None
 
 
+def test_a_replica_on_one_of_several_devices_returns_tensors_alone(model, monkeypatch):
+    monkeypatch.setattr(model.model, "_is_replica", True, raising=False)  # as DataParallel does
+    assert model(tokens(1, 4)).cache is None
+
+
 def test_a_snapshot_is_a_way_back(model):
     ids = tokens(2, 30)
     cache = model(ids[:, :10], use_cache=True).cache

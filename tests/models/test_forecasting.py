@@ -27,6 +27,10 @@ def test_a_forecast_is_made_at_the_last_real_step(tmp_path):
         model(input_values=x, attention_mask=mask, labels=torch.ones(2, 3))
     wide = torch.ones(2, 3, 2, dtype=torch.float64)  # labels as a table has them
     model(input_values=x, attention_mask=mask, labels=wide).loss.backward()
+    far = torch.full((2, 3, 2), 1e5)
+    with torch.autocast("cpu", torch.float16):  # which ends at 65504
+        loss = model(input_values=x, attention_mask=mask, labels=far).loss
+    torch.testing.assert_close(loss, torch.tensor(1e10), rtol=0.01, atol=0)
     alone = model(input_values=x[1:, :12]).logits
     torch.testing.assert_close(output.logits[1:], alone, rtol=1e-4, atol=1e-5)
     hidden = model.model(input_values=x[1:, :12]).last_hidden_state[:, -1]

@@ -54,6 +54,23 @@ def test_a_left_padded_batch_writes_what_each_prompt_writes_alone(model):
         assert written(model, prompt)[0].tolist() == together[row].tolist()
 
 
+def test_a_mask_is_read_with_the_prompt_and_not_after_it(model):
+    ids = tokens(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given.get("attention_mask") is not None), with_kwargs=True
+    )
+    wanted = written(model, ids, attention_mask=mask)
+    assert seen == [True] + [False] * (len(seen) - 1)
+    assert len(seen) > 1
+    hook.remove()
+    for size in (1, 2, 4):
+        pieces = written(model, ids, attention_mask=mask, prefill_chunk_size=size)
+        assert torch.equal(pieces, wanted)
+
+
 def test_a_prompt_may_be_read_in_pieces_or_as_embeddings(model):
     ids = tokens(2, 21)
     wanted = written(model, ids)

@@ -162,16 +162,15 @@ def draw_beside_published(study: Mapping[str, Any]) -> str | None:
         }
         for system, figures in tables[0].values.items()
     }
-    figure, colours = (
-        Figure(figsize=(2 * _PANEL, 1.3 * _PANEL), layout="constrained"),
-        _colours(study),
-    )
+    figure = Figure(figsize=(2 * _PANEL, 1.3 * _PANEL), layout="constrained")
+    others: Any = matplotlib.colormaps["Dark2"]  # published systems are not ours
+    colours = {**dict(zip(published, others.colors, strict=False)), **_colours(study)}
     for index, (title, lines) in enumerate((("published", published), ("ours", ours))):
         axes = _panel(figure, index, 2)
         for system, points in lines.items():
             axes.plot(
                 list(points), list(points.values()), "o-",
-                markersize=3, label=system, color=colours.get(system),
+                markersize=3, label=system, color=colours[system],
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xlim(16, 2**17)

@@ -108,8 +108,10 @@ def format_measure(measure: str, value: float) -> str:
     digits as tell them from all."""
     if "accuracy" not in measure:
         return f"{value:.3f}"
+    if not value < 1:
+        return f"{100 * value:.1f} %"
     shown = (f"{100 * value:.{digits}f}" for digits in (1, 2, 3, 4))
-    return next((each for each in shown if value == 1 or float(each) < 100), "100.0") + " %"
+    return next((each for each in shown if float(each) < 100), "100.0") + " %"
 
 
 def _summarize_system(comparison: Mapping[str, Any], name: str, rows: list[Row]) -> SystemSummary:

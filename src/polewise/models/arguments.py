@@ -149,5 +149,5 @@ _IGNORED = ("cache_position", "num_items_in_batch", "token_type_ids", "tokenizer
 _ARGUMENTS = (
     "input_ids", "attention_mask", "cache", "inputs_embeds", "labels", "use_cache",
     "logits_to_keep", "input_values", "seq_idx", "output_hidden_states", "return_dict",
-    "position_ids",
+    "position_ids", "shift_labels",
 )  # fmt: skip

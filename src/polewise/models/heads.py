@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from polewise.models.configuration import PolewiseConfig
 from polewise.models.modeling import PolewiseModel, PolewisePreTrainedModel
 from polewise.models.pooling import pool
+from polewise.ops.precision import accumulator_dtype
 
 
 class PolewiseForSequenceClassification(PolewisePreTrainedModel):
@@ -53,11 +54,12 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         logits = self.score(pool(output.last_hidden_state, attention_mask, self.config.pooling))
         loss = None
         if labels is not None:
+            scores = logits
             if labels.is_floating_point():
-                labels = labels.to(logits)
+                scores, labels = _alike(logits, labels)
             loss = self.loss_function(
                 labels=labels,
-                pooled_logits=logits,
+                pooled_logits=scores,
                 config=self.config,
                 num_items_in_batch=num_items,
             )
@@ -120,10 +122,16 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
                 f"labels must have shape (batch, {shape[0]}, {shape[1]}) like the forecast, "
                 f"{tuple(forecast.shape)}; got {tuple(labels.shape)}."
             )
-        loss = None if labels is None else nn.functional.mse_loss(forecast, labels.to(forecast))
+        loss = None if labels is None else nn.functional.mse_loss(*_alike(forecast, labels))
         return SequenceClassifierOutput(
             loss=loss, logits=forecast, hidden_states=output.hidden_states
         )
+
+
+def _alike(answer: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as precise as a loss is reckoned, where the answer is: bfloat16 would round labels."""
+    dtype = accumulator_dtype(answer)
+    return answer.to(dtype), labels.to(answer.device, dtype)
 
 
 def _require_whole_rows(arguments: dict[str, Any], answer: str) -> None:

@@ -64,7 +64,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
         With `seq_idx`, no document is asked to predict the next one's first token; nothing under a
         mask is a target, nor is what comes just after it. Without any target the loss is NaN, as
-        everywhere in transformers.
+        everywhere in transformers. `shift_labels` are targets that stand where they are foretold,
+        and are taken as they are.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         shifted = kwargs.pop("shift_labels", None)
@@ -169,13 +170,16 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
     init_continuous_batching = generate_batch
 
-    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # its arguments are looked up
+    @functools.wraps(
+        GenerationMixin.prepare_inputs_for_generation, assigned=()
+    )  # for its arguments
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As transformers does it. A last token is real, so that one alone needs no mask, which
+        """As transformers does it. After the prompt every token is real and needs no mask, which
         would have to be looked at, or on a GPU be obeyed unseen."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         given = inputs.get("input_ids")
-        if given is not None and given.shape[1] == 1:
+        prompt = kwargs.get("is_first_iteration")
+        if given is not None and given.shape[1] == 1 and not prompt:
             inputs["attention_mask"] = None
         return inputs
 

@@ -301,6 +301,8 @@ class PolewiseModel(PolewisePreTrainedModel):
             ("input_values", input_values, (config.num_input_features,)),
             ("inputs_embeds", inputs_embeds, (config.hidden_size,)),
         ):
+            if name == "input_values" and not config.num_input_features:
+                continue  # a model of tokens: another message
             if given is not None and (given.ndim != 2 + len(last) or given.shape[2:] != last):
                 wanted = ", ".join(map(str, ("batch", "length", *last)))
                 raise ValueError(f"{name} must have shape ({wanted}); got {tuple(given.shape)}.")

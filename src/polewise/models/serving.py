@@ -122,8 +122,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},), "prediction": (), "reasoning_effort": ("none",),
     "modalities": (["text"],), "audio": (), "web_search_options": (),
 }  # fmt: skip
-"""What the library drops, with a warning in its own log or without: a request may name these values
-alone."""
+"""What is not done for a request, though the library takes it, with a warning in its own log or
+without: these values alone may be named."""
 
 
 def _refuse_what_is_not_done(validate: Callable[..., Any]) -> Callable[..., Any]:

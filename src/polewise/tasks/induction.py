@@ -87,6 +87,11 @@ class InductionTask:
         require_memory("num_eval, test_lengths, batch_size and length", 16 * tokens)
         _ = self._held_out
 
+    @property
+    def longest_in_training(self) -> int:
+        """Tests may be longer than what is trained on, and keep nothing for a way back."""
+        return self.length
+
     def fingerprint(self) -> None:
         """Return None: the options and the seed decide every sequence."""
         return None

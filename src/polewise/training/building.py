@@ -105,8 +105,7 @@ def planned_model(run: Run) -> nn.Module:
     # and position for the way back; the output has a number per token.
     options = run.model.mixer_options.items()
     pieces = (v for name, v in options if name.endswith("_length") and isinstance(v, int))
-    # What is tested may be longer than what is trained on; it keeps nothing.
-    length = min(spec.length, getattr(run.task, "length", spec.length))
+    length = getattr(run.task, "longest_in_training", spec.length)
     positions = run.task.batch_size * max(length, *pieces, 1)
     kept = positions * max(16 * hidden * run.model.num_layers, 4 * (spec.vocab_size or 0))
     require_memory("batch_size, length, hidden_size and the mixer's lengths", kept)

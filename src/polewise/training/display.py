@@ -53,7 +53,7 @@ class Display:
 
 def shown(value: float) -> str:
     """Return a number in four digits, or as many as it has before the point."""
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:.0f}" if 9999.5 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def print_line(console: Console, text: str = "") -> None:

@@ -57,13 +57,15 @@ def remove_folder(target: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here for the same folder."""
-    opened = os.open(folder, os.O_RDONLY)
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Wait until no other process is in here for the same folder; False where nothing says so, on a
+    file system without locks."""
+    opened, alone = os.open(folder, os.O_RDONLY), False
     try:
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):
             fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
+            alone = True
+        yield alone
     finally:
         os.close(opened)
 

@@ -35,7 +35,8 @@ def join_processes(options: TrainingOptions) -> Accelerator:
     # accelerate would shard in a way of its own, and on GPUs only; see `asks_for_shares`.
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     # A process may wait for another's data; one that is silent for longer is lost.
-    patience = timedelta(seconds=min(options.data_timeout + _SECONDS_TO_ANSWER, _A_YEAR))
+    waits = options.accumulate * options.data_timeout + _SECONDS_TO_ANSWER
+    patience = timedelta(seconds=min(waits, _A_YEAR))
     # accelerate keeps the precision of the first run of a process, and refuses another. What a
     # caller has told it stays; that the processes have met stays too.
     global _told_by_a_run

@@ -275,9 +275,10 @@ class RunFolder:
         task = self.read_run().task
         if isinstance(task, ForecastTask):
             for path in self._model_paths():
-                config = read_json_object(path / "config.json")
-                columns = config.get("num_input_features")
-                if isinstance(columns, int):
+                columns = None
+                with contextlib.suppress(ValueError):  # a damaged one is named where it is loaded
+                    columns = read_json_object(path / "config.json").get("num_input_features")
+                if isinstance(columns, int) and columns > 0:
                     return TaskSpec(
                         kind="forecast", length=task.length, num_features=columns,
                         horizon=task.horizon,

@@ -89,8 +89,9 @@ class Results:
     def write(self) -> None:
         """Replace the file, whole or not at all, with the rows that others have added meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.path.parent):
-            clear_up(self.path.parent, re.escape(self.path.name))
+        with alone_in(self.path.parent) as alone:
+            if alone:
+                clear_up(self.path.parent, re.escape(self.path.name))
             self.read()
             with explained_saving("the results", self.path, "run the study again"):
                 replace_file(self.path, json.dumps(self._describe(), indent=1) + "\n")

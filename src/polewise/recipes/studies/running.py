@@ -258,6 +258,8 @@ def _run_side_by_side(
             elif process.exitcode == _CANNOT_GO_ON:
                 for other, _ in children.values():
                     other.terminate()
+                for other, _ in children.values():
+                    other.join()
                 raise TrainingError(f"{trial.name} could not go on; its message is above.")
             elif asked is None and process.exitcode != _IN_USE:
                 ledger.fail(trial, f"its process ended with code {process.exitcode}")
