@@ -20,7 +20,7 @@ def tiny(monkeypatch):
             name="short",
             task=RecallTask(length=8, vocab_size=8, num_eval=20, batch_size=4),
             systems=(System(name="attention", model=model),),
-            training=TrainingOptions(max_steps=2, evaluate_every=1, log_every=1),
+            training=TrainingOptions(max_steps=4, evaluate_every=1, log_every=1),
             learning_rates=(1e-3, 1e-2),
             num_seeds=2,
             expected_seconds=1800.0,

@@ -36,7 +36,7 @@ _STEPS_TO_TIME = 3
 def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
     """Return the headline metric against steps, the mean over seeds and lowest to highest.
 
-    One panel per comparison that has runs, against seconds where the budget is in seconds; None
+    One panel per comparison that trained, against seconds where the budget is in seconds; None
     where there are no runs.
     """
     panels = []
