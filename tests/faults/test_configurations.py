@@ -6,8 +6,10 @@ import pytest
 from benchmarks.faults.inputs import try_many
 from tests.faults.runs import quiet, small_run
 
+from polewise.tasks import InductionTask
 from polewise.training import (
     ModelOptions,
+    Run,
     RunFolder,
     TrainingOptions,
     resume,
@@ -144,3 +146,9 @@ def test_mutated_files_are_refused_or_read(tmp_path):
     answers = try_many("files", 250, seed=1, folder=tmp_path)
     assert answers["refused"] > 100
     assert answers["read"] > 20
+
+
+def test_a_test_far_longer_than_what_is_trained_on_needs_no_memory_for_the_way_back():
+    task = InductionTask(length=16, test_lengths="16,10000000", batch_size=64)
+    model = ModelOptions(hidden_size=64)  # 64 such rows would keep a terabyte
+    planned_model(Run(task=task, model=model, training=TrainingOptions(max_steps=1)))
