@@ -72,7 +72,7 @@ def info(run: RunPath) -> int:
     folder = RunFolder.open(run)
     config = folder.read_config()
     described = folder.read_run()
-    spec = folder.read_spec()
+    spec = folder.spec_of(described)
     model: Any = model_without_numbers(spec, described.model)
     print(f"run         {folder.path}")
     print(f"task        {described.task_name} {pairs(config['task'], 'name')}")

@@ -60,7 +60,7 @@ def require_rising(positions: Tensor, real: Tensor | None) -> None:
         ValueError: they begin anew, or stand still.
     """
     if torch.compiler.is_compiling() or positions.shape[-1] < 2:
-        return  # a trace has no values
+        return  # a trace has no values, and one token nothing to rise from
     if real is None or positions.shape != real.shape:
         falls = positions.diff(dim=-1) <= 0
     else:

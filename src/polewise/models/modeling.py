@@ -219,8 +219,7 @@ class PolewiseModel(PolewisePreTrainedModel):
 
         What stands under a mask is not a token or a number, and need not be one.
         """
-        self._require_shapes(*given)
-        only = only_one(given)
+        only = self._require_input(*given)
         if documents is not None:
             require_mask("seq_idx", documents, only, 0)
             real: Tensor | None = documents >= 0
@@ -233,7 +232,7 @@ class PolewiseModel(PolewisePreTrainedModel):
             input_ids = torch.where(real, input_ids, 0)
         if real is not None and input_values is not None:
             input_values = torch.where(real[..., None], input_values, 0)
-        x = self.embed(input_ids, input_values, inputs_embeds)
+        x = self._embed(input_ids, input_values, inputs_embeds)
         return real_tokens_first(x, real) if documents is None else separate_documents(x, documents)
 
     def _read(
@@ -269,8 +268,12 @@ class PolewiseModel(PolewisePreTrainedModel):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Exactly one kind of input to (batch, length, hidden_size)."""
-        only_one((input_ids, input_values, inputs_embeds))
-        self._require_shapes(input_ids, input_values, inputs_embeds)
+        self._require_input(input_ids, input_values, inputs_embeds)
+        return self._embed(input_ids, input_values, inputs_embeds)
+
+    def _embed(
+        self, input_ids: Tensor | None, input_values: Tensor | None, inputs_embeds: Tensor | None
+    ) -> Tensor:
         if inputs_embeds is not None:
             return inputs_embeds
         if self.config.num_input_features:
@@ -292,10 +295,11 @@ class PolewiseModel(PolewisePreTrainedModel):
                 f"{int(input_ids.min())} to {int(input_ids.max())}."
             ) from None
 
-    def _require_shapes(
+    def _require_input(
         self, input_ids: Tensor | None, input_values: Tensor | None, inputs_embeds: Tensor | None
-    ) -> None:
-        config = self.config
+    ) -> Tensor:
+        """Return the one input that was given, checked to have its shape."""
+        config, only = self.config, only_one((input_ids, input_values, inputs_embeds))
         for name, given, last in (
             ("input_ids", input_ids, ()),
             ("input_values", input_values, (config.num_input_features,)),
@@ -306,6 +310,7 @@ class PolewiseModel(PolewisePreTrainedModel):
             if given is not None and (given.ndim != 2 + len(last) or given.shape[2:] != last):
                 wanted = ", ".join(map(str, ("batch", "length", *last)))
                 raise ValueError(f"{name} must have shape ({wanted}); got {tuple(given.shape)}.")
+        return only
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_values if self.config.num_input_features else self.embed_tokens

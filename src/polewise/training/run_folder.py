@@ -266,13 +266,13 @@ class RunFolder:
         with without_progress_bars(), explained_saving("the model", self.path):
             replace_folder(target, write)
 
-    def read_spec(self) -> TaskSpec:
-        """Return what the run's model knows of its task.
+    def spec_of(self, run: Run) -> TaskSpec:
+        """Return what the model of this folder's run knows of its task.
 
         The columns of a forecast are those of a table, which may have gone or changed since; a
         model that was saved still has them.
         """
-        task = self.read_run().task
+        task = run.task
         if isinstance(task, ForecastTask):
             for path in self._model_paths():
                 columns = None
@@ -295,8 +295,8 @@ class RunFolder:
         if path is None:
             raise ValueError(f"run must hold a saved model; {self.path} has none yet.")
         if (path / MANIFEST).exists():
-            model = model_without_numbers(self.read_spec(), self.read_run().model)
-            limit = checkpoint_limit(model)
+            run = self.read_run()
+            limit = checkpoint_limit(model_without_numbers(self.spec_of(run), run.model))
             try:
                 verify_folder(path, max_bytes=limit)
             except ValueError as error:
@@ -311,7 +311,7 @@ class RunFolder:
         """
         from polewise.models.progress_bars import without_progress_bars
 
-        path, kind = self.verified_model_path(), model_class(self.read_spec())
+        path, kind = self.verified_model_path(), model_class(self.spec_of(self.read_run()))
         try:
             with without_progress_bars():
                 model, loading = kind.from_pretrained(
