@@ -170,9 +170,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
     init_continuous_batching = generate_batch
 
-    @functools.wraps(
-        GenerationMixin.prepare_inputs_for_generation, assigned=()
-    )  # for its arguments
+    # transformers looks up its arguments.
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation, assigned=())
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers does it. After the prompt every token is real and needs no mask, which
         would have to be looked at, or on a GPU be obeyed unseen."""
