@@ -10,8 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,12 +20,11 @@ import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 
-from polewise.options import require_at_least
+from polewise.recipes.studies.equal_terms import require_alike, require_places
+from polewise.recipes.studies.ledger import Ledger
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.study import Study, Trial
-from polewise.recipes.studies.trial_run import has_outcome, processes, read_row, run_trial
-from polewise.training import RunFolder
-from polewise.training.display import format_seconds, print_line
+from polewise.recipes.studies.trial_run import has_outcome, processes, run_trial
 from polewise.training.errors import FolderInUseError, TrainingError
 from polewise.training.stopping import StopRequest, stop_requests
 
@@ -86,9 +84,9 @@ def run_study(
             `jobs` or `max_hours` will not do.
         SaveError, StalledError: as for `train`; what was done before is kept.
     """
-    _require_fair(study, jobs)
-    ledger = _Ledger(study, out, Results(study, results), only, console or Console())
-    _require_alike(ledger, jobs)
+    require_places(study, jobs)
+    ledger = Ledger(study, out, Results(study, results), only, console or Console())
+    require_alike(ledger, jobs)
     _require_data(ledger)
     if max_hours is not None and not 0 <= max_hours <= _MOST_HOURS:
         raise ValueError(f"max_hours must be between 0 and {_MOST_HOURS:,}; got {max_hours}.")
@@ -111,102 +109,7 @@ def run_study(
     )
 
 
-@dataclass
-class _Ledger:
-    """What is done, what is left, and how long that will take."""
-
-    study: Study
-    out: Path
-    results: Results
-    only: str
-    console: Console
-    failed: list[str] = field(default_factory=list)
-    running: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    work_done: float = 0.0
-
-    def __post_init__(self) -> None:
-        names = [trial.name for trial in self.study.trials()]
-        if not any(fnmatchcase(name, self.only) for name in names):
-            raise ValueError(
-                f"only must match a run of {self.study.name}, such as {names[0]}; got "
-                f"{self.only!r}. `polewise study {self.study.name} --list` lists them."
-            )
-        if outdated := self.results.outdated:
-            self.say(
-                f"{len(outdated)} rows of {self.results.path} have other options than the study "
-                f"has now and will be dropped, such as {outdated[0]}"
-            )
-        # Runs that another call has finished, or this one before its results were written.
-        known = set(self.results.rows)
-        for trial in self.study.trials():
-            if trial.name not in known and has_outcome(trial, self.path(trial)):
-                self.results.add(read_row(self.study, trial, self.path(trial)))
-        if found := sorted(set(self.results.rows) - known):
-            self.say(f"{len(found)} runs of {self.out} were done already, such as {found[0]}")
-            if processes().is_main_process:
-                self.results.write()
-
-    def path(self, trial: Trial) -> Path:
-        return self.out / trial.name
-
-    def left(self) -> list[Trial]:
-        """Runs that are asked for, missing, and whose rate is known by now."""
-        measured = self.results.measured()
-        exact = [trial for trial in self.study.trials() if trial.name == self.only]
-        if exact:
-            return [trial for trial in exact if trial.name not in measured]
-        return [
-            trial
-            for trial in self.study.open_trials(measured)
-            if fnmatchcase(trial.name, self.only)
-        ]
-
-    def to_come(self) -> list[Trial]:
-        """Stand-ins for runs that are asked for and whose rate is not known yet."""
-        if any(trial.name == self.only for trial in self.study.trials()):
-            return []
-        coming = self.study.trials_to_come(self.results.measured())
-        return [trial for trial in coming if fnmatchcase(trial.name, self.only)]
-
-    def next(self) -> Trial | None:
-        """Return the next run to begin with; one that another process trains is left to it."""
-        tried = {*self.failed, *self.running}
-        for trial in self.left():
-            if trial.name not in tried and not RunFolder(self.path(trial)).is_in_use():
-                return trial
-        return None
-
-    def record(self, trial: Trial) -> None:
-        """Take in a run that is done, write the results, and say how far it all is."""
-        row = read_row(self.study, trial, self.path(trial))
-        self.results.add(row)
-        if not processes().is_main_process:
-            return
-        self.results.write()
-        self.work_done += _work(trial)
-        headline = trial.comparison.task.headline
-        what = (
-            f"{headline.replace('_', ' ')} {row['metrics'][headline]:.4g}"
-            if row["status"] == "done"
-            else "diverged"
-        )
-        left = [*self.left(), *self.to_come()]
-        rate = (time.monotonic() - self.began) / self.work_done
-        remaining = format_seconds(rate * sum(map(_work, left)))
-        self.say(f"{trial.name}: {what}. {len(left)} to do, about {remaining}")
-
-    def fail(self, trial: Trial, why: str) -> None:
-        """Put down that a run broke off, and leave it to the next call."""
-        self.failed.append(trial.name)
-        self.say(f"{trial.name}: broke off: {why}")
-
-    def say(self, line: str) -> None:
-        if processes().is_main_process:
-            print_line(self.console, line)
-
-
-def _run_one_after_another(ledger: _Ledger, stop: StopRequest) -> int | None:
+def _run_one_after_another(ledger: Ledger, stop: StopRequest) -> int | None:
     """Run in this process, or in all those that `accelerate launch` started."""
     while (asked := _agreed(stop.signal)) is None and (trial := _next_of_all(ledger)) is not None:
         try:
@@ -228,7 +131,7 @@ def _run_one_after_another(ledger: _Ledger, stop: StopRequest) -> int | None:
 
 
 def _run_side_by_side(
-    ledger: _Ledger, jobs: int, deadline: float | None, stop: StopRequest
+    ledger: Ledger, jobs: int, deadline: float | None, stop: StopRequest
 ) -> int | None:
     """Run in processes of their own, `jobs` at a time."""
     children: dict[int, tuple[BaseProcess, Trial]] = {}
@@ -277,7 +180,7 @@ def _start(trial: Trial, path: Path, slot: int) -> BaseProcess:
     try:
         # Spawned: a fork would inherit the threads of OpenMP, half alive.
         process = multiprocessing.get_context("spawn").Process(
-            target=_run_quietly, args=(_without_data(trial), path), daemon=True
+            target=_run_quietly, args=(trial.without_data(), path), daemon=True
         )
         process.start()
     finally:
@@ -287,12 +190,6 @@ def _start(trial: Trial, path: Path, slot: int) -> BaseProcess:
             else:
                 os.environ[name] = value
     return process
-
-
-def _without_data(trial: Trial) -> Trial:
-    """The same run, its task without what it has read: open files do not go to another process."""
-    comparison = trial.comparison
-    return replace(trial, comparison=replace(comparison, task=replace(comparison.task)))
 
 
 def _run_quietly(trial: Trial, path: Path) -> None:
@@ -332,7 +229,7 @@ def _agreed(asked: int | None) -> int | None:
     return next((each for each in gather_object([asked]) if each is not None), None)
 
 
-def _next_of_all(ledger: _Ledger) -> Trial | None:
+def _next_of_all(ledger: Ledger) -> Trial | None:
     """Return the next run as the main process sees it: it alone reads what others add meanwhile."""
     trial = ledger.next()
     if processes().num_processes == 1:
@@ -341,71 +238,8 @@ def _next_of_all(ledger: _Ledger) -> Trial | None:
     return next((each for each in ledger.study.trials() if each.name == name), None)
 
 
-def _work(trial: Trial) -> float:
-    """How much a run is, in units that only compare runs of one study."""
-    comparison, training = trial.comparison, trial.run.training
-    if comparison.expected_seconds is not None:
-        return trial.share * comparison.expected_seconds
-    if training.max_seconds is not None:
-        return training.max_seconds
-    spec = trial.run.task.spec
-    return float(training.max_steps or 0) * trial.run.task.batch_size * spec.length
-
-
-def _require_data(ledger: _Ledger) -> None:
+def _require_data(ledger: Ledger) -> None:
     """Raise ValueError where a run would find its data missing, before hours of others."""
     coming = {trial.comparison.name: trial for trial in (*ledger.left(), *ledger.to_come())}
     for trial in coming.values():
-        _without_data(trial).comparison.task.prepare()
-
-
-def _require_fair(study: Study, jobs: int) -> None:
-    gpus = torch.cuda.device_count()
-    places = gpus or _usable_cores()
-    require_at_least("jobs", jobs, 1)
-    timed = [each.name for each in study.comparisons if each.training.max_seconds is not None]
-    if timed and jobs > places:
-        what = "GPUs" if gpus else "cores"
-        raise ValueError(
-            f"jobs must be at most {places}, the {what} that this process may use: {timed[0]} has "
-            f"a budget in seconds, which runs that share one would not have equally; got {jobs}."
-        )
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _require_alike(ledger: _Ledger, jobs: int) -> None:
-    """Raise ValueError where runs would have more, or less, than those they are compared with:
-    batches, or threads where the budget is in seconds."""
-    threads = 1 if jobs > 1 else torch.get_num_threads()
-    coming = [trial.comparison for trial in (*ledger.left(), *ledger.to_come())]
-    names = {each.name for each in coming}
-    timed = {each.name for each in coming if each.training.max_seconds is not None}
-    for row in ledger.results.rows.values():
-        together = row.get("num_processes", 1)
-        if row["comparison"] in names and together != processes().num_processes:
-            raise ValueError(
-                f"each run must be trained by {together} process(es), as those of "
-                f"{row['comparison']} in {ledger.results.path} were, for each draws batches of its "
-                f"own; got {processes().num_processes}. Start as many, or choose another --out."
-            )
-        machine = row["environment"].get("vector_instructions")  # older rows do not say
-        here = torch.backends.cpu.get_cpu_capability()
-        if row["comparison"] in timed and machine not in (None, here):
-            raise ValueError(
-                f"a budget in seconds buys other steps on another machine: those of "
-                f"{row['comparison']} in {ledger.results.path} had {machine}, this one has {here}. "
-                "Choose another --out."
-            )
-        before = row["environment"]["num_threads"]
-        if row["comparison"] in timed and before != threads:
-            how = "--jobs 2" if before == 1 else "--jobs 1"
-            raise ValueError(
-                f"jobs must give every run {before} thread(s), as those of {row['comparison']} in "
-                f"{ledger.results.path} had, for their budget is in seconds; got {threads}. Choose "
-                f"{how} with OMP_NUM_THREADS={before}, or another --out."
-            )
+        trial.without_data().comparison.task.prepare()

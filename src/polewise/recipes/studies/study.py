@@ -144,6 +144,12 @@ class Trial:
             ),
         )
 
+    def without_data(self) -> Trial:
+        """Return the same run, its task without what it has read: open files do not go to another
+        process."""
+        comparison = replace(self.comparison, task=replace(self.comparison.task))
+        return replace(self, comparison=comparison)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
