@@ -11,9 +11,15 @@ import pytest
 from tests.faults.runs import flip_bit, have_equal_parameters, quiet, small_run
 
 from polewise.training import RunFolder, build_model, resume
-from polewise.training.checkpoint import find_checkpoint, load_checkpoint, verify_checkpoint
+from polewise.training.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from polewise.training.manifest import MANIFEST, write_manifest
 from polewise.training.optimizer import build_optimizer
+from polewise.training.progress import Progress
 
 FILES = [
     "model.safetensors",
@@ -116,6 +122,16 @@ def test_what_others_put_beside_the_checkpoints_is_neither_chosen_nor_deleted(ru
     resume(run_copy, max_steps=8, console=quiet())
     left = sorted(path.name for path in folder.iterdir())
     assert left == ["notes.txt", "step-6", "step-8", "step-99", "step-best"]
+
+
+def test_a_damaged_checkpoint_does_not_count_when_the_oldest_are_dropped(run_copy):
+    folder = run_copy / "checkpoints"
+    (folder / "step-1").mkdir()  # someone else's
+    (folder / "step-1" / "notes.txt").write_text("mine")
+    flip_bit(folder / "step-6" / "model.safetensors")
+    save_checkpoint(folder, fresh_model(), {}, Progress(step=7), keep=2)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["step-1", "step-4", "step-6", "step-7"]
 
 
 class Harm:

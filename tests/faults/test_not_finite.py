@@ -219,14 +219,21 @@ def test_nan_in_a_weight_is_named_and_never_saved(tmp_path, built):
     assert checkpoints_in(tmp_path / "run") == ["step-2"]
 
 
-def test_nan_in_the_optimiser_is_stopped_before_it_is_saved(tmp_path, built):
+@pytest.mark.parametrize(
+    ("average", "message"),
+    [
+        ("exp_avg", r"the parameter .* is (NaN|infinite)"),
+        ("exp_avg_sq", r"average 0.exp_avg_sq is not finite"),  # its parameter just stands still
+    ],
+)
+def test_infinity_in_the_optimiser_is_stopped_before_it_is_saved(tmp_path, built, average, message):
     class Harm(Sabotage):
         def harm(self):
             state = next(iter(built["build_optimizer"].state.values()))
-            state["exp_avg"].fill_(float("inf"))
+            state[average].fill_(float("inf"))
 
     run = small_run(Harm(**TASK), log_every=100)
-    with pytest.raises(NonFiniteError, match=r"the parameter .* is (NaN|infinite)"):
+    with pytest.raises(NonFiniteError, match=message):
         train(run, tmp_path / "run", console=quiet())
     assert checkpoints_in(tmp_path / "run") == ["step-2"]
 

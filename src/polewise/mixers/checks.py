@@ -18,7 +18,7 @@ from polewise import states
 
 
 def check_mixer(mixer: nn.Module, *, dim: int | None = None, length: int = 37) -> None:
-    """Raise AssertionError with the fact that does not hold.
+    """Check that a mixer keeps the contract.
 
     Args:
         mixer: `(x, state=None, lengths=None) -> (y, state)`, with a class or instance
@@ -29,7 +29,13 @@ def check_mixer(mixer: nn.Module, *, dim: int | None = None, length: int = 37) -
 
     What a mixer cannot do it declares as `limits: dict[str, str]`, the name of a check to the
     reason. Checks: see `mixer_checks`.
+
+    Raises:
+        AssertionError: a fact does not hold.
+        RuntimeError: Python runs with `-O`, which leaves assertions out.
     """
+    if not __debug__:
+        raise RuntimeError("check_mixer must be run by a Python without -O, which checks nothing.")
     for name, check in mixer_checks(mixer, dim=dim, length=length):
         try:
             check()

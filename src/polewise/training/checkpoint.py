@@ -13,6 +13,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from polewise.training.durable import remove_folder, replace_folder
 from polewise.training.errors import NonFiniteError, explained_saving
 from polewise.training.fully_sharded import share_like, whole_tensor
 from polewise.training.json_files import read_json_object
-from polewise.training.manifest import verify_folder
+from polewise.training.manifest import has_manifest, verify_folder
 from polewise.training.progress import Progress
 from polewise.training.random_state import random_state, set_random_state
 
@@ -45,16 +46,19 @@ def save_checkpoint(
     *,
     keep: int | None,
 ) -> Path:
-    """Write `folder/step-N` beside its place, put it there, then drop the oldest beyond `keep`;
-    None drops none.
+    """Write `folder/step-N` beside its place, put it there, then drop the oldest beyond `keep`
+    whole ones; None drops none.
 
     The averages are the optimiser's, `dict(named_averages(optimizer))`.
 
     Raises:
-        NonFiniteError: a parameter is NaN or infinite. Nothing is written.
+        NonFiniteError: a parameter or an average is NaN or infinite. Nothing is written.
         SaveError: it cannot be written. Either way the checkpoints that exist stay as they are.
     """
     require_finite(model)
+    for name, value in averages.items():
+        if not value.isfinite().all():
+            raise NonFiniteError(f"the optimiser's average {name} is not finite")
     target = folder / f"step-{progress.step}"
 
     def write(path: Path) -> None:
@@ -67,11 +71,23 @@ def save_checkpoint(
     with explained_saving("a checkpoint", folder):
         folder.mkdir(exist_ok=True)  # and not what is above: a run folder may have vanished
         replace_folder(target, write)
-        # A newer one can only be damaged: the run would have gone on from it.
-        older = [path for path in list_checkpoints(folder) if _step(path) < progress.step]
-        for path in [] if keep is None else older[: max(len(older) - keep + 1, 0)]:
-            remove_folder(path)
+        if keep is not None:
+            _prune(folder, progress.step, keep - 1, max_bytes=checkpoint_limit(model))
     return target
+
+
+def _prune(folder: Path, before: int, keep: int, *, max_bytes: int) -> None:
+    """Remove what is older than the newest `keep` whole checkpoints of those before a step (a later
+    one can only be damaged: the run would have gone on from it)."""
+    for path in reversed(list_checkpoints(folder)):
+        if _step(path) >= before or not has_manifest(path):
+            continue
+        if keep == 0:
+            remove_folder(path)
+            continue
+        with suppress(ValueError):
+            verify_checkpoint(path, max_bytes=max_bytes)
+            keep -= 1
 
 
 def named_averages(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -175,14 +191,15 @@ def find_checkpoint(
 
 
 def forget_checkpoints_after(path: Path) -> None:
-    """Remove those that are newer than this one, to which the run has gone back.
+    """Remove those that are newer than this one, to which the run has gone back. A folder without
+    manifest is someone else's.
 
     Raises:
         SaveError: they cannot be removed.
     """
     with explained_saving("a checkpoint", path.parent):
         for newer in list_checkpoints(path.parent):
-            if _step(newer) > _step(path):
+            if _step(newer) > _step(path) and has_manifest(newer):
                 remove_folder(newer)
 
 

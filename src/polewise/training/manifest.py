@@ -30,6 +30,11 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(_rendered(described), encoding="utf-8")
 
 
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder was written here: those of others have none."""
+    return (folder / MANIFEST).exists()
+
+
 def verify_folder(folder: Path, *, names: Iterable[str] = (), max_bytes: int | None = None) -> None:
     """Check that every file is as it was written.
 
@@ -72,7 +77,7 @@ def verify_folder(folder: Path, *, names: Iterable[str] = (), max_bytes: int | N
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    if not path.exists():
+    if not has_manifest(folder):
         raise ValueError(
             f"{MANIFEST} is missing: it is incomplete, or from before checkpoints had one"
         )

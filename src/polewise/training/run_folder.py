@@ -16,10 +16,11 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 from uuid import uuid4
 
 from torch import nn
@@ -186,7 +187,7 @@ class RunFolder:
             ValueError: another process trains here, or the folder cannot be written.
         """
         try:
-            file = (self.path / ".lock").open("a")
+            file = (self.path / ".lock").open("a+")
         except OSError as error:
             raise ValueError(
                 f"run must be a folder that can be written; {self.path}: {error}."
@@ -195,11 +196,14 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                file.seek(0)
+                holder = file.read(100).strip() or "another process"
                 raise FolderInUseError(
-                    f"run must not be in use; another process trains in {self.path}."
+                    f"run must not be in use; {holder} trains in {self.path}."
                 ) from None
             except OSError:
                 pass  # a file system without locks
+            _sign(file)
             clear_up(self.path, r"config\.json|metrics\.jsonl|outcome\.json|model|model-last")
             clear_up(self.checkpoints_path, r"step-[0-9]+")
             yield
@@ -328,3 +332,10 @@ class RunFolder:
         while it was being replaced."""
         found = (self.model_path, self.path / ".model.old", self.last_model_path)
         return [path for path in found if path.is_dir()]
+
+
+def _sign(lock: TextIO) -> None:
+    """Write down who trains here, for those who are kept out; a full disk costs no more than it."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
