@@ -16,8 +16,9 @@ _MEASURED = (1e-3, 3e-3)
 def elsewhere(size: Size) -> Study:
     """Who is ahead where nothing was chosen: copying, induction, lists, vowels, forecasts?
 
-    Two tasks of tokens in models of two layers, as in `table1`; then three in which Focus and
-    Mamba-2 are stacked without feed-forwards, as in `audio`. The gpu size has the published tasks.
+    Two tasks of tokens in models of two layers, as in `table1`; then four in which Focus and
+    Mamba-2 are stacked without feed-forwards, as in `audio`: ListOps of a size for a CPU and with
+    the original's rules, on its test set. The gpu size has the published tasks.
     """
     if size == "cpu":
         copying = SelectiveCopyTask(length=64, num_tokens=4)
@@ -28,12 +29,19 @@ def elsewhere(size: Size) -> Study:
     else:
         copying, induction, lists = SelectiveCopyTask(), InductionTask(), ListOpsTask()
         forecast = ForecastTask(subtract_last=True)
+    original = ListOpsTask(
+        source="d20s", min_length=0, max_length=1000, max_depth=20, max_arguments=5, num_eval=1000
+    )
     return study_of(
         elsewhere,
         size,
         _comparison("selective-copy", copying, size, steps=(600, 20_000), seconds=110),
         _comparison("induction", induction, size, steps=(500, 20_000), seconds=130),
         _comparison("listops", lists, size, steps=(800, 20_000), seconds=170, deep=True),
+        _comparison(
+            "listops-d20s", original, size, steps=(800, 20_000), seconds=300, deep=True,
+            rates=(3e-3,),
+        ),
         _comparison(
             "vowels", SeriesTask(), size, steps=(300, 300), seconds=25, deep=True,
             rates=_MEASURED, num_seeds=3,
