@@ -25,10 +25,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import gc
-import json
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -41,11 +37,21 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from filters import machine
-from interleaved import in_turn, progress
 from polewise import PolewiseConfig, PolewiseForCausalLM, states
 from polewise.models.cache import PolewiseCache
 from polewise.training.environment import describe_environment
+from shared import (
+    brief,
+    in_rounds,
+    machine,
+    now,
+    progress,
+    ratios,
+    results_file,
+    seconds,
+    spread,
+    write,
+)
 
 VOCABULARY = 256
 SEGMENT = 512
@@ -196,7 +202,7 @@ def measure_contexts(focus: PolewiseForCausalLM, options: argparse.Namespace) ->
         times = measure(systems, options.rounds, f"context {context}")
         row["seconds"] = times
         row["tokens_per_second"] = {
-            name: spread([tokens / each for each in seconds]) for name, seconds in times.items()
+            name: spread([tokens / each for each in taken]) for name, taken in times.items()
         }
         row["over_gpt2"] = {
             f"{name}, {way}": spread(ratios(times[f"GPT-2, {way}"], times[f"{name}, {way}"]))
@@ -222,7 +228,7 @@ def measure_positions(focus: PolewiseForCausalLM, options: argparse.Namespace) -
         decoder.read(random_ids(SEGMENT, options.seed))
     process, rows, snapshots, done = psutil.Process(), [], {}, 0
     for mark in marks:
-        seconds = read(reader.read, ids[:, done:mark], f"to {mark}")
+        took = read(reader.read, ids[:, done:mark], f"to {mark}")
         read(judge.read, ids[:, done:mark], f"to {mark} in float64")
         snapshots[mark] = reader.state
         window = ids[:, mark : mark + tokens]
@@ -234,7 +240,7 @@ def measure_positions(focus: PolewiseForCausalLM, options: argparse.Namespace) -
         rows.append(
             {
                 "position": mark,
-                "read_seconds": seconds,
+                "read_seconds": took,
                 "state_bytes": reader.num_bytes(),
                 "process_bytes": process.memory_info().rss,
                 "difference_from_float64": difference(torch.cat(logits, 1), wanted),
@@ -251,10 +257,10 @@ def measure_positions(focus: PolewiseForCausalLM, options: argparse.Namespace) -
     systems = {str(mark): partial(decode, mark) for mark in marks}
     times = measure(systems, options.rounds, "single steps")
     for row in rows:
-        seconds = times[str(row["position"])]
-        row["seconds"] = seconds
-        row["ms_per_token"] = spread([1000 * each / tokens for each in seconds])
-        row["over_first"] = spread(ratios(seconds, times[str(marks[0])]))
+        taken = times[str(row["position"])]
+        row["seconds"] = taken
+        row["ms_per_token"] = spread([1000 * each / tokens for each in taken])
+        row["over_first"] = spread(ratios(taken, times[str(marks[0])]))
     return {"rows": rows}
 
 
@@ -304,31 +310,15 @@ def read(call: Callable[[Tensor], None], ids: Tensor, what: str) -> float:
 def measure(
     systems: dict[str, Callable[[], object]], rounds: int, what: str
 ) -> dict[str, list[float]]:
-    """Seconds of each system in each round; the order rotates."""
-    names = list(systems)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        gc.collect()
-        for name in in_turn(names, number):
-            began = time.perf_counter()
-            systems[name]()
-            times[name].append(time.perf_counter() - began)
-        progress(f"{what}: round {number + 1} of {rounds}")
-    progress("")
+    """Seconds of each system in each round."""
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for _, name in in_rounds(list(systems), rounds, f"{what}: "):
+        times[name].append(seconds(systems[name]))
     return times
 
 
 def difference(left: Tensor, right: Tensor) -> float:
     return float((left.double() - right.double()).abs().max())
-
-
-def ratios(left: list[float], right: list[float]) -> list[float]:
-    """Round by round."""
-    return [mine / theirs for mine, theirs in zip(left, right, strict=True)]
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -384,10 +374,6 @@ def show_positions(rows: list[dict[str, Any]]) -> None:
             f"{row['process_bytes'] / 2**20:.0f} | {row['difference_from_float64']:.1e} | "
             f"{row['largest_logit']:.1f} |"
         )
-
-
-def brief(value: dict[str, float], form: str) -> str:
-    return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
 
 
 PARTS = {
@@ -447,10 +433,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    now = datetime.datetime.now(datetime.UTC)
     work = {name: value for name, value in vars(options).items() if name != "output"}
     report: dict[str, Any] = {
-        "date": now.isoformat(timespec="seconds"),
+        "date": now(),
         "hardware": machine(),
         "environment": describe_environment(),
         "work": work,
@@ -460,12 +445,9 @@ def main(arguments: list[str] | None = None) -> None:
         if name in options.parts:
             report[name] = part(focus, options)
     show(report)
-    output = options.output
-    if output is None and not options.small:
-        output = Path(__file__).parent / "results" / f"decode-{now.date().isoformat()}.json"
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=1) + "\n")
+    if options.output is not None or not options.small:
+        output = results_file("decode", options.output)
+        write(output, report)
         print(f"\nwritten to {output}")
 
 

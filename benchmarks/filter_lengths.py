@@ -29,8 +29,9 @@ from filter_systems import (
     scan_systems,
     torchlpc_systems,
 )
-from interleaved import measure, progress, seconds
+from interleaved import measure
 from polewise.ops import associative_filter, direct_form_filter, normal_form_filter
+from shared import in_rounds, progress, resident, seconds, start_watching_memory
 
 LENGTHS = [1, 16, 256, 1024, 4096, 16384, 65536, 262144, 1048576]
 DIM = 64
@@ -118,12 +119,11 @@ def calls(options: argparse.Namespace) -> list[dict[str, Any]]:
             call()
 
     samples: dict[str, list[float]] = {name: [] for name in systems}
-    for number in range(options.rounds + 1):
-        for name, call in systems.items():
-            with torch.set_grad_enabled("backward" in name):
-                taken = seconds(lambda call=call: repeat(call))
-            if number:  # the first round warms up
-                samples[name].append(1e6 * taken / CALLS)
+    for number, name in in_rounds(list(systems), options.rounds + 1):
+        with torch.set_grad_enabled("backward" in name):
+            taken = seconds(partial(repeat, systems[name]))
+        if number:  # the first round warms up
+            samples[name].append(1e6 * taken / CALLS)
     return [
         {
             "system": name, "median_us": statistics.median(taken), "low_us": min(taken),
@@ -139,7 +139,7 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     for form in FORMS:
         command = [
             sys.executable, __file__, form, str(options.batch), str(options.length),
-            str(options.dim), str(options.bin_length),
+            str(options.dim), str(options.bin_length), str(options.threads),
         ]  # fmt: skip
         runs = [
             json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -158,8 +158,11 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def extra_here(form: str, batch: int, length: int, dim: int, bin_length: int) -> dict[str, int]:
+def extra_here(
+    form: str, batch: int, length: int, dim: int, bin_length: int, threads: int
+) -> dict[str, int]:
     """In this process, from where the kernel's high-water mark counts anew."""
+    torch.set_num_threads(threads)
 
     def step(work: Work) -> tuple[torch.Tensor, ...]:
         poles = [work.a] if form == "direct" else [work.decay, work.angle]
@@ -170,8 +173,7 @@ def extra_here(form: str, batch: int, length: int, dim: int, bin_length: int) ->
 
     step(make_work(batch, 2 * bin_length, dim, bin_length, 0))  # compiles
     work = make_work(batch, length, dim, bin_length, 0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
+    before = start_watching_memory()
     results = step(work)
     wanted = sum(result.nbytes for result in results)
     return {"extra": resident("VmHWM") - before - wanted, "input": work.x.nbytes}
@@ -223,11 +225,6 @@ def with_gradients(run: Callable[..., Any], inputs: list[torch.Tensor]) -> list[
     leaves = [t.requires_grad_() for t in inputs]
     y, _ = run(*leaves)
     return [y.detach(), *torch.autograd.grad(y, leaves, y.detach())]
-
-
-def resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:

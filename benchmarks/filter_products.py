@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from filter_systems import System, forward_and_backward
-from interleaved import measure, progress, ratio
+from interleaved import measure, ratio
 from polewise.ops import associative_filter, gated_filter
+from shared import progress
 
 HEADS, KEY_DIM, VALUE_DIM = 4, 32, 64
 LONGEST_SDPA = 16384

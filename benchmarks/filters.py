@@ -27,11 +27,6 @@ torchlpc is optional. It is compiled when it is installed, against the torch tha
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +49,7 @@ from filter_systems import (
 )
 from interleaved import measure, ratio
 from polewise.ops import direct_form_filter, normal_form_filter
+from shared import machine, now, read_parts, results_file, versions, write
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "filter-lengths.svg"
 PARTS = ["size", "calls", "lengths", "memory", "errors", "products"]
@@ -95,30 +91,6 @@ def _agree(what: str, left: Tensor, right: Tensor) -> None:
     error = (left.double() - right.double()).abs().max() / right.double().abs().max()
     if not error < 1e-4:
         raise SystemExit(f"{what} differ by {error:.1e} of the largest value; nothing is timed.")
-
-
-def machine() -> dict[str, object]:
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
-    cores = os.cpu_count()
-    facts: dict[str, object] = {"cpu": name, "cores": cores, "system": platform.system()}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        facts["memory_gib"] = round(memory / 2**30, 1)
-    return facts
-
-
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("polewise", "torch", "numpy", "numba", "scipy", "torchlpc"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def show_size(part: dict[str, Any]) -> None:
@@ -193,17 +165,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    now = datetime.datetime.now(datetime.UTC)
-    output = options.output or (
-        Path(__file__).parent / "results" / f"filters-{now.date().isoformat()}.json"
-    )
-    found = versions()
-    if found["torchlpc"] is None:
-        print(f"torchlpc is not installed; to compare: {INSTALL_TORCHLPC}")
-    before = json.loads(output.read_text()) if output.exists() else {}
-    report: dict[str, Any] = {name: before[name] for name in PARTS if name in before}
-    report |= {"hardware": machine(), "threads": options.threads, "versions": found}
+    output = results_file("filters", options.output)
+    found = versions("polewise", "torch", "numpy", "numba", "scipy", "torchlpc")
     has_torchlpc = found["torchlpc"] is not None
+    if not has_torchlpc:
+        print(f"torchlpc is not installed; to compare: {INSTALL_TORCHLPC}")
+    report = read_parts(output, PARTS)
+    facts = {
+        "date": now(), "hardware": machine(), "threads": options.threads, "versions": found,
+        "rounds": options.rounds,
+    }  # fmt: skip
     parts: dict[str, Callable[[], Any]] = {
         "size": lambda: size(options, has_torchlpc),
         "calls": lambda: {"rows": filter_lengths.calls(options)},
@@ -212,15 +183,12 @@ def main(arguments: list[str] | None = None) -> None:
         "errors": lambda: {"rows": filter_lengths.errors(options)},
         "products": lambda: {"rows": filter_products.products(options)},
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    hardware = report["hardware"]
+    hardware = machine()
     print(f"{hardware['cpu']}, {hardware['cores']} cores, {options.threads} threads")
     for name in options.only:
         print(f"\n{name}")
-        part = {"date": now.isoformat(timespec="seconds"), "rounds": options.rounds}
-        part |= parts[name]()
-        report[name] = part
-        output.write_text(json.dumps(report, indent=1) + "\n")
+        part = report[name] = facts | parts[name]()
+        write(output, report)
         if name == "size":
             show_size(part)
         else:

@@ -24,11 +24,8 @@ error that ends a section is written down, and the next one begins.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,11 +38,12 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_checks import checks, tuned_kernels
-from gpu_timing import free, measure, one_line, peak_bytes, spread
+from gpu_timing import free, in_ms, measure, one_line, peak_bytes
 from gpu_work import FORMS, FULL, SMOKE, Products, Scale, Work, quietly, short
 from polewise import FocusConfig
 from polewise.models import Block
 from polewise.replace_file import replace_file
+from shared import now, results_file, versions
 
 
 def filters(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
@@ -68,7 +66,7 @@ def filters(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
             speed = moved / statistics.median(seconds)
             yield {
                 "size": [batch, length, dim], "dtype": short(dtype), "system": name,
-                **spread(seconds), "gigabytes_per_second": speed / 1e9, "of_copy": speed / copied,
+                **in_ms(seconds), "gigabytes_per_second": speed / 1e9, "of_copy": speed / copied,
             }  # fmt: skip
         del works, x, out, systems
         free()
@@ -99,7 +97,7 @@ def segments(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
                     systems[f"{form}, forward + backward"] = partial(work.both, scale.backend)
                 for name, seconds in measure(systems, rounds, scale.device).items():
                     size = [batch, length, dim]
-                    yield {"size": size, "steps": steps, "system": name, **spread(seconds)}
+                    yield {"size": size, "steps": steps, "system": name, **in_ms(seconds)}
             del works, systems
             free()
     finally:
@@ -127,7 +125,7 @@ def products(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
                 attend_and_back, leaves, grad, kernel
             )
         for name, seconds in measure(systems, rounds, scale.device).items():
-            yield {"size": [batch, length, heads, dim], "system": name, **spread(seconds)}
+            yield {"size": [batch, length, heads, dim], "system": name, **in_ms(seconds)}
         del systems, work, parts, leaves, grad
         free()
 
@@ -196,7 +194,7 @@ def block(scale: Scale, rounds: int) -> Iterator[dict[str, Any]]:
                 systems[name] = partial(step, each, x)
             for name, seconds in measure(systems, rounds, scale.device).items():
                 yield {
-                    "length": length, "work": kind, "system": name, **spread(seconds),
+                    "length": length, "work": kind, "system": name, **in_ms(seconds),
                     "peak_mib": peaks[name] / 2**20,
                 }  # fmt: skip
         free()
@@ -211,7 +209,7 @@ def say(row: dict[str, Any]) -> None:
 
 
 def machine() -> dict[str, object]:
-    found: dict[str, object] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    found: dict[str, object] = {"cuda": torch.version.cuda}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found |= {
@@ -219,12 +217,7 @@ def machine() -> dict[str, object]:
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
             "multiprocessors": properties.multi_processor_count,
         }
-    for package in ("polewise", "torch", "triton"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | versions("polewise", "torch", "triton")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -279,13 +272,11 @@ def main(arguments: list[str] | None = None) -> int:
             "gpu.py needs a CUDA device and torch sees none. On a CPU, benchmarks/filters.py "
             "measures and tests/ops/test_triton.py checks the GPU kernels by interpretation."
         )
-    now = datetime.datetime.now(datetime.UTC)
-    output = options.output or Path(__file__).parent / "results" / f"gpu-{now.date()}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = results_file("gpu", options.output)
     sections: dict[str, list[dict[str, Any]]] = {}
     ended_early: dict[str, str] = {}
     report = {
-        "date": now.isoformat(timespec="seconds"), "machine": machine(),
+        "date": now(), "machine": machine(),
         "rounds": options.rounds, "sections": sections, "ended_early": ended_early,
     }  # fmt: skip
     runs: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
+
+from shared import in_rounds, spread
 
 CYCLES = 2e9
 """Of a GPU in a second, about."""
@@ -45,11 +46,8 @@ def measure(
             times[name] = []
         except Exception as error:  # the compiler's own have no base but this
             print(f"left out: {name}: {one_line(error)}", flush=True)
-    names = list(times)
-    for number in range(rounds):
-        turn = number % max(len(names), 1)
-        for name in names[turn:] + names[:turn]:
-            times[name].append(_seconds(systems[name], device, launches[name]))
+    for _, name in in_rounds(list(times), rounds):
+        times[name].append(_seconds(systems[name], device, launches[name]))
     return times
 
 
@@ -74,11 +72,14 @@ def one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
+def in_ms(seconds: list[float]) -> dict[str, float]:
+    """Their spread, as columns of a table."""
+    taken = spread(seconds)
     return {
-        "ms": 1e3 * statistics.median(seconds), "ms_low": 1e3 * min(seconds),
-        "ms_high": 1e3 * max(seconds),
-    }  # fmt: skip
+        "ms": 1e3 * taken["median"],
+        "ms_low": 1e3 * taken["low"],
+        "ms_high": 1e3 * taken["high"],
+    }
 
 
 def free() -> None:

@@ -2,15 +2,15 @@
 
 One block is a mixer and a feed-forward with norms and residuals, or a mixer that contains one
 (Focus: with its memory, as filters alone as most layers of a model are, and with the paper's two
-parts), batch 1, float32: parameters are near each other, and printed. Measured for
-a training step (forward and backward) and for a forward pass without gradients, as the sequence
-grows: the time, in rounds that alternate between the systems in one process, and the peak memory
-of a training step: the largest resident size less that before the step, in a process of its own,
-as many of them as rounds, since it varies by a fifth with what memory the C library finds free; of
-one block, and of six, as in a model, where one in six of Focus has a memory. The
-Transformer's attention is `scaled_dot_product_attention(is_causal=True)`, once more with
-the matrix of weights written out ("materialised", memory only, as in the paper's Table 5).
-A million steps are read in segments, with the state in between: the same outputs in little memory.
+parts), batch 1, float32: parameters are near each other, and printed. Measured for a training step
+(forward and backward) and for a forward pass without gradients, as the sequence grows: the time, in
+rounds that alternate between the systems in one process; and the peak memory, the largest resident
+size less that before the step, in a process of its own, as many of them as rounds, since it varies
+by a fifth with what memory the C library finds free; in training also of six blocks, as in a model,
+where one in six of Focus has a memory. The Transformer's attention is
+`scaled_dot_product_attention(is_causal=True)`, once more with the matrix of weights written out
+("materialised", memory only, as in the paper's Table 5). A million steps are read in segments, with
+the state in between: the same outputs in little memory.
 
 Memory that a step frees is kept for the next one, as in training (`keep_freed_memory`);
 `--no-keep-memory` leaves the C library alone, which maps large tensors anew, page by page.
@@ -23,14 +23,14 @@ Memory that a step frees is kept for the next one, as in training (`keep_freed_m
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from filter_lengths import resident
-from filters import machine, versions
-from interleaved import in_turn, progress
 from polewise import FocusConfig, MegaConfig
 from polewise.models import Block
 from polewise.training import keep_freed_memory, release_freed_memory
+from shared import (
+    in_rounds,
+    machine,
+    now,
+    progress,
+    resident,
+    results_file,
+    seconds,
+    start_watching_memory,
+    versions,
+    write,
+)
 
 SEGMENT = 65_536
 """Steps of a segment of the stream."""
@@ -134,15 +143,12 @@ def measure(
     blocks: dict[str, nn.Module], x: Tensor, rounds: int, *, training: bool
 ) -> dict[str, list[float]]:
     """Seconds of every system in every round, after one that is not counted."""
+    calls = {name: partial(step, block, x, training=training) for name, block in blocks.items()}
+    slow = {name for name, call in calls.items() if seconds(call) > SLOW_SECONDS}
     times: dict[str, list[float]] = {name: [] for name in blocks}
-    slow = {name for name, block in blocks.items() if seconds(block, x, training) > SLOW_SECONDS}
-    names = list(blocks)
-    for number in range(rounds):
-        for name in in_turn(names, number):
-            if name not in slow or number < 2:
-                times[name].append(seconds(blocks[name], x, training))
-        progress(f"length {x.shape[1]}: round {number + 1} of {rounds}")
-    progress("")
+    for number, name in in_rounds(list(calls), rounds, f"length {x.shape[1]}: "):
+        if name not in slow or number < 2:
+            times[name].append(seconds(calls[name]))
     return times
 
 
@@ -164,51 +170,47 @@ def read_in_segments(block: nn.Module, length: int, dim: int) -> dict[str, float
     }
 
 
-def seconds(block: nn.Module, x: Tensor, training: bool) -> float:
-    began = time.perf_counter()
-    step(block, x, training=training)
-    return time.perf_counter() - began
-
-
 def measure_peaks(
-    names: Sequence[str], length: int, rounds: int, layers: int, options: argparse.Namespace
+    names: Sequence[str],
+    length: int,
+    rounds: int,
+    options: argparse.Namespace,
+    *,
+    layers: int = 1,
+    training: bool = True,
 ) -> dict[str, list[int]]:
-    """Peak bytes of a training step, in a process for every round; none where it did not fit."""
+    """Peak bytes of a step, in a process for every round; none where it did not fit."""
     peaks: dict[str, list[int]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names:
-            peak = peak_in_a_process(name, length, layers, options)
-            if peak is not None:
-                peaks[name].append(peak)
-        progress(f"length {length}: memory of {layers}, round {number + 1} of {rounds}")
-    progress("")
+    for _, name in in_rounds(names, rounds, f"length {length}: memory of {layers}, "):
+        peak = peak_in_a_process(name, length, layers, options, training=training)
+        if peak is not None:
+            peaks[name].append(peak)
     return peaks
 
 
 def peak_in_a_process(
-    name: str, length: int, layers: int, options: argparse.Namespace
+    name: str, length: int, layers: int, options: argparse.Namespace, *, training: bool
 ) -> int | None:
     command = [
         sys.executable, __file__, "--peak-of", name, "--layers", str(layers), "--dim",
         str(options.dim), "--lengths", str(length), "--threads", str(options.threads),
         "--keep-memory" if options.keep_memory else "--no-keep-memory",
+        "--training" if training else "--no-training",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.returncode == 0 else None
+    if done.returncode == 0:
+        return int(done.stdout)
+    if done.returncode == -signal.SIGKILL or "allocate memory" in done.stderr:
+        return None
+    raise SystemExit(f"{name}, {length} steps:\n{done.stderr}")
 
 
-def peak_here(name: str, dim: int, length: int, layers: int) -> int:
+def peak_here(name: str, dim: int, length: int, layers: int, *, training: bool) -> int:
     block, x = build(name, dim, layers), torch.randn(1, length, dim)
-    step(block, x[:, :256], training=True)  # compiles and fills the pools
+    step(block, x[:, :256], training=training)  # compiles and fills the pools
     before = start_watching_memory()
-    step(block, x, training=True)
+    step(block, x, training=training)
     return resident("VmHWM") - before
-
-
-def start_watching_memory() -> int:
-    """Bytes in use, from where `VmHWM` counts anew."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -239,6 +241,8 @@ def show(report: dict[str, Any]) -> None:
     if "peak_bytes" in report["rows"][0]:
         print("peak memory of a training step, MiB; in brackets times Focus\n")
         show_table(report["rows"], "peak_bytes", [*names, MATERIALISED], 2**20)
+        print("peak memory of a forward pass, MiB; in brackets times Focus\n")
+        show_table(report["rows"], "inference_peak_bytes", [*names, MATERIALISED], 2**20)
         print(f"the same of {STACK} blocks, MiB; in brackets times Focus\n")
         show_table(report["rows"], "stack_peak_bytes", STACKED, 2**20)
     if "exponent" in report:
@@ -300,18 +304,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON (default results/layers-DATE.json)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--training", action=argparse.BooleanOptionalAction, default=True, help=argparse.SUPPRESS
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.keep_memory and not keep_freed_memory():
         raise SystemExit("--keep-memory needs glibc; measure with --no-keep-memory.")
     if options.peak_of:
-        print(peak_here(options.peak_of, options.dim, options.lengths[0], options.layers))
+        shape = options.dim, options.lengths[0], options.layers
+        print(peak_here(options.peak_of, *shape, training=options.training))
         return 0
 
     names = [*FOCUS, "Transformer", "MEGA"]
     blocks = {name: build(name, options.dim) for name in names}
     facts: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "hardware": machine(),
         "threads": options.threads,
         "versions": versions(),
@@ -323,9 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if "stream" in options.parts:  # in a fresh process
         facts["stream"] = read_in_segments(blocks["Focus"], options.stream, options.dim)
-    output = options.output or (
-        Path(__file__).parent / "results" / f"layers-{facts['date'][:10]}.json"
-    )
+    output = results_file("layers", options.output)
     rows: list[dict[str, Any]] = []
     for length in [*options.lengths, *options.alone]:
         alone = length in options.alone
@@ -341,13 +347,18 @@ def main(arguments: list[str] | None = None) -> int:
             release_freed_memory()  # what follows is other processes'
             written_out = [MATERIALISED] if length <= 4096 and not alone else []
             of_memory = [*taking_part, *written_out]
-            row["peak_bytes"] = measure_peaks(of_memory, length, rounds, 1, options)
+            row["peak_bytes"] = measure_peaks(of_memory, length, rounds, options)
+            row["inference_peak_bytes"] = measure_peaks(
+                of_memory, length, rounds, options, training=False
+            )
             if not alone:
-                row["stack_peak_bytes"] = measure_peaks(STACKED, length, rounds, STACK, options)
+                row["stack_peak_bytes"] = measure_peaks(
+                    STACKED, length, rounds, options, layers=STACK
+                )
         rows.append(row)
         report = facts | {"rows": rows} | growth(rows)
         # After every length: the longest may not fit into memory.
-        output.write_text(json.dumps(report, indent=1) + "\n")
+        write(output, report)
     show(report)
     print(f"written to {output}")
     return 0

@@ -12,7 +12,6 @@ For one mixer layer, all processes together, as the sequence and their number gr
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import tempfile
 from math import prod
@@ -23,8 +22,8 @@ import torch.distributed as dist
 from torch import multiprocessing
 from torch.profiler import ProfilerActivity, profile
 
-from filters import machine
 from polewise import MIXERS, shard_sequence, states, whole_sequence
+from shared import machine, now, write
 
 MIXERS_WITH_FORMULAS = ("focus", "attention", "mega")
 DIM = 64
@@ -138,10 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.output:
         report = {
-            "date": datetime.date.today().isoformat(), "hardware": machine(), "dim": DIM,
+            "date": now(), "hardware": machine(), "dim": DIM,
             "rows": rows,
         }  # fmt: skip
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        write(options.output, report)
         print(f"\nwritten to {options.output}")
     return 0
 

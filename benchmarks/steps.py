@@ -12,8 +12,6 @@ while Focus makes one, and the most that tensors take up at once during a step.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -23,11 +21,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from filters import machine, versions
-from interleaved import in_turn, progress
 from polewise.recipes.studies import STUDIES, Comparison, build_study
 from polewise.training import build_model, compute_logits, keep_freed_memory
 from polewise.training.optimizer import build_optimizer
+from shared import in_rounds, machine, now, ratios, read_parts, results_file, versions, write
 
 FOCUS = "focus"
 
@@ -58,15 +55,11 @@ def steps_of(comparison: Comparison) -> dict[str, Callable[[], None]]:
 def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Core seconds of every system in every round, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for number in range(rounds + 1):
-        for name in in_turn(names, number):
-            began = time.process_time()
-            steps[name]()
-            if number:
-                times[name].append(time.process_time() - began)
-        progress(f"round {number} of {rounds}")
-    progress("")
+    for number, name in in_rounds(list(steps), rounds + 1):
+        began = time.process_time()
+        steps[name]()
+        if number:
+            times[name].append(time.process_time() - began)
     return times
 
 
@@ -90,9 +83,7 @@ def measure_comparison(comparison: Comparison, rounds: int) -> list[dict[str, An
         {
             "system": name,
             "core_seconds": seconds,
-            "steps_to_one_of_focus": statistics.median(
-                focus / own for focus, own in zip(times[FOCUS], seconds, strict=True)
-            ),
+            "steps_to_one_of_focus": statistics.median(ratios(times[FOCUS], seconds)),
             "most_alive_bytes": most_alive(steps[name]),
         }
         for name, seconds in times.items()
@@ -125,21 +116,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    report: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": machine(),
-        "threads": options.threads,
-        "versions": versions(),
-        "studies": {},
-    }
-    output = options.output or (
-        Path(__file__).parent / "results" / f"steps-{report['date'][:10]}.json"
-    )
+    output = results_file("steps", options.output)
+    facts = {
+        "date": now(), "hardware": machine(), "threads": options.threads, "versions": versions()
+    }  # fmt: skip
+    report: dict[str, Any] = read_parts(output, ["studies"]) or {"studies": {}}
     for name in options.studies:
         comparison = build_study(name, "cpu").comparisons[0]
         rows = measure_comparison(comparison, options.rounds)
-        report["studies"][name] = {"comparison": comparison.name, "rows": rows}
-        output.write_text(json.dumps(report, indent=1) + "\n")
+        report["studies"][name] = {"comparison": comparison.name, **facts, "rows": rows}
+        write(output, report)
         show(f"{name}, {comparison.name}", rows)
     print(f"median (least); written to {output}")
     return 0
