@@ -269,7 +269,8 @@ def test_a_study_of_cost_shows_what_steps_take_against_length_and_not_what_was_l
     ]
     values = study(*rows)
     values["comparisons"] = [
-        values["comparisons"][0] | {"name": length, "learning_rates": [0.01], "num_seeds": 1}
+        values["comparisons"][0]
+        | {"name": length, "learning_rates": [0.01], "num_seeds": 1, "subject": "cost"}
         for length in speeds
     ]
     values |= {"study": "of cost", "subject": "cost"}

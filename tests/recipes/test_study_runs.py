@@ -19,6 +19,7 @@ from polewise.recipes.studies import (
     read_results,
     run_study,
     running,
+    side_by_side,
 )
 from polewise.recipes.studies.trial_run import OUTCOME
 from polewise.tasks import RecallTask, TextTask
@@ -249,9 +250,9 @@ def test_a_process_whose_run_another_one_trains_has_not_failed(tiny_study, tmp_p
     (trial,) = study.trials()
     folder = RunFolder.create(tmp_path / trial.name, trial.run)
     with folder.in_use():
-        process = running._start(trial, tmp_path / trial.name, 0)
+        process = side_by_side.start(trial, tmp_path / trial.name, 0)
         process.join()
-    assert process.exitcode == running._IN_USE
+    assert process.exitcode == side_by_side.IN_USE
 
 
 def test_side_by_side_each_run_has_a_process_and_the_result_is_the_same(tiny_study, tmp_path):
@@ -271,7 +272,7 @@ def test_a_run_goes_to_its_process_without_the_files_that_are_open(tiny_study, t
     study = tiny_study(names=("attention",))
     comparison = replace(study.comparisons[0], task=task)
     (trial, *_) = replace(study, comparisons=(comparison,)).trials()
-    assert pickle.loads(pickle.dumps(running._without_data(trial))).run == trial.run
+    assert pickle.loads(pickle.dumps(trial.without_data())).run == trial.run
 
 
 def test_when_the_time_is_over_the_run_in_progress_is_saved(tiny_study, tmp_path):
@@ -378,7 +379,7 @@ def test_side_by_side_runs_have_the_gpus_that_the_call_was_given(tiny_study, tmp
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         for slot in (0, 1, 2):
-            running._start(trial, tmp_path, slot)
+            side_by_side.start(trial, tmp_path, slot)
     assert given == ["2", "3", "2", "GPU-a", "GPU-b", "GPU-a", "0", "1", "0"]
 
 

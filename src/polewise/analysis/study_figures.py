@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from polewise.analysis.published import PUBLISHED
-from polewise.analysis.study_summary import SystemSummary, summarize
+from polewise.analysis.study_summary import SystemSummary, is_of_cost, summarize
 
 _PANEL = 3.4  # inches
 _COLUMNS = 3
 _COSTS = {
     "parameters": ("parameters (thousands)", 1e3),
+    "steps": ("steps", 1.0),
     "cpu_seconds": ("work (core seconds)", 1.0),
     "peak_memory_bytes": ("peak memory of the process (MB)", 1e6),
     "state_bytes": ("state when streaming (kB)", 1e3),
@@ -29,8 +30,6 @@ _COSTS_OF_A_STEP = {
     **{cost: _COSTS[cost] for cost in ("peak_memory_bytes", "state_bytes")},
 }
 """The same of a training step; speed is drawn as its inverse."""
-_STEPS_TO_TIME = 3
-"""Steps of a comparison that shows what one takes, and learns nothing."""
 
 
 def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
@@ -64,8 +63,8 @@ def draw_learning_curves(study: Mapping[str, Any]) -> str | None:
 
 
 def draw_costs(study: Mapping[str, Any]) -> str | None:
-    """Return the headline metric against parameters, work, memory and state, one row of panels per
-    comparison in which several systems have runs; None where there is none.
+    """Return the headline metric against parameters, steps, work, memory and state, one row of
+    panels per comparison in which several systems have runs; None where there is none.
 
     Axes of costs begin at 0, so that distances compare costs. Rates that no grid chose are hollow.
     """
@@ -213,11 +212,7 @@ def _draw_curve(
 
 def _that_train(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The comparisons that train for more than it takes to time a step."""
-    return [
-        each
-        for each in study["comparisons"]
-        if each["max_steps"] is None or each["max_steps"] > _STEPS_TO_TIME
-    ]
+    return [each for each in study["comparisons"] if not is_of_cost(each)]
 
 
 def _colours(study: Mapping[str, Any]) -> dict[str, Any]:

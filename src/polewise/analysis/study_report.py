@@ -16,7 +16,13 @@ from polewise.analysis.study_figures import (
     draw_costs,
     draw_learning_curves,
 )
-from polewise.analysis.study_summary import Spread, SystemSummary, format_measure, summarize
+from polewise.analysis.study_summary import (
+    Spread,
+    SystemSummary,
+    format_measure,
+    is_of_cost,
+    summarize,
+)
 
 Study = Mapping[str, Any]
 """A results file, as `polewise.recipes.studies.read_results` returns it."""
@@ -87,7 +93,8 @@ def study_section(study: Study) -> Section:
     parts = [_comparison_part(study, comparison) for comparison in study["comparisons"]]
     parts += _mean_part(study)
     parts += [_published_part(table) for table in PUBLISHED.get(study["study"], ())]
-    drawn = [(draw(study), caption) for draw, caption in _FIGURES[_subject(study)]]
+    subject = study.get("subject", "learning")  # of all its comparisons
+    drawn = [(draw(study), caption) for draw, caption in _FIGURES[subject]]
     return Section(
         title=f"{study['study']}, {study['size']} size",
         question=study["question"],
@@ -172,7 +179,7 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
         names = ", ".join(comparison["systems"])
         notes.append(f"Nothing of it has been run yet. To run: {names}.")
         return Part(title=comparison["name"], notes=tuple(notes), table=None)
-    of_cost = _subject(study) == "cost"
+    of_cost = is_of_cost(comparison)
     tested = any(summary.spread(headline, "test") for summary in summaries)
     learned: Columns = {
         "best rate": _rate,
@@ -204,11 +211,6 @@ def _comparison_part(study: Study, comparison: Mapping[str, Any]) -> Part:
         table=Table(header=tuple(columns), rows=rows),
         command=commands[0] if commands else "",
     )
-
-
-def _subject(study: Study) -> str:
-    """What its runs were made for: see `polewise.recipes.studies.study.Subject`."""
-    return str(study.get("subject", "learning"))
 
 
 def _mean_part(study: Study) -> list[Part]:
@@ -280,7 +282,7 @@ def _machines(study: Study) -> list[str]:
         where = row["environment"]
         gpus = ", ".join(where["gpus"]) or "no GPU"
         machine = (
-            f"{where['processor']}, {where['num_cores']} cores, {gpus}; "
+            f"{where['processor']}, {_instructions(where)}{where['num_cores']} cores, {gpus}; "
             f"{where['num_threads']} thread(s) a run, torch {where['versions']['torch']}"
         )
         seen = commits.setdefault(machine, [])
@@ -289,6 +291,12 @@ def _machines(study: Study) -> list[str]:
         if commit not in seen:
             seen.append(commit)
     return [f"Machine: {each}; commit {', '.join(made)}." for each, made in commits.items()]
+
+
+def _instructions(environment: Mapping[str, Any]) -> str:
+    """The vector instructions of the processor; older rows do not say them."""
+    known = environment.get("vector_instructions")
+    return f"{known}, " if known else ""
 
 
 def _budget(comparison: Mapping[str, Any]) -> str:

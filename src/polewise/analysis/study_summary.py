@@ -68,6 +68,11 @@ class SystemSummary:
         return statistics.median(known) if known and len(known) == len(values) else None
 
 
+def is_of_cost(comparison: Mapping[str, Any]) -> bool:
+    """Whether it shows what a step takes, and learns nothing."""
+    return comparison.get("subject") == "cost"
+
+
 def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSummary]:
     """Return what every system of a comparison has reached at the rate that its grid chose, and at
     others where a short grid was overruled: the best first, those of which a seed diverged after
@@ -159,6 +164,8 @@ def _missing(comparison: Mapping[str, Any], summary: SystemSummary, *, is_finali
     rates, missing = len(comparison["learning_rates"]), []
     if len(summary.grid) < rates:
         missing.append(f"{rates - len(summary.grid)} of {rates} rates")
+    if comparison.get("num_finalists") and not summary.runs:
+        is_finalist = False  # its first seed diverged, or has not been run
     seeds = comparison["num_seeds"] if is_finalist else 1
     seen = len(summary.runs) + summary.num_diverged
     if summary.learning_rate is not None and seen < seeds:

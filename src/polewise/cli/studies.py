@@ -9,7 +9,6 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from polewise.cli.output import EXIT_FAILED
 from polewise.recipes.studies import (
     STUDIES,
     Results,
@@ -82,9 +81,7 @@ def study(
     print(f"results are in {outcome.results}")
     for failed in outcome.failed:
         print(f"broke off, the same command goes on with it: {failed}")
-    if outcome.signal is not None:
-        return 128 + outcome.signal
-    return EXIT_FAILED if outcome.failed else 0
+    return outcome.exit_code
 
 
 def report(

@@ -102,12 +102,14 @@ def planned_model(run: Run) -> nn.Module:
     numbers = sum(parameter.numel() for parameter in model.parameters())
     require_memory("the model's options", 16 * numbers)
     # Mixers pad a sequence to whole bins and chunks, and a block keeps at least 16 bytes a channel
-    # and position for the way back; the output has a number per token.
+    # and position for the way back, or 4 where it is run again; the output has a number per token.
     options = run.model.mixer_options.items()
     pieces = (v for name, v in options if name.endswith("_length") and isinstance(v, int))
     length = getattr(run.task, "longest_in_training", spec.length)
     positions = run.task.batch_size * max(length, *pieces, 1)
-    kept = positions * max(16 * hidden * run.model.num_layers, 4 * (spec.vocab_size or 0))
+    layers = run.model.num_layers
+    per_channel = max(4 * layers, 16) if run.training.checkpoint_activations else 16 * layers
+    kept = positions * max(hidden * per_channel, 4 * (spec.vocab_size or 0))
     require_memory("batch_size, length, hidden_size and the mixer's lengths", kept)
     return model
 

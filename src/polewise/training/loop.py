@@ -70,7 +70,8 @@ def train(
             (out,) = broadcast_object_list([str(out)])
     if accelerator.is_main_process:
         RunFolder.create(out, run)
-    accelerator.wait_for_everyone()
+    with naming_lost_processes():
+        accelerator.wait_for_everyone()
     folder = RunFolder.open(out)
     display = _display(title or run.task_name, console, accelerator)
     with folder.in_use() if accelerator.is_main_process else nullcontext():
@@ -107,7 +108,8 @@ def resume(
     accelerator = _join(run)
     display = _display(title or run.task_name, console, accelerator)
     with folder.in_use() if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()  # until the main process has cleared up
+        with naming_lost_processes():
+            accelerator.wait_for_everyone()  # until the main process has cleared up
         checkpoint = find_checkpoint(folder.checkpoints_path, max_bytes=limit, note=display.note)
         if checkpoint is not None:
             done = read_progress(checkpoint)

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -193,16 +194,10 @@ class RunFolder:
                 f"run must be a folder that can be written; {self.path}: {error}."
             ) from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(file):
                 file.seek(0)
                 holder = file.read(100).strip() or "another process"
-                raise FolderInUseError(
-                    f"run must not be in use; {holder} trains in {self.path}."
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+                raise FolderInUseError(f"run must not be in use; {holder} trains in {self.path}.")
             _sign(file)
             clear_up(self.path, r"config\.json|metrics\.jsonl|outcome\.json|model|model-last")
             clear_up(self.checkpoints_path, r"step-[0-9]+")
@@ -332,6 +327,21 @@ class RunFolder:
         while it was being replaced."""
         found = (self.model_path, self.path / ".model.old", self.last_model_path)
         return [path for path in found if path.is_dir()]
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock a file; whether that could be done. Who only looks (`is_in_use`) holds it for a moment,
+    which is waited for."""
+    for _ in range(10):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+            continue
+        except OSError:
+            pass  # a file system without locks
+        return True
+    return False
 
 
 def _sign(lock: TextIO) -> None:

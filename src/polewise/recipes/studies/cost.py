@@ -31,10 +31,11 @@ def table5(size: Size) -> Study:
             training=in_steps(6),
             learning_rates=(1e-3,),
             expected_seconds=seconds,
+            subject="cost",
         )
 
     lengths: dict[int, float | None] = dict.fromkeys((2048, 8192, 32768, 131072))
     if cpu:
         lengths = {512: 10.0, 2048: 10.0, 8192: 30.0, 16384: 90.0}
     comparisons = (steps(*each) for each in lengths.items())
-    return study_of(table5, size, *comparisons, subject="cost")
+    return study_of(table5, size, *comparisons)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -10,6 +12,7 @@ from polewise.options import require_at_least
 from polewise.recipes.studies.ledger import Ledger
 from polewise.recipes.studies.study import Study
 from polewise.recipes.studies.trial_run import processes
+from polewise.training.environment import describe_environment
 
 
 def require_places(study: Study, jobs: int) -> None:
@@ -39,6 +42,7 @@ def require_alike(ledger: Ledger, jobs: int) -> None:
     coming = [trial.comparison for trial in (*ledger.left(), *ledger.to_come())]
     names = {each.name for each in coming}
     timed = {each.name for each in coming if each.training.max_seconds is not None}
+    here = _computes_with(describe_environment())
     for row in ledger.results.rows.values():
         together = row.get("num_processes", 1)
         if row["comparison"] in names and together != processes().num_processes:
@@ -47,8 +51,7 @@ def require_alike(ledger: Ledger, jobs: int) -> None:
                 f"{row['comparison']} in {ledger.results.path} were, for each draws batches of its "
                 f"own; got {processes().num_processes}. Start as many, or choose another --out."
             )
-        machine = row["environment"].get("vector_instructions")  # older rows do not say
-        here = torch.backends.cpu.get_cpu_capability()
+        machine = _computes_with(row["environment"])
         if row["comparison"] in timed and machine not in (None, here):
             raise ValueError(
                 f"a budget in seconds buys other steps on another machine: those of "
@@ -63,3 +66,8 @@ def require_alike(ledger: Ledger, jobs: int) -> None:
                 f"{ledger.results.path} had, for their budget is in seconds; got {threads}. Choose "
                 f"{how} with OMP_NUM_THREADS={before}, or another --out."
             )
+
+
+def _computes_with(environment: Mapping[str, Any]) -> str | None:
+    """GPUs, or the instructions of the processor; older rows do not say these."""
+    return ", ".join(sorted(set(environment["gpus"]))) or environment.get("vector_instructions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from polewise.recipes.studies.study import Comparison, Size, Study, Subject
+from polewise.recipes.studies.study import Comparison, Size, Study
 from polewise.training import TrainingOptions
 
 
@@ -14,7 +14,6 @@ def study_of(
     size: Size,
     *comparisons: Comparison,
     mean_over: str = "",
-    subject: Subject = "learning",
 ) -> Study:
     """Return the study that `build` builds: it has the function's name and asks its question."""
     return Study(
@@ -23,7 +22,6 @@ def study_of(
         question=question_of(build),
         comparisons=comparisons,
         mean_over=mean_over,
-        subject=subject,
     )
 
 

@@ -174,4 +174,5 @@ def _describe(comparison: Comparison) -> dict[str, Any]:
         "max_steps": training.max_steps,
         "max_seconds": training.max_seconds,
         "stop_at": training.stop_at,
+        "subject": comparison.subject,
     }

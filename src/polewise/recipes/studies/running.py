@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 
 from polewise.recipes.studies.equal_terms import require_alike, require_places
 from polewise.recipes.studies.ledger import Ledger
 from polewise.recipes.studies.results import Results
+from polewise.recipes.studies.side_by_side import run_side_by_side
 from polewise.recipes.studies.study import Study, Trial
-from polewise.recipes.studies.trial_run import has_outcome, processes, run_trial
+from polewise.recipes.studies.trial_run import processes, run_trial
 from polewise.training.errors import FolderInUseError, TrainingError
 from polewise.training.stopping import StopRequest, stop_requests
 
-_IN_USE = 75
-"""How a process ends whose run another study was quicker to begin."""
-_CANNOT_GO_ON = 74
-"""How a process ends that could not write or got no data, as no other could."""
 _MOST_HOURS = 100_000
 
 
@@ -40,7 +32,7 @@ class StudyOutcome:
     """How a call of `run_study` ended."""
 
     status: Literal["ended", "interrupted", "out of time"]
-    """Every run has been tried; someone asked to stop; `max_hours` are over."""
+    """Nothing more could be begun; someone asked to stop; `max_hours` are over."""
     results: Path
     """The results file."""
     num_done: int
@@ -51,6 +43,11 @@ class StudyOutcome:
     """Runs that broke off, for want of memory say. The next call goes on with them."""
     signal: int | None = None
     """The signal that asked to stop."""
+
+    @property
+    def exit_code(self) -> int:
+        """For a command: 0 done, 1 where a run broke off, 128 + N stopped by signal N."""
+        return int(bool(self.failed)) if self.signal is None else 128 + self.signal
 
 
 def run_study(
@@ -85,18 +82,18 @@ def run_study(
         SaveError, StalledError: as for `train`; what was done before is kept.
     """
     require_places(study, jobs)
+    if max_hours is not None and not 0 <= max_hours <= _MOST_HOURS:
+        raise ValueError(f"max_hours must be between 0 and {_MOST_HOURS:,}; got {max_hours}.")
     ledger = Ledger(study, out, Results(study, results), only, console or Console())
     require_alike(ledger, jobs)
     _require_data(ledger)
-    if max_hours is not None and not 0 <= max_hours <= _MOST_HOURS:
-        raise ValueError(f"max_hours must be between 0 and {_MOST_HOURS:,}; got {max_hours}.")
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with stop_requests() as stop:
         if jobs == 1:
             with _stops_at(deadline):
                 asked = _run_one_after_another(ledger, stop)
         else:
-            asked = _run_side_by_side(ledger, jobs, deadline, stop)
+            asked = run_side_by_side(ledger, jobs, deadline, stop)
     late = deadline is not None and time.monotonic() >= deadline
     left = len(ledger.left()) + len(ledger.to_come())
     return StudyOutcome(
@@ -128,82 +125,6 @@ def _run_one_after_another(ledger: Ledger, stop: StopRequest) -> int | None:
             return asked
         ledger.record(trial)
     return asked
-
-
-def _run_side_by_side(
-    ledger: Ledger, jobs: int, deadline: float | None, stop: StopRequest
-) -> int | None:
-    """Run in processes of their own, `jobs` at a time."""
-    children: dict[int, tuple[BaseProcess, Trial]] = {}
-    asked: int | None = None
-    while True:
-        if asked is None and deadline is not None and time.monotonic() >= deadline:
-            asked = signal.SIGTERM
-        elif asked is None:
-            asked = stop.signal
-        if asked is not None:
-            for process, _ in children.values():
-                process.terminate()
-        for slot in range(jobs):
-            if asked is None and slot not in children and (trial := ledger.next()) is not None:
-                ledger.running.append(trial.name)
-                children[slot] = _start(trial, ledger.path(trial), slot), trial
-        if not children:
-            return asked
-        wait([process.sentinel for process, _ in children.values()], timeout=1.0)
-        for slot, (process, trial) in list(children.items()):
-            if process.is_alive():
-                continue
-            del children[slot]
-            ledger.running.remove(trial.name)
-            if has_outcome(trial, ledger.path(trial)):
-                ledger.record(trial)
-            elif process.exitcode == _CANNOT_GO_ON:
-                for other, _ in children.values():
-                    other.terminate()
-                for other, _ in children.values():
-                    other.join()
-                raise TrainingError(f"{trial.name} could not go on; its message is above.")
-            elif asked is None and process.exitcode != _IN_USE:
-                ledger.fail(trial, f"its process ended with code {process.exitcode}")
-
-
-def _start(trial: Trial, path: Path, slot: int) -> BaseProcess:
-    """Start a run in a process of one thread; on a machine with GPUs, each slot has its own."""
-    changed = {"OMP_NUM_THREADS": "1"}
-    if gpus := torch.cuda.device_count():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(number) for number in range(gpus)]
-        changed["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        # Spawned: a fork would inherit the threads of OpenMP, half alive.
-        process = multiprocessing.get_context("spawn").Process(
-            target=_run_quietly, args=(trial.without_data(), path), daemon=True
-        )
-        process.start()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-    return process
-
-
-def _run_quietly(trial: Trial, path: Path) -> None:
-    torch.set_num_threads(1)
-    with stop_requests():  # while nothing trains, a request to stop waits for the next step
-        try:
-            run_trial(trial, path, Console(quiet=True))
-        except FolderInUseError:
-            sys.exit(_IN_USE)
-        except TrainingError as error:
-            print(f"{trial.name}: {error}", file=sys.stderr)
-            sys.exit(_CANNOT_GO_ON)
-        except ValueError as error:
-            sys.exit(f"{trial.name}: {error}")
 
 
 @contextmanager

@@ -70,6 +70,8 @@ class Comparison:
     expected_seconds: float | None = None
     """Seconds of one core for a whole run, evaluations included, to plan by; None where nobody has
     measured them."""
+    subject: Subject = "learning"
+    """Of one of cost what was learned is nothing to show."""
     note: str = ""
     """What a reader of the table must know."""
 
@@ -165,12 +167,14 @@ class Study:
     """In the order in which they are run."""
     mean_over: str = ""
     """Pattern of the comparisons whose mean says more than each, such as one for every speaker."""
-    subject: Subject = "learning"
-    """Of a study of cost each comparison is named by its length, and what was learned is nothing
-    to show."""
 
     def __post_init__(self) -> None:
         _require_distinct("comparisons", [each.name for each in self.comparisons])
+
+    @property
+    def subject(self) -> Subject:
+        """Cost where all comparisons are of it; each is named by its length then."""
+        return "cost" if all(each.subject == "cost" for each in self.comparisons) else "learning"
 
     @property
     def num_trials(self) -> int:

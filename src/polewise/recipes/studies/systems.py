@@ -48,8 +48,8 @@ _LONG = ("hyena", "long_conv")
 def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
     """Return mixers with their default options, or those of a variant named above.
 
-    Those that look nearby see `chunk_length`, as `-whole` all of `length`; convolutions have
-    kernels of `length`, the published Focus of 1024 at most. `-deep` is a name for `DEEP`.
+    Those that look nearby see `chunk_length`, MEGA as `mega-whole` all of `length`; convolutions
+    have kernels of `length`, the published Focus of 1024 at most. `-deep` is a name for `DEEP`.
     """
     options: dict[str, dict[str, Any]] = {key: {"chunk_length": chunk_length} for key in _LOCAL}
     options |= {key: {"taps": length} for key in _LONG}
@@ -61,9 +61,8 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
         **MEMORIES,
         **WITH_CONVOLUTION,
         "published_focus-fixed": ("published_focus", fixed),
+        "mega-whole": ("mega", {"chunk_length": length}),
     }
-    for mixer in _LOCAL:
-        variants[f"{mixer}-whole"] = (mixer, {"chunk_length": length})
     bases = {name: name.removesuffix("-deep") for name in names}
     return {name: variants.get(base, (base, options.get(base, {}))) for name, base in bases.items()}
 
@@ -86,8 +85,12 @@ def equal_systems(
     `pooling`.
 
     Raises:
-        ValueError: a mixer does not exist, or has more parameters by itself.
+        ValueError: a mixer does not exist, or has more parameters by itself; a `-deep` system is
+            not in `deep`.
     """
+    shallow = [name for name in chosen if name.endswith("-deep") and name not in deep]
+    if shallow:
+        raise ValueError(f"deep must name {shallow[0]}, which is stacked so; got {deep}.")
     transformer = ModelOptions(
         mixer="attention",
         hidden_size=dim,
