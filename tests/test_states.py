@@ -19,21 +19,21 @@ def mixer():
 def test_a_saved_state_continues_as_if_never_saved(mixer, tmp_path):
     x = torch.randn(2, 30, 8)
     _, state = mixer(x)
-    states.save(state, tmp_path / "state.pt")
+    states.save(state, tmp_path / "state")
     _, fresh = mixer(x[:, :3])
-    again = states.load(tmp_path / "state.pt", fresh)
+    again = states.load(tmp_path / "state", fresh)
     assert type(again) is type(state)
     torch.testing.assert_close(mixer(x, again)[0], mixer(x, state)[0])
 
 
 def test_a_state_of_another_model_is_refused(mixer, tmp_path):
     _, state = mixer(torch.randn(1, 30, 8))
-    states.save(state, tmp_path / "state.pt")
+    states.save(state, tmp_path / "state")
     _, other = mixer(torch.randn(2, 3, 8))
     with pytest.raises(
         ValueError, match=r"another model or batch: state.position must have shape \(2\)"
     ):
-        states.load(tmp_path / "state.pt", other)
+        states.load(tmp_path / "state", other)
 
 
 def test_rows_can_be_repeated_and_reordered(mixer):

@@ -7,27 +7,17 @@ snapshot, and going back to it is using it again. These functions treat every tr
 
 from __future__ import annotations
 
-import io
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
-import torch
+import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from polewise.replace_file import replace_file
 
 State = TypeVar("State")
-
-_DAMAGE = (
-    ArithmeticError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
-    UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What reading a file that was damaged, or made to do harm, may raise."""
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
@@ -126,15 +116,14 @@ def require_state_like(name: str, state: Any, like: Any) -> None:
 
 
 def save(state: Any, path: str | Path) -> None:
-    """Write the tensors to `path`; a file already there is replaced whole or not at all.
+    """Write the tensors to `path`, as safetensors; a file already there is replaced whole or not at
+    all.
 
     The tree's shape is not written: `load` takes it from a state of the same model.
     """
-    # Cloned: of a view the whole of what it looks into would be written. Not straight to the file:
-    # torch tells a full disk as a RuntimeError like any other.
-    written = io.BytesIO()
-    torch.save([leaf.detach().cpu().clone() for leaf in tensors(state)], written)
-    replace_file(Path(path), written.getvalue())
+    leaves = enumerate(leaf.detach().cpu().contiguous().clone() for leaf in tensors(state))
+    written = safetensors.torch.save({str(number): leaf for number, leaf in leaves})
+    replace_file(Path(path), written)
 
 
 def load(path: str | Path, like: State) -> State:
@@ -148,19 +137,16 @@ def load(path: str | Path, like: State) -> State:
         ValueError: no state file, or the state of another model or batch.
         FileNotFoundError: no file.
     """
-    with open(path, "rb") as file:  # whatever its name: torch goes by it
-        try:
-            if not zipfile.is_zipfile(file):  # torch.load would try other bytes as a pickle
-                raise ValueError("no archive")
-            file.seek(0)
-            leaves = torch.load(file, weights_only=True, map_location="cpu")
-        except _DAMAGE as error:
-            raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
-    wanted = len(tensors(like))
-    tensors_alone = isinstance(leaves, list) and all(isinstance(leaf, Tensor) for leaf in leaves)
-    if not tensors_alone or len(leaves) != wanted:
-        got = len(leaves) if isinstance(leaves, list) else 0
-        raise ValueError(f"{path} must hold the {wanted} tensors of this model; got {got}.")
+    try:
+        found = safetensors.torch.load(Path(path).read_bytes())
+    except (SafetensorError, LookupError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
+    names = [str(number) for number in range(len(tensors(like)))]
+    if found.keys() != set(names):
+        raise ValueError(
+            f"{path} must hold the {len(names)} tensors of this model; got {len(found)}."
+        )
+    leaves = [found[name] for name in names]
     stream = iter(leaves)
     try:
         state = map_state(lambda leaf: next(stream).to(leaf.device), like)
