@@ -14,6 +14,8 @@ calls     what a single step costs: (1, 1, 64), without gradient
 lengths   1 to 1,048,576 steps of 64 channels, and a figure of it
 memory    the most that forward and backward hold beside inputs, outputs and gradients
 errors    how far float32 is from float64, for 1K to 1M steps and memories of 10 to 100,000
+convolution  the long convolution with a kernel as long as the sequence (half of `length`), and
+          in a stream
 products  filtered products of keys and values beside attention over them: `batch` rows of a
           sixteenth of `length`, one of half of it, one of four times
 
@@ -35,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import filter_convolutions
 import filter_lengths
 import filter_products
 from filter_systems import (
@@ -52,7 +55,7 @@ from polewise.ops import direct_form_filter, normal_form_filter
 from shared import machine, now, read_parts, results_file, versions, write
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "filter-lengths.svg"
-PARTS = ["size", "calls", "lengths", "memory", "errors", "products"]
+PARTS = ["size", "calls", "lengths", "memory", "errors", "convolution", "products"]
 INSTALL_TORCHLPC = "pip install --no-build-isolation --no-deps torchlpc==0.7.2"
 
 
@@ -181,6 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
         "lengths": lambda: {"rows": filter_lengths.lengths(options, has_torchlpc)},
         "memory": lambda: {"rows": filter_lengths.memory(options)},
         "errors": lambda: {"rows": filter_lengths.errors(options)},
+        "convolution": lambda: {"rows": filter_convolutions.convolution(options)},
         "products": lambda: {"rows": filter_products.products(options)},
     }
     hardware = machine()

@@ -40,3 +40,12 @@ def test_a_part_is_added_to_what_the_file_has(tmp_path):
     assert all(row["median_us"] > 0 for row in both["calls"]["rows"])
     names = [row["name"] for row in both["size"]["systems"]]
     assert {"x.clone()", "normal_form_filter, forward", "FFT in each bin, circular"} <= set(names)
+
+
+def test_the_long_convolution_is_measured_whole_and_in_a_stream(tmp_path):
+    rows = run("convolution", tmp_path / "filters.json")["convolution"]["rows"]
+    assert {row["system"].split(",")[0] for row in rows} == {
+        "FFT of twice the length", "long_conv", "long_conv(spectrum=)",
+        *(f"a stream in segments of {steps}" for steps in (1, 16, 256)),
+    }  # fmt: skip
+    assert all(row["us_a_step"] > 0 for row in rows)
