@@ -30,19 +30,30 @@ class Ledger:
     began: float = field(default_factory=time.monotonic)
     work_done: float = 0.0
 
-    def __post_init__(self) -> None:
-        names = [trial.name for trial in self.study.trials()]
-        if not any(fnmatchcase(name, self.only) for name in names):
+    @classmethod
+    def open(cls, study: Study, out: Path, results: Results, only: str, console: Console) -> Ledger:
+        """Begin with what the results file has, and take in what the folder has beside it.
+
+        Raises:
+            ValueError: `only` matches no run.
+        """
+        names = [trial.name for trial in study.trials()]
+        if not any(fnmatchcase(name, only) for name in names):
             raise ValueError(
-                f"only must match a run of {self.study.name}, such as {names[0]}; got "
-                f"{self.only!r}. `polewise study {self.study.name} --list` lists them."
+                f"only must match a run of {study.name}, such as {names[0]}; got {only!r}. "
+                f"`polewise study {study.name} --list` lists them."
             )
-        if outdated := self.results.outdated:
-            self.say(
-                f"{len(outdated)} rows of {self.results.path} have other options than the study "
-                f"has now and will be dropped, such as {outdated[0]}"
+        ledger = cls(study, out, results, only, console)
+        if outdated := results.outdated:
+            ledger.say(
+                f"{len(outdated)} rows of {results.path} have other options than the study has now "
+                f"and will be dropped, such as {outdated[0]}"
             )
-        # Runs that another call has finished, or this one before its results were written.
+        ledger._take_in_finished_runs()
+        return ledger
+
+    def _take_in_finished_runs(self) -> None:
+        """Those of another call, or of this one before its results were written."""
         known = set(self.results.rows)
         for trial in self.study.trials():
             if trial.name not in known and has_outcome(trial, self.path(trial)):

@@ -84,7 +84,7 @@ def run_study(
     require_places(study, jobs)
     if max_hours is not None and not 0 <= max_hours <= _MOST_HOURS:
         raise ValueError(f"max_hours must be between 0 and {_MOST_HOURS:,}; got {max_hours}.")
-    ledger = Ledger(study, out, Results(study, results), only, console or Console())
+    ledger = Ledger.open(study, out, Results(study, results), only, console or Console())
     require_alike(ledger, jobs)
     _require_data(ledger)
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
