@@ -243,7 +243,7 @@ def show(report: dict[str, Any]) -> None:
         show_table(report["rows"], "peak_bytes", [*names, MATERIALISED], 2**20)
         print("peak memory of a forward pass, MiB; in brackets times Focus\n")
         show_table(report["rows"], "inference_peak_bytes", [*names, MATERIALISED], 2**20)
-        print(f"the same of {STACK} blocks, MiB; in brackets times Focus\n")
+        print(f"peak memory of a training step of {STACK} blocks, MiB; in brackets times Focus\n")
         show_table(report["rows"], "stack_peak_bytes", STACKED, 2**20)
     if "exponent" in report:
         print(

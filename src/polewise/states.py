@@ -19,6 +19,9 @@ from polewise.replace_file import replace_file
 
 State = TypeVar("State")
 
+_DAMAGE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
+"""What reading a file that was damaged, or made to do harm, may raise."""
+
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
     """The same tree with `function` applied to every tensor."""
@@ -139,12 +142,12 @@ def load(path: str | Path, like: State) -> State:
     """
     try:
         found = safetensors.torch.load(Path(path).read_bytes())
-    except (SafetensorError, LookupError, RuntimeError, ValueError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
     names = [str(number) for number in range(len(tensors(like)))]
     if found.keys() != set(names):
         raise ValueError(
-            f"{path} must hold the {len(names)} tensors of this model; got {len(found)}."
+            f"{path} must hold the {len(names)} tensors of this model; got {len(found)} others."
         )
     leaves = [found[name] for name in names]
     stream = iter(leaves)

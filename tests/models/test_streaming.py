@@ -138,7 +138,10 @@ def test_a_state_goes_to_a_file_and_back(model, tmp_path):
         states.load(tmp_path / "state", language_model(chunk_length=16).initial_state(1))
 
 
-LIAR = b'{"0": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4000000000000]}}'
+LIARS = [
+    b'{"0": {"dtype": "F32", "shape": [%d], "data_offsets": [0, 4000000000000]}}' % 10**12,
+    b'{"0": {"dtype": "F32", "shape": [0, %d], "data_offsets": [0, 0]}}' % 2**63,
+]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ LIAR = b'{"0": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 40
         b"PK\x05\x06" + 18 * b"\0",
         pickle.dumps([torch.ones(2)]),
         8 * b"\xff" + b"{}",
-        len(LIAR).to_bytes(8, "little") + LIAR,
+        *(len(header).to_bytes(8, "little") + header for header in LIARS),
     ],
 )
 def test_a_file_that_is_no_state_is_refused_whatever_it_says(content, model, tmp_path):

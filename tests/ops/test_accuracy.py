@@ -77,8 +77,8 @@ def test_the_normal_form_and_its_gradients_stay_within_the_bound_of_rounding(
     mix = draw.normal(batch, bins, dim, 2).to(accumulator)
     state = draw.normal(batch, dim, 2).to(accumulator)
     # Weights that every dtype here holds exactly.
-    by_y = draw.normal(batch, length, dim).to(torch.bfloat16).double()
-    by_last = draw.normal(batch, dim, 2).to(torch.bfloat16).double()
+    by_y = draw.normal(batch, length, dim).to(torch.bfloat16).to(torch.float16).double()
+    by_last = draw.normal(batch, dim, 2).to(torch.bfloat16).to(torch.float16).double()
     options = {"offset": offset, "lengths": lengths, "reset": reset}
 
     def run(backend, x, decay, angle, mix, state):
@@ -163,7 +163,7 @@ def test_the_direct_form_and_its_gradients_stay_within_the_bound_of_rounding(
     rho = torch.where(draw.uniform(batch, 1, dim) < 0.5, radius, 0.1 + 0.8 * draw.uniform(dim))
     a = torch.stack([-2 * rho * torch.cos(torch.tensor(angle)), rho**2], -1).to(accumulator)
     state = draw.normal(batch, dim, 2).to(accumulator)
-    weights = draw.normal(batch, length, dim).to(torch.bfloat16)
+    weights = draw.normal(batch, length, dim).to(torch.bfloat16).to(torch.float16)
 
     def run(backend, *inputs):
         x, a, state = inputs = [t.detach().requires_grad_() for t in inputs]
@@ -278,8 +278,8 @@ def test_filtered_products_and_their_gradients_stay_within_the_bound_of_rounding
     decay = torch.where(near, max(radius, 1e-30), draw.uniform(heads)).to(accumulator)
     step = draw.uniform(batch, length, heads).to(accumulator)
     state = draw.normal(batch, heads, 1, key_dim, value_dim).to(accumulator)
-    by_y = draw.normal(*v.shape).to(torch.bfloat16).double()
-    by_last = draw.normal(*state.shape).to(torch.bfloat16).double()
+    by_y = draw.normal(*v.shape).to(torch.bfloat16).to(torch.float16).double()
+    by_last = draw.normal(*state.shape).to(torch.bfloat16).to(torch.float16).double()
 
     def run(backend, inputs, by_y, by_last):
         *sequences, step, state = leaves = [t.detach().requires_grad_() for t in inputs]
@@ -332,7 +332,7 @@ def test_a_long_convolution_and_its_gradients_are_exact_to_rounding_of_their_nor
     lengths = torch.tensor([length, length // 2]) if ragged else None
     x = LAYOUTS[layout](draw.normal(2, length, 3).to(dtype))
     kernel, state = draw.normal(taps, 3).to(dtype), draw.normal(2, taps - 1, 3).to(dtype)
-    by_y = draw.normal(2, length, 3).to(torch.bfloat16).double()
+    by_y = draw.normal(2, length, 3).to(torch.bfloat16).to(torch.float16).double()
 
     def run(backend, *inputs):
         x, kernel, *state = leaves = [t.detach().requires_grad_() for t in inputs]
@@ -350,6 +350,6 @@ def test_a_long_convolution_and_its_gradients_are_exact_to_rounding_of_their_nor
     size = (sizes[0] + sizes[2]) * sizes[1] + sizes[3] * (sizes[0] + sizes[1] + sizes[2])
     for got, wanted in zip(ours, exact, strict=True):
         allowed = 20 * unit * size
-        if got.dtype == torch.bfloat16:
+        if got.dtype != torch.promote_types(dtype, torch.float32):
             allowed = allowed + rounding_of(got, wanted)
         assert ((got.double() - wanted).abs() <= allowed).all()

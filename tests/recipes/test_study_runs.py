@@ -207,10 +207,26 @@ def test_a_run_that_breaks_off_leaves_the_others_their_turn(
 
         monkeypatch.setattr(running, "run_trial", without_memory)
     else:
-        (places["out"] / broken).mkdir(parents=True)  # a folder without a run
+        start = side_by_side.start
+
+        def killed(trial, *rest):
+            process = start(trial, *rest)
+            if trial.name == broken:
+                process.kill()
+            return process
+
+        monkeypatch.setattr(side_by_side, "start", killed)
     outcome = run_study(study, **places, jobs=jobs, console=Console(quiet=True))
     assert outcome.failed == (broken,)
     assert (outcome.status, outcome.num_done, outcome.num_left) == ("ended", 1, 1)
+
+
+@pytest.mark.parametrize(("jobs", "message"), [(1, "run folder"), (2, "could not begin or go on")])
+def test_a_folder_that_holds_something_else_ends_a_study(jobs, message, tiny_study, tmp_path):
+    study = tiny_study(rates=(1e-3,))
+    (tmp_path / "runs" / next(iter(study.trials())).name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=message):
+        run_study(study, out=tmp_path / "runs", results=tmp_path / "tiny.json", jobs=jobs)
 
 
 def test_missing_data_are_named_before_anything_is_trained(tiny_study, tmp_path):

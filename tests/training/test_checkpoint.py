@@ -15,6 +15,7 @@ from polewise.training.checkpoint import (
     save_checkpoint,
 )
 from polewise.training.durable import replace_folder
+from polewise.training.manifest import write_manifest
 from polewise.training.progress import Progress
 
 
@@ -101,5 +102,7 @@ def test_a_checkpoint_of_another_model_or_a_broken_one_is_explained(tmp_path):
 def test_a_run_that_goes_back_forgets_the_checkpoints_after(tmp_path):
     for step in (2, 4, 7, 10):
         (tmp_path / f"step-{step}").mkdir()
+        write_manifest(tmp_path / f"step-{step}")
+    (tmp_path / "step-8").mkdir()  # someone else's
     forget_checkpoints_after(tmp_path / "step-4")
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-2", "step-4"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-2", "step-4", "step-8"]

@@ -30,6 +30,16 @@ def first_bad_parameter(model: nn.Module) -> str | None:
     return None
 
 
+def first_bad_average(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """The same of the optimiser's averages: under one that is infinite its parameter stands still,
+    and nothing else shows it."""
+    for name, parameter in model.named_parameters():
+        for average, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and not _is_finite(value := own_share(value)):
+                return f"the average {average} of {name} is {_kind(value)}"
+    return None
+
+
 def diagnose(model: nn.Module, task: Task, batches: Iterable[Batch], rate: float) -> str:
     """Return where the batches first become NaN or infinite, and the largest pole radius.
 

@@ -330,8 +330,8 @@ class RunFolder:
 
 
 def _lock(file: TextIO) -> bool:
-    """Lock a file; whether that could be done. Who only looks (`is_in_use`) holds it for a moment,
-    which is waited for."""
+    """Lock a file; whether that could be done. Whoever only looks (`is_in_use`) holds it for a
+    moment, which is waited for."""
     for _ in range(10):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

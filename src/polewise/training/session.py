@@ -25,7 +25,7 @@ from polewise.training.checkpoint import (
     save_checkpoint,
 )
 from polewise.training.data_source import DataSource
-from polewise.training.diagnosis import diagnose, first_bad_parameter
+from polewise.training.diagnosis import diagnose, first_bad_average, first_bad_parameter
 from polewise.training.display import Display, shown
 from polewise.training.errors import NonFiniteError, SaveError, StalledError
 from polewise.training.evaluation import compute_logits, evaluate
@@ -193,12 +193,15 @@ class Session:
         self.optimizer.zero_grad()
 
     def has_diverged(self, *, looks: bool) -> bool:
-        """Whether too many steps were skipped or, where it `looks`, a parameter is not finite."""
+        """Whether too many steps were skipped or, where it `looks`, a parameter or one of its
+        averages is not finite."""
         if self.progress.skipped_in_a_row >= self.options.skip_limit:
             return True
         if not looks:
             return False
-        return self.any_says(first_bad_parameter(self.bare_model) is not None)
+        model = self.bare_model
+        bad = first_bad_parameter(model) or first_bad_average(model, self.optimizer)
+        return self.any_says(bad is not None)
 
     def roll_back(self, batches: list[Batch], rate: float) -> None:
         """Go back to the last good checkpoint, on with data not seen yet and half the rate.
@@ -220,7 +223,9 @@ class Session:
         except ValueError as error:
             last, kept = None, str(error)
         may = self.options.on_skip_limit == "roll_back" and before.rollbacks < _MOST_ROLLBACKS
-        what = "the loss or its gradient" if before.skipped_in_a_row else "a parameter"
+        what = (
+            "the loss or its gradient" if before.skipped_in_a_row else "the model or its optimiser"
+        )
         found = (
             f"{what} became NaN or infinite at step {first}; "
             f"{self.diagnosis(batches, rate)}; nothing of it was saved"
@@ -244,13 +249,17 @@ class Session:
     def diagnosis(self, batches: list[Batch], rate: float) -> str:
         """Return where NaN or infinity came from, in words."""
         model = self.bare_model
+        average = None
+        if first_bad_parameter(model) is None:
+            average = first_bad_average(model, self.optimizer)
         if self.splits or self.is_sharded or self.options.compile:
             # `diagnose` hooks single modules, which are split, sharded or compiled here.
             whole = self._copy_of_model("cpu")
             gather_parameters(model, whole)
             model = whole
             batches = [{name: value.cpu() for name, value in batch.items()} for batch in batches]
-        return diagnose(model, self.task, batches, rate)
+        found = diagnose(model, self.task, batches, rate)
+        return found if average is None else f"{average}; {found}"
 
     def measure(self, stop: StopRequest) -> bool:
         """Evaluate, and keep the model if it is the best so far.

@@ -37,7 +37,7 @@ def _usable_cores() -> int:
 
 def require_alike(ledger: Ledger, jobs: int) -> None:
     """Raise ValueError where runs would have more, or less, than those they are compared with:
-    batches, or threads where the budget is in seconds."""
+    batches, or threads and processor where the budget is in seconds."""
     threads = 1 if jobs > 1 else torch.get_num_threads()
     coming = [trial.comparison for trial in (*ledger.left(), *ledger.to_come())]
     names = {each.name for each in coming}

@@ -1,9 +1,9 @@
 """The results file of a study: one JSON, rewritten whole after every run.
 
     study, size, question
-    comparisons     name, headline, systems, learning rates, seeds, budget, note
+    comparisons     name, headline, systems, learning rates, seeds, budget, note, subject
     mean_over       those of them whose mean is reported
-    subject         what was learned, or what it costs
+    subject         cost, where all of them are of it; else learning
     environments    versions and machines, each once
     rows            one per run that is done: options, cost, metrics, curve, command
 

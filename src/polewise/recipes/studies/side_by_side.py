@@ -21,7 +21,7 @@ from polewise.training.errors import FolderInUseError, TrainingError
 from polewise.training.stopping import StopRequest, stop_requests
 
 MISTAKE = 2
-"""How a process ends whose folder holds another run."""
+"""How a process ends whose folder, options or data will not do."""
 CANNOT_GO_ON = 74
 """How one ends that could not write or got no data, as no other could."""
 IN_USE = 75
@@ -78,7 +78,7 @@ def _run(
             elif process.exitcode == CANNOT_GO_ON:
                 raise TrainingError(f"{trial.name} could not go on; its message is above.")
             elif process.exitcode == MISTAKE:
-                raise ValueError(f"{trial.name} could not begin; its message is above.")
+                raise ValueError(f"{trial.name} could not begin or go on; its message is above.")
             elif asked is None and process.exitcode != IN_USE:
                 ledger.fail(trial, f"its process ended with code {process.exitcode}")
 

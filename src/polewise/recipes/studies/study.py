@@ -71,7 +71,7 @@ class Comparison:
     """Seconds of one core for a whole run, evaluations included, to plan by; None where nobody has
     measured them."""
     subject: Subject = "learning"
-    """Of one of cost what was learned is nothing to show."""
+    """What its runs show; of those of cost a report leaves out what was learned."""
     note: str = ""
     """What a reader of the table must know."""
 
