@@ -47,11 +47,11 @@ def table1(size: Size) -> Study:
             ),
             # What a step takes there, in time and memory.
             _recall(
-                32768, batch_size=1, max_steps=3, seconds=300, rates=(2e-3,),
+                32768, batch_size=1, max_steps=3, seconds=60, rates=(2e-3,),
                 names=("focus", "attention"), num_eval=1, subject="cost",
             ),
             _recall(
-                65536, batch_size=1, max_steps=3, seconds=300, rates=(2e-3,), names=("focus",),
+                65536, batch_size=1, max_steps=3, seconds=60, rates=(2e-3,), names=("focus",),
                 num_eval=1, subject="cost",
             ),
         )  # fmt: skip
