@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from polewise.replace_file import replace_file
+
 T = TypeVar("T")
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,4 +118,4 @@ def read_parts(path: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    replace_file(path, json.dumps(report, indent=1) + "\n")

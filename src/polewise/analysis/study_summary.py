@@ -94,11 +94,12 @@ def summarize(comparison: Mapping[str, Any], rows: list[Row]) -> list[SystemSumm
         values = [row["metrics"][headline] for row in summary.runs if row["seed"] == 0]
         return sign * values[0] if values else math.inf
 
-    finalists = comparison.get("num_finalists") or len(summaries)
-    summaries = [
-        replace(summary, missing=_missing(comparison, summary, is_finalist=number < finalists))
-        for number, summary in enumerate(sorted(summaries, key=first))
-    ]
+    finalists = comparison.get("num_finalists")
+    summaries = sorted(summaries, key=first)
+    for number, summary in enumerate(summaries):
+        goes_on = finalists is None or (number < finalists and bool(summary.runs))
+        missing = _missing(comparison, summary, is_finalist=goes_on)
+        summaries[number] = replace(summary, missing=missing)
 
     def place(summary: SystemSummary) -> tuple[bool, bool, float]:
         spread, diverged = summary.spread(headline), summary.num_diverged > 0
@@ -164,8 +165,6 @@ def _missing(comparison: Mapping[str, Any], summary: SystemSummary, *, is_finali
     rates, missing = len(comparison["learning_rates"]), []
     if len(summary.grid) < rates:
         missing.append(f"{rates - len(summary.grid)} of {rates} rates")
-    if comparison.get("num_finalists") and not summary.runs:
-        is_finalist = False  # its first seed diverged, or has not been run
     seeds = comparison["num_seeds"] if is_finalist else 1
     seen = len(summary.runs) + summary.num_diverged
     if summary.learning_rate is not None and seen < seeds:
