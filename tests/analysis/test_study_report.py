@@ -273,7 +273,7 @@ def test_a_study_of_cost_shows_what_steps_take_against_length_and_not_what_was_l
         | {"name": length, "learning_rates": [0.01], "num_seeds": 1, "subject": "cost"}
         for length in speeds
     ]
-    values |= {"study": "of cost", "subject": "cost"}
+    values |= {"study": "of cost"}
     section = study_section(values)
     ((figure, caption),) = section.figures
     assert "Against the length of a sequence" in caption

@@ -93,7 +93,7 @@ def study_section(study: Study) -> Section:
     parts = [_comparison_part(study, comparison) for comparison in study["comparisons"]]
     parts += _mean_part(study)
     parts += [_published_part(table) for table in PUBLISHED.get(study["study"], ())]
-    subject = study.get("subject", "learning")  # of all its comparisons
+    subject = "cost" if all(map(is_of_cost, study["comparisons"])) else "learning"
     drawn = [(draw(study), caption) for draw, caption in _FIGURES[subject]]
     return Section(
         title=f"{study['study']}, {study['size']} size",

@@ -3,7 +3,6 @@
     study, size, question
     comparisons     name, headline, systems, learning rates, seeds, budget, note, subject
     mean_over       those of them whose mean is reported
-    subject         cost, where all of them are of it; else learning
     environments    versions and machines, each once
     rows            one per run that is done: options, cost, metrics, curve, command
 
@@ -116,7 +115,6 @@ class Results:
             "question": self.study.question,
             "comparisons": [_describe(each) for each in self.study.comparisons],
             "mean_over": self.study.mean_over,
-            "subject": self.study.subject,
             "environments": environments,
             "rows": rows,
         }

@@ -71,7 +71,8 @@ class Comparison:
     """Seconds of one core for a whole run, evaluations included, to plan by; None where nobody has
     measured them."""
     subject: Subject = "learning"
-    """What its runs show; of those of cost a report leaves out what was learned."""
+    """What its runs show; of those of cost a report leaves out what was learned, and where all of a
+    study are, each is named by its length."""
     note: str = ""
     """What a reader of the table must know."""
 
@@ -170,11 +171,6 @@ class Study:
 
     def __post_init__(self) -> None:
         _require_distinct("comparisons", [each.name for each in self.comparisons])
-
-    @property
-    def subject(self) -> Subject:
-        """Cost where all comparisons are of it; each is named by its length then."""
-        return "cost" if all(each.subject == "cost" for each in self.comparisons) else "learning"
 
     @property
     def num_trials(self) -> int:
