@@ -5,6 +5,7 @@ from __future__ import annotations
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study, Subject
 from polewise.recipes.studies.systems import (
+    LOCAL,
     PAPER,
     PEERS,
     RELATIVES,
@@ -35,15 +36,16 @@ def table1(size: Size) -> Study:
             _recall(1024, batch_size=8, max_steps=800, seconds=280, names=(*PEERS, *PAPER)),
             _recall(
                 1024, batch_size=8, max_steps=800, seconds=280, num_train=2000,
-                names=("focus", "attention"), rates=(2e-3,),
+                names=("focus", "attention", *LOCAL), rates=(2e-3,),
             ),
             _recall(
-                128, batch_size=32, max_steps=2000, seconds=420, unique=True, rates=(3e-3,),
+                128, batch_size=32, max_steps=2000, seconds=360, unique=True, rates=(3e-3,),
                 num_seeds=3, num_finalists=1,
                 names=tuple(name for name in PEERS if name not in ("hyena", "s4d")),
             ),
             _recall(
-                8192, batch_size=2, max_steps=800, seconds=700, rates=(2e-3,), names=("focus",)
+                8192, batch_size=2, max_steps=800, seconds=900, rates=(2e-3,),
+                names=("focus", "attention-conv", *LOCAL),
             ),
             # What a step takes there, in time and memory.
             _recall(

@@ -15,9 +15,9 @@ from polewise.training import ModelOptions
 Mixers = dict[str, tuple[str, dict[str, Any]]]
 """Name of a system to the name and the options of its mixer."""
 
-PEERS = (
-    "focus", "attention", "chunk_attention", "sliding_attention", "mega", "hyena", "s4d", "mamba2"
-)  # fmt: skip
+LOCAL = ("chunk_attention", "sliding_attention")
+"""Local attention without any filter: what looking nearby does alone."""
+PEERS = ("focus", "attention", *LOCAL, "mega", "hyena", "s4d", "mamba2")
 """Who takes part in the tables, where nothing else is said."""
 RELATIVES = ("mamba3", "gated_linear_attention")
 """Today's closest relatives of Focus."""
@@ -41,7 +41,7 @@ DEEP = ("focus", "mamba2-deep", "s4d-deep", "attention-conv-deep", *MEMORIES, *W
 """Systems that are stacked without feed-forwards, in more layers: their mixers contain one, or
 their authors stack them so (S4D); the Transformer as a control of what depth alone does."""
 
-_LOCAL = ("mega", "chunk_attention", "sliding_attention", "published_focus")
+_CHUNKED = ("mega", *LOCAL, "published_focus")
 _LONG = ("hyena", "long_conv")
 
 
@@ -51,7 +51,7 @@ def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
     Those that look nearby see `chunk_length`, MEGA as `mega-whole` all of `length`; convolutions
     have kernels of `length`, the published Focus of 1024 at most. `-deep` is a name for `DEEP`.
     """
-    options: dict[str, dict[str, Any]] = {key: {"chunk_length": chunk_length} for key in _LOCAL}
+    options: dict[str, dict[str, Any]] = {key: {"chunk_length": chunk_length} for key in _CHUNKED}
     options |= {key: {"taps": length} for key in _LONG}
     fixed = {**options["published_focus"], "hypernetwork": "none"}
     # A kernel as long as the longest sequences would be more than the whole of another model.
