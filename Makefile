@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else.
+# `make demo` and `make test` need Python 3.11 or newer and, the first time, a network.
 
 PYTHON ?= python3
 VENV ?= .venv

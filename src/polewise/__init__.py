@@ -1,4 +1,4 @@
-"""Polewise: sequence models that place their own poles.
+"""Polewise: causal sequence models from second-order IIR filters.
 
 Layers     Focus, PublishedFocus, Attention, LocalAttention, Mega, LongConv, Hyena, S4d,
            Mamba2, Mamba3, GatedLinearAttention and their configurations

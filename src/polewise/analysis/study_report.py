@@ -159,7 +159,7 @@ def render_markdown(sections: Sequence[Section], figures: Sequence[Sequence[str]
 
 _LEGEND = (
     "Every system of a comparison has the same data, budget and grid of learning rates, and the "
-    "same parameters: to 2 %, or as many whole layers as fit, at most 4 % more; the parts of Focus "
+    "same parameters: to 2 %, or as many whole layers as fit, 6 % fewer to 4 % more; the parts of Focus "
     "in `ablations` have as many layers as the default instead. Metrics are the mean over seeds at "
     "a system's best rate by validation (among equals that of the fewest steps), with the lowest "
     "and the highest, never the best run; what it took is the median over seeds. A rate in "
