@@ -35,9 +35,9 @@ with install_import_hook(checked, "beartype.beartype"):
     import polewise
 import torch
 for name, config in polewise.MIXERS.items():
-    mixer = config(dim=8).build()
-    y, state = mixer(torch.randn(2, 70, 8))
-    y, state = mixer(torch.randn(2, 3, 8), state, torch.tensor([3, 1]))
+    mixer = config(dim=64).build()
+    y, state = mixer(torch.randn(2, 70, 64))
+    y, state = mixer(torch.randn(2, 3, 64), state, torch.tensor([3, 1]))
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

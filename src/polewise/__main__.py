@@ -13,17 +13,24 @@ _NEEDED = (
 
 def main() -> int:
     """Run one command; return the exit code. Without the packages that commands need, say so."""
+    if find_spec("fcntl") is None:
+        return _fail("the commands need Linux or macOS; layers, filters and models do not")
     missing = next((name for name in _NEEDED if find_spec(name) is None), None)
     if missing is not None:
-        print(
-            f"polewise: error: the commands need {missing}, which is not installed: "
-            'pip install "polewise[train]", or in a checkout pip install ".[train]"',
-            file=sys.stderr,
+        return _fail(
+            f"the commands need {missing}, which is not installed: in a checkout of Polewise "
+            'pip install ".[train]"'
         )
-        return 2
-    from polewise.cli import main as run
-
+    try:
+        from polewise.cli import main as run
+    except ImportError as error:  # a package of another version than the extra asks for
+        return _fail(f'{error}. In a checkout of Polewise pip install ".[train]" mends it')
     return run()
+
+
+def _fail(message: str) -> int:
+    print(f"polewise: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

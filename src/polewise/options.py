@@ -6,7 +6,7 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from polewise.did_you_mean import did_you_mean
@@ -39,14 +39,46 @@ def require_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}; got {_shortened(value)}.")
 
 
-def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ValueError, with the nearest choice, unless `value` is one of `choices`."""
     choices = list(choices)
-    if not isinstance(value, str) or value not in choices:
+    if not _is_among(value, choices):
+        known = [str(choice) for choice in choices]
         raise ValueError(
-            f"{name} must be one of {', '.join(choices)}; got {_shortened(value)}."
-            f"{did_you_mean(value, choices)}"
+            f"{name} must be one of {', '.join(known)}; got {_shortened(value)}."
+            f"{did_you_mean(value, known)}"
         )
+
+
+def from_json(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Return the dataclass `kind` with these options, read from JSON, which has no tuples.
+
+    Raises:
+        ValueError: an option that it does not have, and the nearest is suggested; or a value that
+            it refuses.
+    """
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError:  # of the user's, with names that only a type checker sees
+        hints = {}
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"{kind.__name__} must have known options; got {name!r}.{did_you_mean(name, known)}"
+            )
+    return kind(**{name: with_tuples(value, hints.get(name)) for name, value in values.items()})
+
+
+def with_tuples(value: Any, hint: Any) -> Any:
+    """Return `value` with a tuple for each list where the annotation `hint` has a tuple."""
+    if isinstance(value, list):
+        for kind in _choices(hint):
+            if typing.get_origin(kind) is tuple:
+                hints = _hints_of_items(kind, len(value))
+                if len(hints) == len(value):
+                    return tuple(map(with_tuples, value, hints))
+    return value
 
 
 def require_multiple(name: str, value: int, of_name: str, of: int) -> None:
@@ -76,11 +108,11 @@ def _has_type(value: Any, hint: Any) -> bool:
     if hint is Any:  # itself a class, which isinstance refuses
         return True
     if origin is Literal:
-        return isinstance(value, str) and value in typing.get_args(hint)
+        return _is_among(value, typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):
-        return any(_has_type(value, choice) for choice in typing.get_args(hint))
+        return any(_has_type(value, choice) for choice in _choices(hint))
     if origin is tuple:
-        hints = typing.get_args(hint)
+        hints = _hints_of_items(hint, len(value)) if isinstance(value, tuple) else ()
         return (
             isinstance(value, tuple)
             and len(value) == len(hints)
@@ -98,6 +130,22 @@ def _has_type(value: Any, hint: Any) -> bool:
     if isinstance(hint, type):
         return isinstance(value, hint)
     return True
+
+
+def _is_among(value: Any, choices: Iterable[Any]) -> bool:
+    return any(type(value) is type(choice) and value == choice for choice in choices)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The kinds of a union; of anything else itself."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _hints_of_items(hint: Any, length: int) -> tuple[Any, ...]:
+    """What the items of a tuple of that length have to be: `tuple[int, ...]` has any length."""
+    hints = typing.get_args(hint)
+    return (hints[0],) * length if hints[1:] == (Ellipsis,) else hints
 
 
 def _shortened(value: Any) -> str:

@@ -43,6 +43,9 @@ FORMS = {
         {"filters": 0, "chunk_length": 0, "key_dim": 5},
         {"memory": False, "chunk_length": 0},
         {"causal": False},
+        # Keys that turn, beside those of a head that copies.
+        {"filters": 0, "chunk_length": 0, "hypernetwork": "none", "heads": 2},
+        {"heads": 4, "shared_keys": False},
     ],
     "published_focus": [
         {},
@@ -55,8 +58,13 @@ FORMS = {
     "attention": [{}, {"causal": False}, {"positions": 300, "conv_width": 3}],
     "chunk_attention": [{}, {"causal": False}],
     "mega": [{}, {"causal": False}],
-    "mamba3": [{}, {"turning": 0}, {"turning": 4}],
-    "gated_linear_attention": [{}, {"decay": "head", "conv_width": 3}, {"decay": "constant"}],
+    "mamba2": [{}, {"heads": 2}],
+    "mamba3": [{}, {"turning": 0, "heads": 2}, {"turning": 4}],
+    "gated_linear_attention": [
+        {},
+        {"decay": "head", "conv_width": 3, "heads": 2},
+        {"decay": "constant"},
+    ],
 }
 
 
@@ -100,9 +108,7 @@ def test_every_mixer_names_an_input_or_an_option_that_does_not_fit(name):
 def test_a_whole_backbone_keeps_the_contract(hypernetwork):
     mixer = PublishedFocusConfig(dim=8, **SMALL["published_focus"], hypernetwork=hypernetwork)
     torch.manual_seed(0)
-    backbone = Backbone(BackboneConfig(mixer=mixer, num_layers=2, intermediate_size=12))
-    backbone.uses_fft = "long_conv" in hypernetwork
-    check_mixer(backbone, dim=8)
+    check_mixer(Backbone(BackboneConfig(mixer=mixer, num_layers=2, intermediate_size=12)), dim=8)
 
 
 def test_a_backbone_whose_layers_differ_keeps_the_contract():
@@ -116,7 +122,7 @@ def test_heads_that_follow_from_the_width_compile(name):
     torch.manual_seed(0)
     config = MIXERS[name](dim=512, state_dim=4) if "mamba" in name else MIXERS[name](dim=512)
     assert config.num_heads > 1
-    dict(mixer_checks(config.build(), length=5))["compile"]()
+    dict(mixer_checks(config.build(), length=9))["compile"]()
 
 
 class FaultyState(NamedTuple):
@@ -165,6 +171,10 @@ class Faulty(nn.Module):
         forgets = self.fault == "forgets its state beside lengths" and lengths is not None
         if self.fault == "drops its state" or forgets:
             last = torch.zeros_like(last)
+        if self.fault == "lets no gradient through its state":
+            last = last.detach()
+        if self.fault == "writes into its state":
+            last.data.add_(1)
         outputs = []
         for t in range(x.shape[1]):
             real = torch.ones(x.shape[0], dtype=torch.bool) if lengths is None else t < lengths
@@ -186,6 +196,19 @@ def test_a_sound_mixer_of_ones_own_passes():
     check_mixer(Faulty("none"), dim=8, length=11)
 
 
+def test_what_a_check_cannot_do_without_or_does_not_survive_is_named():
+    with pytest.raises(ValueError, match=r"dim must be given for a mixer without config\.dim"):
+        check_mixer(nn.Identity())
+    with pytest.raises(AssertionError, match=r"Faulty fails 'compile': \w+: "):
+        check_mixer(Faulty("breaks the graph"), length=11)
+
+
+def test_a_limit_that_is_declared_is_not_checked():
+    limited = Faulty("breaks the graph")
+    limited.limits = {"compile": "a fault, planted"}
+    check_mixer(limited, length=11)
+
+
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
@@ -203,6 +226,8 @@ def test_a_sound_mixer_of_ones_own_passes():
         ("is too small in bfloat16", "precision"),
         ("hands on a tuple", "state"),
         ("forgets its state beside lengths", "padding"),
+        ("lets no gradient through its state", "segments"),
+        ("writes into its state", "segments"),
     ],
 )
 def test_planted_faults_are_caught(fault, check):

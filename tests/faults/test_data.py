@@ -296,3 +296,15 @@ def test_a_source_that_ends_is_a_mistake_of_the_task(tmp_path):
 
     with pytest.raises(ValueError, match="batches without end; it ended"):
         train(small_run(Ending(**TASK)), tmp_path / "run", console=quiet())
+
+
+def test_a_source_that_fails_in_any_way_saves_the_run(tmp_path):
+    class Failing(RecallWith):
+        def change(self, step, batch):
+            if step == 2:
+                raise OSError("the network went away")
+            return batch
+
+    with pytest.raises(OSError, match="the network went away"):
+        train(small_run(Failing(**TASK)), tmp_path / "run", console=quiet())
+    assert (tmp_path / "run/checkpoints/step-2").is_dir()

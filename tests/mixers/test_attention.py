@@ -33,6 +33,19 @@ def test_it_is_the_attention_of_llama():
     torch.testing.assert_close(ours(x)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_with_sight_both_ways_every_step_sees_all():
+    torch.manual_seed(0)
+    ours = AttentionConfig(dim=8, heads=2, causal=False).build().double()
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    q, k, v = (
+        layer(x).unflatten(-1, (2, 4)) for layer in (ours.to_query, ours.to_key, ours.to_value)
+    )
+    angle = ours._angles(torch.arange(9)[None], x.dtype)
+    seen = torch.einsum("bihd,bjhd->bhij", turn(q, angle), turn(k, angle)) / 4**0.5
+    expected = torch.einsum("bhij,bjhd->bihd", seen.softmax(-1), v).flatten(2)
+    torch.testing.assert_close(ours(x)[0], ours.to_output(expected), rtol=1e-9, atol=1e-11)
+
+
 def test_in_float64_only_distances_count_however_far_the_sequence_is():
     torch.manual_seed(0)
     mixer = AttentionConfig(dim=8, heads=1).build().double()

@@ -183,19 +183,25 @@ def test_only_distances_count_however_far_the_sequence_is():
     torch.testing.assert_close(mixer(x, late)[0], mixer(x)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shared_keys", [True, False])
-@pytest.mark.parametrize("turning", [True, False])
-def test_focus_is_its_equations_step_by_step(shared_keys, turning):
+DEFAULT = {"hypernetwork": "none", "filters": 0, "chunk_length": 0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shared_keys": False},
+        {"memory_turning": False},
+        {"shared_keys": False, "memory_turning": False},
+        DEFAULT,
+        DEFAULT | {"memory": False, "filters": 1},
+    ],
+    ids=["all", "keys of heads", "no turning", "neither", "a memory", "filters"],
+)
+def test_focus_is_its_equations_step_by_step(options):
     torch.manual_seed(0)
-    mixer = FocusConfig(
-        **SMALL,
-        heads=2,
-        key_dim=3,
-        value_dim=4,
-        shared_keys=shared_keys,
-        memory_turning=turning,
-        max_decay=0.9,
-    ).build()
+    sizes = {"heads": 2, "key_dim": 3, "value_dim": 4, "max_decay": 0.9}
+    mixer = FocusConfig(**SMALL | sizes | options).build()
     mixer = mixer.double()
     with torch.no_grad():
         for parameter in mixer.parameters():
@@ -216,20 +222,21 @@ def test_heads_that_copy_do_not_turn():
 
 def _by_loops(mixer, x):
     """Focus with chunks and bins of 8, two heads of 4 values, keys of 3: a step at a time."""
-    query, key, pole = mixer.to_lookup(x).split(mixer.lookup_parts, -1)
     value, gate = mixer.to_values(x), mixer.to_gate(x)
-    key = _short_conv(key, mixer.key_conv.kernel) + mixer.key_conv.bias
+    if mixer.to_lookup is not None:
+        query, key, pole = mixer.to_lookup(x).split(mixer.lookup_parts, -1)
+        key = _short_conv(key, mixer.key_conv.kernel) + mixer.key_conv.bias
     value = functional.silu(_short_conv(value, mixer.value_conv.kernel) + mixer.value_conv.bias)
-    coefficients = _coefficients_by_loops(mixer, value)
+    coefficients = _coefficients_by_loops(mixer, value) if mixer.filters else None
     memory = torch.zeros(2, 2, 4, dtype=torch.complex128)
     turns = torch.zeros(1, dtype=x.dtype)
-    if mixer.config.memory_turning:
+    if mixer.log_frequency is not None:
         turns = mixer.log_frequency.exp()
     still = [False, True]  # the second of two heads begins as a copy: its products do not turn
     states, outputs = [0j] * 8, []
     for t in range(len(x)):
         filtered = torch.zeros(8, dtype=x.dtype)
-        for channel in range(8):
+        for channel in range(8 if mixer.filters else 0):
             decay, angle = coefficients[t // 8, channel].tolist()
             states[channel] = decay * cmath.exp(1j * angle) * states[channel]
             states[channel] += value[t, channel].item()
@@ -238,28 +245,31 @@ def _by_loops(mixer, x):
             filtered[channel] = gain * (c0 * states[channel].real + c1 * states[channel].imag)
         heads = []
         for head in range(2):
+            values = value.unflatten(-1, (2, 4))[:, head]
+            passing = mixer.skip[head] * values[t] + filtered.unflatten(-1, (2, 4))[head]
+            if not mixer.config.memory:
+                heads.append(passing)
+                continue
             look = 0 if mixer.config.shared_keys else head
             q = query[t].unflatten(-1, (-1, 3))[look]
             seen = key[t // 8 * 8 : t + 1].unflatten(-1, (-1, 3))[:, look]
-            values = value.unflatten(-1, (2, 4))[:, head]
             step = (1 + (pole[t, head] + mixer.step.bias[head]).exp()).log()
             radius = (-step * mixer.log_rate[head].exp()).exp()
             turn = 0 * turns[0] if still[head] else turns[0]
             poles = torch.stack([torch.polar(radius, turn), radius + 0j])
             product = torch.outer(_pairs(seen[-1]), step * values[t])
             memory[head] = poles[:, None] * memory[head] + product
+            recalled = (_pairs(q).conj() @ memory[head]).real
+            if mixer.nearness is None:
+                heads.append(recalled + passing)
+                continue
             distance = torch.arange(len(seen) - 1, -1, -1)
             turned = torch.stack([_pairs(k) for k in seen])
             turned[:, 0] *= torch.polar(torch.ones(()).double(), distance * turns[0])
             logits = (turned @ _pairs(q).conj()).real / 3**0.5
             logits = logits + mixer.position_bias()[look, distance]
             near = logits.softmax(0) @ values[t // 8 * 8 : t + 1]
-            heads.append(
-                (_pairs(q).conj() @ memory[head]).real
-                + mixer.nearness[head] * near
-                + filtered.unflatten(-1, (2, 4))[head]
-                + mixer.skip[head] * values[t]
-            )
+            heads.append(recalled + mixer.nearness[head] * near + passing)
         u = torch.cat(heads) * functional.silu(gate[t])
         outputs.append(mixer.norm.weight * u / (u.square().mean() + 1e-5).sqrt())
     return mixer.to_output(torch.stack(outputs))
@@ -273,6 +283,9 @@ def _pairs(key):
 def _coefficients_by_loops(mixer, x):
     """Poles of every bin of 8: averages, maxima of the two halves of the bin before, a network."""
     network, base = mixer.filters.to_poles, mixer.filters.base[:, 0]
+    limits = torch.tensor([0.9, torch.pi], dtype=x.dtype)
+    if network is None:
+        return base.sigmoid().expand(-(-len(x) // 8), -1, -1) * limits
     embedder = mixer.features.embedder
     decays = embedder.logit.sigmoid()
     averages, embedded = torch.zeros_like(embedder.weight), []
@@ -285,8 +298,7 @@ def _coefficients_by_loops(mixer, x):
         pooled = torch.stack(halves, -1)
         hidden = (pooled @ network.up.weight.T + network.up.bias).sigmoid()
         numbers.append(base + hidden @ network.down.weight.T)
-    shares = torch.stack(numbers).sigmoid()
-    return shares * torch.tensor([0.9, torch.pi], dtype=x.dtype)
+    return torch.stack(numbers).sigmoid() * limits
 
 
 def _short_conv(x, kernel):

@@ -55,3 +55,13 @@ def test_it_starts_as_published():
     assert 1e-3 <= step.min() < 1.1e-3
     assert 0.09 < step.max() <= 0.1
     assert abs(mixer.log_step.mean() - math.log(1e-2)) < 0.2
+
+
+def test_what_is_held_for_a_short_step_does_not_cancel_in_float32():
+    torch.manual_seed(0)
+    mixer = S4dConfig(dim=3, state_dim=4).build()
+    with torch.no_grad():
+        mixer.log_step.fill_(math.log(1e-6))
+        mixer.frequency[0] = 0
+    narrow, exact = mixer._filters(torch.float32)[2], mixer.double()._filters(torch.float64)[2]
+    torch.testing.assert_close(narrow.double(), exact, rtol=1e-5, atol=0)

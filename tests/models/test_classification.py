@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.models.small_models import FOCUS, tokens
+from torch.nn import functional
 
 from polewise import PolewiseConfig, PolewiseForSequenceClassification
 from polewise.models.pooling import pool
@@ -95,6 +96,25 @@ def test_a_share_of_a_larger_batch_is_a_share_of_its_loss(kind):
         for rows in (slice(0, 1), slice(1, 4))
     ]
     torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("kind", ["regression", "single_label", "multi_label"])
+def test_the_loss_is_that_of_the_kind_of_labels(kind):
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        hidden_size=8, num_hidden_layers=1, vocab_size=30, mixer_options=FOCUS,
+        num_labels=1 if kind == "regression" else 3,
+    )  # fmt: skip
+    model, ids = PolewiseForSequenceClassification(config), tokens(4, 6)
+    labels, measure = {
+        "regression": (torch.randn(4, 1), functional.mse_loss),
+        "single_label": (torch.tensor([2, 0, 1, 2]), functional.cross_entropy),
+        "multi_label": (
+            torch.randint(0, 2, (4, 3)).float(), functional.binary_cross_entropy_with_logits,
+        ),
+    }[kind]  # fmt: skip
+    output = model(ids, labels=labels)
+    torch.testing.assert_close(output.loss, measure(output.logits, labels))
 
 
 def test_who_asks_for_a_cache_of_a_classification_gets_none():

@@ -98,7 +98,7 @@ def test_steps_skip_and_heads_that_share_keys_are_those_of_the_definition(dtype)
         assert (ours.double() - wanted).norm() <= unit * wanted.norm()
 
 
-@pytest.mark.parametrize("options", [{}, {"memory": False, "filters": 1}])
+@pytest.mark.parametrize("options", [{"heads": 2}, {"memory": False, "filters": 1}])
 def test_a_layer_of_focus_on_the_kernels_is_the_layer(options, monkeypatch):
     """What a GPU runs: kernels where there are some, tensor operations elsewhere."""
     torch.manual_seed(0)

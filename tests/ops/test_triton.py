@@ -42,7 +42,7 @@ NUMBERS = {
     "parts_run", "mix_row", "mix_bin", "mix_channel", "mix_part",
 }  # fmt: skip
 SHARED_MEMORY_OF_HOPPER = 227 * 1024
-CONSTANTS = {"dim": 96, "x_time": 96, "grad_time": 96, "RESET": True, "BLOCK": 64}
+CONSTANTS = {"dim": 96, "x_time": 96, "grad_time": 96, "BLOCK": 64}
 
 
 def kernels():
@@ -90,30 +90,33 @@ def bytes_spilled(program, folder):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize(("element", "reset"), [("bf16", True), ("fp32", True), ("fp16", False)])
 @pytest.mark.parametrize("kernel", list(kernels()))
 def test_every_kernel_compiles_for_a_hopper_gpu_and_stays_in_registers(
-    kernel, element, tmp_path, monkeypatch
+    kernel, element, reset, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    program = compiled_for_hopper(kernel, 1, CONSTANTS, ELEMENTS, element, NUMBERS)
+    given = CONSTANTS | {"RESET": reset}
+    program = compiled_for_hopper(kernel, 1, given, ELEMENTS, element, NUMBERS)
     assert program.asm["cubin"]
     assert bytes_spilled(program, tmp_path) <= 8  # two numbers of one gradient do not fit
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize(("element", "dim"), [("bf16", 64), ("fp32", 128)])
+@pytest.mark.parametrize(
+    ("element", "dim", "turning"), [("bf16", 64, True), ("fp32", 128, True), ("fp16", 64, False)]
+)
 @pytest.mark.parametrize(
     "name", ["_states", "_outputs", "_futures", "_value_gradients", "_gradients"]
 )
 def test_every_kernel_of_the_associative_filter_fits_a_hopper_gpu(
-    name, dim, element, tmp_path, monkeypatch
+    name, dim, turning, element, tmp_path, monkeypatch
 ):
     from polewise.ops import _associative_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     given = {
-        "key_dim": dim, "value_dim": dim, "TURNING": True, "KEYS": dim, "TILE": 32, "CHUNK": 32,
+        "key_dim": dim, "value_dim": dim, "TURNING": turning, "KEYS": dim, "TILE": 32, "CHUNK": 32,
         "PRECISION": "tf32x3" if element == "fp32" else "tf32",
     }  # fmt: skip
     program = compiled_for_hopper(

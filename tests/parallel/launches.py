@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
 from torch.distributed.tensor import DTensor
 
+from polewise.recipes.studies import Study, run_study
 from polewise.tasks import RecallTask, TextTask
 from polewise.training import (
     ModelOptions,
@@ -104,6 +105,19 @@ def answers_of(processes: int, folder: Path, *runs: Run) -> list[list[str]]:
         [(folder / f"{number}-{rank}").read_text() for rank in range(processes)]
         for number in range(len(runs))
     ]
+
+
+def study_together(processes: int, study: Study, folder: Path) -> None:
+    """Run what is missing of a study, each run on all processes."""
+    side_by_side(processes, _study, processes, free_port(), study, folder)
+
+
+def _study(rank: int, processes: int, port: int, study: Study, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment(rank, processes, port))
+    quiet = Console(quiet=True)
+    run_study(study, out=folder / "runs", results=folder / "results.json", console=quiet)
+    torch.distributed.destroy_process_group()
 
 
 def side_by_side(count: int, work: Callable[..., None], *arguments: Any) -> None:

@@ -26,12 +26,14 @@ from tests.parallel.launches import (
     free_port,
     recall,
     shared_out,
+    study_together,
     together,
     weights,
 )
 from torch import nn
 
 from polewise.mixers import MIXERS
+from polewise.recipes.studies import Comparison, Study, System, run_study
 from polewise.tasks import ListOpsTask, MqarTask, RecallTask
 from polewise.training import Run, RunFolder, train
 from polewise.training.building import require_splittable_run
@@ -315,3 +317,25 @@ def test_the_launcher_is_asked_for_shares_too(monkeypatch):
     assert asks_for_shares(TrainingOptions(max_steps=1, shard_parameters=True))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert asks_for_shares(TrainingOptions(max_steps=1))
+
+
+def test_a_study_trains_each_run_on_all_processes_and_goes_on_with_as_many(tmp_path):
+    options = ModelOptions(mixer="attention", hidden_size=8, num_layers=1)
+    comparison = Comparison(
+        name="short",
+        task=RecallTask(length=8, vocab_size=8, num_eval=20, batch_size=4),
+        systems=(System(name="attention", model=options),),
+        training=TrainingOptions(max_steps=2, evaluate_every=2, checkpoint_every=2),
+        learning_rates=(1e-3, 1e-2),
+    )
+    study = Study(name="tiny", size="cpu", question="?", comparisons=(comparison,))
+    results = tmp_path / "results.json"
+    study_together(2, study, tmp_path)
+    rows = json.loads(results.read_text())["rows"]
+    assert [(row["num_processes"], row["steps"]) for row in rows] == [(2, 2), (2, 2)]
+    before = results.read_bytes()
+    study_together(2, study, tmp_path)
+    assert results.read_bytes() == before
+    more = replace(study, comparisons=(replace(comparison, learning_rates=(1e-3, 1e-2, 2e-2)),))
+    with pytest.raises(ValueError, match=r"must be trained by 2 process\(es\).*; got 1"):
+        run_study(more, out=tmp_path / "runs", results=results)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from polewise.mixers import MIXERS
-from polewise.recipes.parameter_matching import count_parameters, deepest, match_parameters
+from polewise.recipes.studies.parameter_matching import count_parameters, deepest, match_parameters
 from polewise.tasks import TaskSpec
 from polewise.training import ModelOptions, build_model
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from polewise.recipes.parameter_matching import count_parameters
 from polewise.recipes.studies import (
     STUDIES,
     Measured,
     build_study,
     question,
 )
+from polewise.recipes.studies.parameter_matching import count_parameters
 from polewise.training.building import planned_model
 
 SIZES = ("cpu", "gpu")

@@ -120,7 +120,8 @@ def test_other_numbers_have_another_fingerprint(source, tmp_path):
         ("date,oil\n", "source must have rows and columns of numbers"),
         ("date\nmonday\n", "source must have rows and columns of numbers"),
         ("date,oil\nmonday,1\ntuesday\n", "line 3: it has 1 columns and the first line 2"),
-        ("date,oil\nmonday,1,2\n", "line 2: it has 3 columns and the first line 2"),
+        ("date,oil\n\nmonday,1,2\n", "line 3: it has 3 columns and the first line 2"),
+        ("date;oil\nmonday;1\n", "numbers, separated by commas; .* has none"),
         ("date,oil\nmonday,\n", "line 2: could not convert string to float: ''"),
         ("date,oil\nmonday,nan\n", "line 2: a number is not finite"),
         ("date,oil\n" + "day,1\n" * 300, "length and horizon must fit into the 180 rows to train"),
@@ -137,7 +138,7 @@ def test_a_source_that_is_no_table_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("POLEWISE_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"place it at .*ett/ETTh1\.csv .*data --fetch etth1"):
         ForecastTask().prepare()
-    with pytest.raises(ValueError, match=r"there is no file eth1\. Did you mean 'etth1'"):
+    with pytest.raises(ValueError, match=r"there is no file eth1 in /.*\. Did you mean 'etth1'"):
         ForecastTask(source="eth1").prepare()
     with pytest.raises(ValueError, match="source must be a readable"):
         ForecastTask(source=str(tmp_path)).prepare()

@@ -234,7 +234,7 @@ def test_a_single_file_is_the_test_part_and_the_rest_is_drawn_without_it(tmp_pat
         (b"Source\tTarget\r\n", r"basic_train\.tsv has none"),
         (b"Source\tTarget\n[MIN 1 2 ]\t11\n", "line 2: the value must be a digit; got '11'"),
         (b"[MIN 1 2 ]\t1\n", "line 1: the value must be a digit; got '.MIN 1 2 ]'"),
-        (b"Source\tTarget\n[MIN 1 2 ]\n", "line 2: not enough values to unpack"),
+        (b"Source\tTarget\n\n[MIN 1 2 ]\n", "line 3: it must have two columns with a tab between"),
         (b"Source\tTarget\n[MINI 1 2 ]\t1\n", "line 2: expression must be of the tokens"),
         (b"Source\tTarget\n\xff\t1\n", "source must hold expressions and their values"),
         (b"Source\tTarget\n" + b"1 " * 50 + b"\t1\n", "max_length must be more than the longest"),
@@ -248,7 +248,7 @@ def test_a_table_that_will_not_do_is_explained(content, message, tmp_path):
 
 
 def test_absent_or_broken_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere/basic_val\.tsv: .*No such file"):
+    with pytest.raises(ValueError, match=r"there is no file /.*nowhere\."):
         ListOpsTask(source=str(tmp_path / "nowhere")).prepare()
     (tmp_path / "cut.tsv.gz").write_bytes(gzip.compress(b"1\t1\n" * 1000)[:-10])
     with pytest.raises(ValueError, match=r"cut\.tsv\.gz, line \d+: Compressed file ended before"):

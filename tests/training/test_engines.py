@@ -56,7 +56,7 @@ def test_compiled_blocks_of_focus_learn_the_same(tmp_path, small_run):
     """A memory, and filters alone."""
     runs = [small_run(warmup=0, max_steps=2, compile=compiled) for compiled in (False, True)]
     for run, name in zip(runs, ("plain", "compiled"), strict=True):
-        model = replace(run.model, mixer="focus", mixer_options={}, num_layers=2)
+        model = replace(run.model, mixer="focus", mixer_options={"heads": 2}, num_layers=2)
         train(replace(run, model=model), tmp_path / name, console=quiet())
     assert farthest(tmp_path / "plain", tmp_path / "compiled") < 1e-4
 

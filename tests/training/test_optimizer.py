@@ -60,12 +60,15 @@ def test_norms_biases_embeddings_and_filter_parameters_do_not_decay():
 def test_every_parameter_of_focus_is_in_one_group_and_its_poles_are_filter_parameters():
     from polewise.tasks import RecallTask
 
-    model = build_model(RecallTask().spec, ModelOptions(hidden_size=8, num_layers=1))
+    options = {"heads": 2}  # one that copies, and one whose keys turn
+    model = build_model(
+        RecallTask().spec, ModelOptions(hidden_size=8, num_layers=1, mixer_options=options)
+    )
     groups = names_by_group(model)
     together = sorted(name for names in groups.values() for name in names)
     assert together == sorted(name for name, _ in model.named_parameters())
-    assert any(name.endswith("mixer.log_rate") for name in groups["filter"])
-    assert any(name.endswith("mixer.step.bias") for name in groups["filter"])
+    for name in ("log_rate", "log_frequency", "step.bias", "skip"):
+        assert any(each.endswith(f"mixer.{name}") for each in groups["filter"]), name
 
 
 def test_filter_parameters_may_learn_at_a_rate_of_their_own():

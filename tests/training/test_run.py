@@ -3,14 +3,16 @@
 import json
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
 from polewise import MIXERS, FocusConfig
 from polewise.recipes import demo_text, digits, etth1, focus_recall
-from polewise.tasks import TaskSpec
+from polewise.tasks import TASKS, RecallTask, TaskSpec
 from polewise.training import (
     ModelOptions,
+    Run,
     TrainingOptions,
     build_model,
     run_from_json,
@@ -107,3 +109,38 @@ def test_options_of_a_mixer_of_ones_own_are_asked_for_their_types(monkeypatch):
     monkeypatch.setitem(MIXERS, "own", OwnConfig)
     with pytest.raises(ValueError, match=r"width must be of type int; got '8'"):
         ModelOptions(mixer="own", mixer_options={"width": "8"})
+
+
+def test_options_of_a_mixer_of_ones_own_come_back_from_a_file(monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class OwnConfig:
+        dim: int
+        sizes: tuple[int, ...] = (3, 5)
+        pairs: tuple[tuple[int, float], ...] | None = None
+        order: Literal[1, 2] = 2
+
+    monkeypatch.setitem(MIXERS, "own", OwnConfig)
+    options = {"sizes": (1, 2, 3), "pairs": ((1, 0.5),)}
+    run = Run(
+        task=RecallTask(),
+        model=ModelOptions(mixer="own", mixer_options=options),
+        training=TrainingOptions(max_steps=1),
+    )
+    assert run_from_json(json.loads(json.dumps(run_to_json(run)))) == run
+    with pytest.raises(
+        ValueError, match=r"sizes must be of type tuple\[int, \.\.\.\]; got \(1, 'a"
+    ):
+        ModelOptions(mixer="own", mixer_options={"sizes": [1, "a"]})
+    with pytest.raises(ValueError, match="order must be one of 1, 2; got 3"):
+        ModelOptions(mixer="own", mixer_options={"order": 3})
+
+
+def test_a_task_made_from_one_of_ours_has_the_name_it_was_given(monkeypatch):
+    class Mine(RecallTask):
+        pass
+
+    run = Run(task=Mine(), model=ModelOptions(), training=TrainingOptions(max_steps=1))
+    assert run.task_name == "recall"  # until it has one
+    monkeypatch.setitem(TASKS, "mine", Mine)
+    assert run.task_name == "mine"
+    assert type(run_from_json(run_to_json(run)).task) is Mine

@@ -159,15 +159,15 @@ def render_markdown(sections: Sequence[Section], figures: Sequence[Sequence[str]
 
 _LEGEND = (
     "Every system of a comparison has the same data, budget and grid of learning rates, and the "
-    "same parameters: to 2 %, or as many whole layers as fit, 6 % fewer to 4 % more; the parts of Focus "
-    "in `ablations` have as many layers as the default instead. Metrics are the mean over seeds at "
-    "a system's best rate by validation (among equals that of the fewest steps), with the lowest "
-    "and the highest, never the best run; what it took is the median over seeds. A rate in "
-    "parentheses was run whole although the shorter runs did not choose it. The state is what "
-    "streaming keeps of one sequence as long as the task's. Core seconds are what the processors "
-    "worked for a run, evaluations included, which other work on the machine hardly changes; "
-    "positions a second are those of training steps, which it does change. The memory is the "
-    "process's peak."
+    "same parameters: to 2 %, or as many whole layers as fit, 6 % fewer to 4 % more; the parts "
+    "of Focus in `ablations` have as many layers as the default instead. Metrics are the mean "
+    "over seeds at a system's best rate by validation (among equals that of the fewest steps), "
+    "with the lowest and the highest, never the best run; what it took is the median over seeds. "
+    "A rate in parentheses was run whole although the shorter runs did not choose it. The state "
+    "is what streaming keeps of one sequence as long as the task's. Core seconds are what the "
+    "processors worked for a run, evaluations included, which other work on the machine hardly "
+    "changes; positions a second are those of training steps, which it does change. The memory "
+    "is the process's peak."
 )
 
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from torch import OutOfMemoryError
 
+from polewise import __version__
 from polewise.cli import demo, listings, runs, streams, studies, train
 from polewise.cli.output import EXIT_FAILED, EXIT_MISTAKE, exit_code
 from polewise.cli.parsing import Command, choose_command, parse
@@ -95,6 +96,9 @@ def _run(words: list[str]) -> int:
     if " ".join(words) in ("", "-h", "--help", "train -h", "train --help"):
         print(_overview())
         return 0
+    if words == ["--version"]:
+        print(f"polewise {__version__}")
+        return 0
     name, rest = choose_command(words, COMMANDS)
     call = parse(name, COMMANDS[name], rest)
     return 0 if call is None else call()
@@ -104,7 +108,7 @@ def _overview() -> str:
     lines = [
         "usage: polewise COMMAND [OPTIONS]",
         "",
-        "Polewise: sequence models that place their own poles.",
+        "Polewise: causal sequence models from second-order IIR filters.",
         "",
     ]
     for name, command in COMMANDS.items():

@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes
 
 from polewise.cli.output import EXIT_FAILED
+from polewise.cli.train import new_folder
 from polewise.recipes import demo_text, focus_recall
 from polewise.tasks import RecallTask, TextTask
 from polewise.training import Outcome, Run, RunFolder, train
@@ -64,7 +64,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     recall, text = demo_runs(options)
     recall_task, text_task = cast(RecallTask, recall.task), cast(TextTask, text.task)
     text_task.prepare()  # a bad file is refused before the first minute is spent
-    out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    out = options.out or new_folder("demo")
     began = time.monotonic()
 
     def say(line: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -28,12 +28,21 @@ def mixers(name: Annotated[Positional[str], arg(metavar="NAME")] = "") -> int:
         summary = (MIXERS[mixer].__doc__ or "").strip().splitlines()
         print(f"{mixer:24} {summary[0] if summary else ''}")
         if name:
-            defaults = {field.name: field.default for field in fields(MIXERS[mixer])}
+            known = {field.name: field for field in fields(MIXERS[mixer])}
             for option in mixer_option_types(mixer):
-                default = defaults[option]
-                text = default if isinstance(default, str) else json.dumps(default, default=str)
-                print(f"  --set {option}={text}")
+                print(f"  --set {option}={_default(known[option])}")
     return 0
+
+
+def _default(option: Field) -> str:
+    """What an option is unless it is given, as a command takes it; its type if it has to be."""
+    if option.default_factory is not MISSING:
+        value = option.default_factory()
+    elif option.default is not MISSING:
+        value = option.default
+    else:
+        return str(getattr(option.type, "__name__", option.type)).upper()
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def data(fetch: str | None = None) -> int:

@@ -27,6 +27,8 @@ def choose_command(words: list[str], commands: Mapping[str, Command]) -> tuple[s
     Raises:
         ValueError: no command of that name; the nearest is suggested.
     """
+    if words[0] == "train":
+        words = [part for word in words for part in _apart(word, "--resume")]
     if words[0] == "train" and "--resume" in words:
         at = words.index("--resume")
         before = [word for word in words[1:at] if f"train {word}" not in commands]
@@ -44,6 +46,11 @@ def choose_command(words: list[str], commands: Mapping[str, Command]) -> tuple[s
         f"command must be one of {', '.join(known)}; got {words[0]!r}."
         f"{did_you_mean(words[0], known)}"
     )
+
+
+def _apart(word: str, option: str) -> list[str]:
+    """Option and value, where they were given as one word."""
+    return word.split("=", 1) if word.startswith(f"{option}=") else [word]
 
 
 def parse(name: str, command: Command, words: list[str]) -> Callable[[], int] | None:

@@ -83,7 +83,8 @@ def info(run: RunPath) -> int:
     if spec.kind == "language":
         length = spec.length
         size = model.state_num_bytes(length=length)
-        print(f"state       {size:,} bytes a sequence when streaming, after {length:,} steps")
+        streaming = f"{size:,} bytes a sequence when streaming, after {length:,} steps"
+        print(f"state       {streaming if size else 'none: with these options it cannot stream'}")
     if evaluations := folder.read_evaluations():
         print(f"evaluated   {pairs(evaluations[-1], 'kind')}")
     checkpoint = folder.last_checkpoint()

@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -81,6 +82,9 @@ def generate(
                 sys.stdout.write(to_text.decode(bytes([token])))
                 sys.stdout.flush()
             sys.stdout.write(to_text.decode(b"", final=True) + "\n")
+        except KeyboardInterrupt as stop:
+            sys.stdout.write(to_text.decode(b"", final=True) + "\n")
+            return exit_code(stop)
         finally:
             _write_state(state, ByteStreamState(tokens.state, tokens.unread), model)
     return 0
@@ -152,7 +156,10 @@ def stream(
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does, so that its state is written; a second one, for
-    schedulers send several, changes nothing."""
+    schedulers send several, changes nothing. Python hears it in its main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(*_: object) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -114,6 +114,8 @@ def report(
         print(f"written to {out}")
         return 0
     page = Path("docs/studies.md")
+    if len({path.stem for path in paths}) < len(paths):
+        raise ValueError("results must have names of their own, for their figures have them too.")
     if not page.parent.is_dir():
         raise ValueError("docs must be written in a checkout of Polewise; there is no folder docs.")
     sections, figures = [study_section(study) for study in studies], []

@@ -63,9 +63,13 @@ class ModelFlags(ModelShape):
             options[name] = value
             if value in get_args(types.get(name)):  # "none" may be one choice among others
                 continue
-            with suppress(ValueError):  # text
-                known = value.lower() in words
-                options[name] = words[value.lower()] if known else json.loads(value)
+            if value.lower() in words:
+                options[name] = words[value.lower()]
+                continue
+            for read in (json.loads, int, float):  # JSON knows neither +3 nor .9; else text
+                with suppress(ValueError):
+                    options[name] = read(value)
+                    break
         return options
 
 
@@ -84,7 +88,7 @@ def _command(recipe: Run, what: str, *examples: str) -> Command:
     ) -> int:
         options = model.over(recipe.model)
         run = Run(task=_aligned(task, options), model=options, training=training)
-        path = _new_folder(f"{run.task_name}-{options.mixer}") if out is None else out
+        path = new_folder(f"{run.task_name}-{options.mixer}") if out is None else out
         return _finish(train(run, path))
 
     lines = "\n".join(f"  polewise train {recipe.task_name}{example}" for example in examples)
@@ -105,7 +109,7 @@ Args:
     return train_task
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """Return a folder of this name and time, to the microsecond: several may begin at once."""
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 

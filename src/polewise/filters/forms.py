@@ -15,6 +15,7 @@ from polewise.filters._checks import (
     squared_distance,
     tolerance,
 )
+from polewise.ops.precision import accumulator_dtype
 
 
 def unconstrained_to_coefficients(
@@ -107,6 +108,7 @@ def coefficients_to_poles(a: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*sha
     Source: the quadratic formula, in the form that does not cancel for real roots.
     """
     require_last_axis("a", a, 2)
+    a = a.to(accumulator_dtype(a))  # there are no complex numbers of half precision
     a1, a2 = a.unbind(-1)
     middle = -a1 / 2
     squared = squared_distance(a)
@@ -142,6 +144,7 @@ def normal_form_to_poles(
         TypeError: they differ in dtype, or are not floating-point tensors.
     """
     require_normal_form(decay, angle)
+    decay, angle = (part.to(accumulator_dtype(part)) for part in (decay, angle))
     pole = torch.complex(decay * torch.cos(angle), decay * torch.sin(angle))
     return torch.stack([pole, pole.conj().resolve_conj()], -1)
 

@@ -52,6 +52,7 @@ def fixed_filters(
         raise ValueError(f"state must hold {len(decay)} filters; got {state.shape[1]}.")
     batch, length, dim = x.shape
     given, x = x.dtype, x.to(accumulator_dtype(x))  # as the sum of many
+    state = None if state is None else state.to(x.dtype)
     one_bin = batch, min(length, 1), dim
     y, ends = skip * x, []
     for j in range(len(decay)):

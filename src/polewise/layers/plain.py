@@ -7,7 +7,7 @@ from torch import nn
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is an unmodified `kind`: no adapter, no quantised or offloaded weight, no
-    patched forward, no hooks."""
+    patched forward, no hooks of its own."""
     watched = (
         module._forward_hooks,
         module._forward_pre_hooks,

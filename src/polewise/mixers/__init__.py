@@ -32,7 +32,7 @@ from polewise.mixers.published_focus import (
     PublishedFocusState,
 )
 from polewise.mixers.s4d import S4d, S4dConfig, S4dState
-from polewise.options import require_choice, require_type
+from polewise.options import require_choice, require_type, with_tuples
 
 MIXERS = {
     "focus": FocusConfig,
@@ -60,12 +60,14 @@ def mixer_config(name: str, dim: int, options: dict[str, Any]) -> Any:
     """
     require_choice("mixer", name, MIXERS)
     types = mixer_option_types(name)
-    for option, value in options.items():
+    for option in options:
         if option not in types:
             raise ValueError(
                 f"mixer_options must name options of {name} ({', '.join(types)}); got "
                 f"{option!r}.{did_you_mean(option, types)}"
             )
+    options = {option: with_tuples(value, types[option]) for option, value in options.items()}
+    for option, value in options.items():
         require_type(option, value, types[option])  # a mixer of the user's may not ask
     return MIXERS[name](dim=dim, **options)
 

@@ -29,7 +29,8 @@ class AttentionConfig:
     heads: int = 4
     """Attention heads; each has an even number of channels."""
     base: float = 10000.0
-    """Longest wavelength of the rotary positions, in steps, over 2 pi."""
+    """Rotary positions: pair i of n channels has a wavelength of 2 pi base^(i / n) steps, i from 0
+    to n - 1."""
     positions: int = 0
     """Learned positions, beside the rotary ones: an embedding for each of so many steps, which is
     as long as a sequence may be. 0 leaves them out."""
@@ -121,7 +122,8 @@ class Attention(nn.Module):
             project(x).unflatten(-1, (self.config.heads, -1))
             for project in (self.to_query, self.to_key, self.to_value)
         )
-        angle = self._angles(time, q.dtype)
+        # At the start of a sequence all rows have one clock.
+        angle = self._angles(time[:1] if state is None else time, q.dtype)
         q, k = turn(q, angle), turn(k, angle)
         k, v = hide_padding(k, lengths), hide_padding(v, lengths)
         if state is not None:
@@ -189,12 +191,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     (batch, length, keys); None is all up to the step itself."""
     heads = (q.shape[2], -1)
     (clean_k, clean_v), marks = clean_and_mark(k.flatten(2), v.flatten(2))
-    if visible is None:
-        mask, marks_seen = None, marks.cumsum(1)
-    else:
-        # What sees nothing, as padding may, sees everything: a softmax of nothing is NaN.
-        mask = visible[:, None] | ~visible.any(-1)[:, None, :, None]
-        marks_seen = (visible.to(marks.dtype) @ marks[..., None]).squeeze(-1)
+    # What sees nothing, as padding may, sees everything: a softmax of nothing is NaN.
+    mask = None if visible is None else visible[:, None] | ~visible.any(-1)[:, None, :, None]
     y = functional.scaled_dot_product_attention(
         q.transpose(1, 2),
         clean_k.unflatten(-1, heads).transpose(1, 2),
@@ -202,4 +200,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         attn_mask=mask,
         is_causal=visible is None,
     )
-    return put_back(y.transpose(1, 2).flatten(2), marks_seen[..., None])
+    y = y.transpose(1, 2).flatten(2)
+    if marks is None:
+        return y
+    if visible is None:
+        return put_back(y, marks.cumsum(1)[..., None])
+    return put_back(y, visible.to(marks.dtype) @ marks[..., None])

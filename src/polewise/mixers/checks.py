@@ -1,7 +1,7 @@
 """The mixer contract as code. Run it on ours in the tests, and on your own.
 
 from polewise import check_mixer
-check_mixer(MyMixer(dim=8))
+check_mixer(MyMixer(dim=8), dim=8)
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ def check_mixer(mixer: nn.Module, *, dim: int | None = None, length: int = 37) -
         length: of the test sequences; take more than two chunks and bins.
 
     What a mixer cannot do it declares as `limits: dict[str, str]`, the name of a check to the
-    reason. Checks: see `mixer_checks`.
+    reason, as may a module inside it. Checks: see `mixer_checks`. What the caller has compiled is
+    compiled anew afterwards.
 
     Raises:
-        AssertionError: a fact does not hold.
+        AssertionError: a fact does not hold, or an error comes where there should be none.
+        ValueError: `dim` must be given.
         RuntimeError: Python runs with `-O`, which leaves assertions out.
     """
     if not __debug__:
@@ -39,8 +41,9 @@ def check_mixer(mixer: nn.Module, *, dim: int | None = None, length: int = 37) -
     for name, check in mixer_checks(mixer, dim=dim, length=length):
         try:
             check()
-        except AssertionError as fact:
-            raise AssertionError(f"{type(mixer).__name__} fails {name!r}: {fact}") from fact
+        except Exception as fact:
+            kind = "" if isinstance(fact, AssertionError) else f"{type(fact).__name__}: "
+            raise AssertionError(f"{type(mixer).__name__} fails {name!r}: {kind}{fact}") from fact
 
 
 def mixer_checks(
@@ -48,8 +51,10 @@ def mixer_checks(
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Every check that applies, by name, so that a test runner can show them one by one."""
     config: Any = getattr(mixer, "config", None)
-    channels = config.dim if dim is None else dim
-    limits = getattr(mixer, "limits", {})
+    channels = getattr(config, "dim", None) if dim is None else dim
+    if channels is None:
+        raise ValueError("dim must be given for a mixer without config.dim; got None.")
+    limits = {name for part in mixer.modules() for name in getattr(part, "limits", {})}
     checks: dict[str, Callable[[nn.Module, Tensor], None]] = {
         "shape": _keeps_shape_and_dtype,
         "any length": _takes_any_length,
@@ -79,7 +84,8 @@ def _bind(check, mixer: nn.Module, dim: int, length: int) -> Callable[[], None]:
     def run() -> None:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, length, dim, generator=generator, dtype=torch.float64)
-        check(copy.deepcopy(mixer).double().eval(), x)  # dropout would break every fact
+        # On the CPU and in float64, which not every GPU has; dropout would break every fact.
+        check(copy.deepcopy(mixer).cpu().double().eval(), x)
 
     return run
 
@@ -92,6 +98,19 @@ def _close(a: Tensor, b: Tensor, fact: str, tolerance: float = 1e-10) -> None:
     scale = finite.abs().amax().clamp(min=1e-6) if finite.numel() else 1
     error = torch.where(a == b, 0.0, (a - b).abs() / scale).amax()
     assert error <= tolerance, f"{fact}: relative difference {error:.1e}"
+
+
+def _same_gradients(a: Tensor, b: Tensor, inputs: list[Tensor], fact: str) -> None:
+    """Of one number that weighs every entry of `a`, and of `b`."""
+    weights = torch.linspace(-1, 1, b.numel(), dtype=b.dtype).view_as(b)
+    ours, theirs = (
+        torch.autograd.grad(each, inputs, weights, allow_unused=True, materialize_grads=True)
+        for each in (a, b)
+    )
+    # The bias of keys has no gradient but rounding: what counts is a share of all of them.
+    largest = max(float(each.abs().amax()) for each in theirs if each.numel())
+    for one, other in zip(ours, theirs, strict=True):
+        assert ((one - other).abs() <= 1e-10 * largest).all(), fact
 
 
 def _keeps_shape_and_dtype(mixer: nn.Module, x: Tensor) -> None:
@@ -172,15 +191,28 @@ def _survives_saving(mixer: nn.Module, x: Tensor) -> None:
 def _compiles(mixer: nn.Module, x: Tensor) -> None:
     torch.compiler.reset()
     compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
-    _close(compiled(x)[0], mixer(x)[0], "the compiled mixer differs")
+    x = x.clone().requires_grad_()
+    whole, compiled_whole = mixer(x)[0], compiled(x)[0]
+    _close(compiled_whole, whole, "the compiled mixer differs")
+    _same_gradients(compiled_whole, whole, [x, *mixer.parameters()], "compiled, a gradient differs")
+    if mixer.causal:
+        (_, state), lengths = mixer(x[:, :5]), torch.tensor([3, x.shape[1] - 5])
+        rest, compiled_rest = (each(x[:, 5:], state, lengths)[0] for each in (mixer, compiled))
+        _close(compiled_rest, rest, "the compiled mixer differs after a segment, beside lengths")
 
 
 def _runs_in_every_precision(mixer: nn.Module, x: Tensor) -> None:
     exact, _ = mixer(x)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
-        y, _ = copy.deepcopy(mixer).to(dtype)(x.to(dtype))
+        narrow, narrow_x = copy.deepcopy(mixer).to(dtype), x.to(dtype)
+        y, _ = narrow(narrow_x)
         assert y.dtype == dtype, f"y is {y.dtype} for x {dtype}"
         _close(y.double(), exact, f"{dtype} differs from float64", tolerance)
+        if mixer.causal:  # a state kept in few bytes, as `states.to` makes it
+            first, state = narrow(narrow_x[:, :5])
+            rest, _ = narrow(narrow_x[:, 5:], states.to(state, dtype))
+            y = torch.cat([first, rest], 1)
+            _close(y.double(), exact, f"with a state in {dtype} it differs", tolerance)
     mixer = copy.deepcopy(mixer).float()
     with torch.autocast(x.device.type, torch.bfloat16):
         y, _ = mixer(x.float())
@@ -226,7 +258,7 @@ def _keeps_nan_to_later_outputs(mixer: nn.Module, x: Tensor) -> None:
 
 
 def _any_split_equals_one_pass(mixer: nn.Module, x: Tensor) -> None:
-    length = x.shape[1]
+    length, x = x.shape[1], x.clone().requires_grad_()
     whole, end = mixer(x)
     generator = torch.Generator().manual_seed(1)
     splits = [list(range(length + 1)), [0, 0, length, length]]
@@ -236,11 +268,17 @@ def _any_split_equals_one_pass(mixer: nn.Module, x: Tensor) -> None:
     for split in splits:
         state, outputs = None, []
         for begin, stop in pairwise(split):
-            y, state = mixer(x[:, begin:stop], state)
+            given = [part.clone() for part in states.tensors(state)]
+            y, after = mixer(x[:, begin:stop], state)
+            for part, before in zip(states.tensors(state), given, strict=True):
+                assert torch.equal(part, before), "a call changes the state that it was given"
             outputs.append(y)
+            state = after
         _close(torch.cat(outputs, 1), whole, f"the split {split} changes the output")
         for ours, theirs in zip(states.tensors(state), states.tensors(end), strict=True):
             _close(ours, theirs, f"the split {split} changes the final state")
+    in_pieces, inputs = torch.cat(outputs, 1), [x, *mixer.parameters()]
+    _same_gradients(in_pieces, whole, inputs, f"the split {split} changes a gradient")
 
 
 def _has_a_state_of_tensors(mixer: nn.Module, x: Tensor) -> None:
@@ -255,4 +293,4 @@ def _has_a_state_of_tensors(mixer: nn.Module, x: Tensor) -> None:
 
 
 def _uses_fft(mixer: nn.Module) -> bool:
-    return bool(getattr(mixer, "uses_fft", False))
+    return any(getattr(part, "uses_fft", False) for part in mixer.modules())

@@ -85,10 +85,11 @@ class FocusConfig:
     shared_keys: bool = True
     """All heads look up the same key. False: each its own."""
     memory: bool = True
-    """Filter the products of keys and values. Without it nothing is recalled from afar."""
+    """Filter the products of keys and values. Without it nothing is recalled from afar; without
+    `filters` and `chunk_length` too, a layer sees no further than its short convolution."""
     memory_every: int = 6
-    """One layer in so many, the middle one, has a memory; the others only filter channels, by one
-    filter each or `filters`. 1 gives every layer a memory."""
+    """One layer in so many, the middle one, has a memory; the others filter channels, by one filter
+    each or `filters`, and attend where `chunk_length` says so. 1 gives every layer a memory."""
     memory_turning: bool = True
     """Complex poles for the memory: key channels turn in pairs, except for the heads that begin by
     copying, a quarter, at least one. False: real poles for all."""

@@ -204,7 +204,7 @@ def _filter(
         decay,
         step=decay * (_one_late(entered, now) + late),
         lengths=lengths,
-        state=state.products,
+        state=state.products.to(k.dtype),
     )
     y = y + (now * (q * k).sum(-1))[..., None] * v
     key, value = newest(state.key, k, lengths), newest(state.value, v, lengths)

@@ -296,7 +296,12 @@ class PublishedFocus(nn.Module):
         shared: Features | None = None,
     ) -> Float[Tensor, "batch bins dim filters 2"]:
         """The filters chosen for every bin of `x`: (decay, angle) in radians a sample for the
-        normal form, (a1, a2) otherwise."""
+        normal form, (a1, a2) otherwise.
+
+        Raises:
+            ValueError: `shared` is missing, or there and not asked for.
+        """
+        self._require_features(shared)
         x = self.norm(x)
         if self.features is not None:
             shared, _ = self.features(x)
@@ -343,6 +348,9 @@ class PublishedFocus(nn.Module):
                 f"state must come from a mixer with {self.config.filters} filters; got one of "
                 f"{state.filter.shape[2]}."
             )
+        self._require_features(shared)
+
+    def _require_features(self, shared: Features | None) -> None:
         expects = self.config.hypernetwork.startswith("shared_")
         if expects != (shared is not None):
             raise ValueError(

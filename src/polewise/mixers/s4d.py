@@ -124,7 +124,9 @@ class S4d(nn.Module):
         frequency = self.frequency.to(dtype)
         decay, angle = (-step * rate).exp(), step * frequency
         # (pole - 1) / A, with real numbers only: over |A|^2, times the conjugate of A.
-        real, imag = decay * angle.cos() - 1, decay * angle.sin()
+        # The difference to 1 of a pole near it, without cancelling.
+        real = torch.expm1(-step * rate) * angle.cos() - 2 * (angle / 2).sin().square()
+        imag = decay * angle.sin()
         square = rate**2 + frequency**2
         held_real = (imag * frequency - real * rate) / square
         held_imag = (-real * frequency - imag * rate) / square

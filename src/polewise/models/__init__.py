@@ -1,6 +1,6 @@
 """Models: a backbone in plain torch, and the Hugging Face family around it.
 
-The Hugging Face names need the extra `models` (`pip install "polewise[models]"`).
+The Hugging Face names need the extra `models` (in a checkout `pip install ".[models]"`).
 """
 
 from __future__ import annotations
@@ -40,10 +40,15 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         module = importlib.import_module("polewise.models.huggingface")
-    except ModuleNotFoundError as missing:
-        if missing.name and missing.name.startswith("polewise"):
+    except ImportError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package not in ("transformers", "accelerate"):
             raise
+        absent = isinstance(missing, ModuleNotFoundError) and missing.name == package
+        what = "the package" if absent else "another version of"
         raise ImportError(
-            f'{name} needs the package {missing.name}: pip install "polewise[models]".'
+            f"{name} needs {what} {package} ({missing}): in a checkout of Polewise "
+            'pip install ".[models]".',
+            name=missing.name,
         ) from missing
     return getattr(module, name)

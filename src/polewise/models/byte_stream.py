@@ -51,7 +51,7 @@ def byte_costs(
             nothing before it and costs 8.
 
     Returns:
-        costs: in bits, float64. None at all for an empty segment.
+        costs: in bits, float64, on the CPU. None at all for an empty segment.
         state: for the next segment.
 
     Raises:
@@ -59,15 +59,15 @@ def byte_costs(
     """
     state = start_of_stream(model) if state is None else state
     if not segment:
-        return torch.zeros(0, dtype=torch.float64, device=state.unread.device), state
+        return torch.zeros(0, dtype=torch.float64), state
     ids = torch.cat([state.unread, torch.tensor([list(segment)], device=state.unread.device)], 1)
     logits, after = model.step(ids[:, :-1], state.model)  # type: ignore[operator]
     if logits.shape[-1] != 256:
         raise ValueError(f"model must have a vocabulary of 256 bytes; got {logits.shape[-1]}.")
     predicted = min(len(segment), logits.shape[1])  # all, but for the first of the stream
     nats = functional.cross_entropy(
-        logits[0, logits.shape[1] - predicted :].double(),
-        ids[0, ids.shape[1] - predicted :],
+        logits[0, logits.shape[1] - predicted :].cpu().double(),  # not every GPU has float64
+        ids[0, ids.shape[1] - predicted :].cpu(),
         reduction="none",
     )
     first = nats.new_full((len(segment) - predicted,), math.log(256))

@@ -24,8 +24,9 @@ def serve(model_folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000
         host: the address to listen at; the default answers this machine alone.
         port: the port to listen at.
 
-    A request without a temperature draws at 1, with one of 0 takes the likeliest token; `top_p` and
-    `seed` as usual. Nothing but this model is loaded for anybody.
+    A request without a temperature draws at 1, with one of 0 takes the likeliest token; `top_p` as
+    usual. `seed` gives the same answer again where nothing else is answered at that time. Nothing
+    but this model is loaded for anybody.
 
     Raises:
         ImportError: the packages of the extra `serve` are missing.
@@ -38,7 +39,11 @@ def start(model_folder: str | Path, *, host: str, port: int, in_background: bool
     """As `serve`; with `in_background` return the server, which `kill_server()` ends."""
     folder = Path(model_folder)
     if not is_serve_available():
-        raise ImportError('serve needs more packages: pip install "polewise[serve]".')
+        raise ImportError(
+            'serve needs more packages: in a checkout of Polewise pip install ".[serve]".'
+        )
+    if not (folder / "config.json").is_file():  # else the library asks the Hub for that name
+        raise ValueError(f"model_folder must hold a saved model; {folder} has no config.json.")
     config, _ = PreTrainedConfig.get_config_dict(folder)
     if config.get("architectures") != ["PolewiseForCausalLM"]:
         raise ValueError(

@@ -171,7 +171,8 @@ def refuse_second_derivative(ctx: object, *gradients: object) -> None:
     """The gradient of a compiled gradient."""
     raise RuntimeError(
         "backend must be 'torch' for second derivatives: the compiled loops of 'cpu' and 'triton' "
-        "have a first one only. Pass backend='torch' to the filter."
+        "have a first one only. Pass backend='torch' to the op; for a mixer or a model take "
+        "torch.func's grad of grad, or hessian."
     )
 
 

@@ -229,8 +229,8 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
         index = (distance if causal else distance + chunk_length - 1).clamp(0, bias.shape[1] - 1)
         mask = bias.to(q.dtype)[:, index].masked_fill(~mask, -math.inf)
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    marks_seen = (visible.to(marks.dtype) @ marks.transpose(2, 3)).transpose(2, 3)
-    y = put_back(y, marks_seen[..., None])
+    if marks is not None:
+        y = put_back(y, visible[:, :, None].to(marks.dtype) @ marks[..., None])
     return y.transpose(2, 3).flatten(1, 2)[:, :length]
 
 

@@ -54,7 +54,7 @@ def normal_form_filter(
        y_t = c_0 \operatorname{Re} s_t + c_1 \operatorname{Im} s_t + d x_t, \qquad
        r = \lfloor (o + t) / R \rfloor $$
 
-    For any sequence of poles $|s_t| \le \rho_r |s_{t-1}| + |x_t|$, hence
+    For any sequence of poles $|s_t| \le \rho_r |s_{t-1}| + |x_t|$, hence from rest
     $|y| \le (|c| / (1 - \max\rho) + |d|) \max|x|$. An angle of 0 is the exponential moving average,
     $\pi$ the alternating one.
 

@@ -61,13 +61,15 @@ class Shards:
         """A piece starts where the one before ends, at the start of a bin and of a chunk.
 
         Raises:
-            ValueError: a state or lengths, or a piece that does not hold whole `units`.
+            ValueError: a state or lengths, or a piece that is empty or does not hold whole `units`.
         """
         if state is not None or lengths is not None:
             raise ValueError(
                 "state and lengths must be None while a sequence is split over processes: every "
                 "piece starts where the one before ends."
             )
+        if not x.shape[1]:
+            raise ValueError("x must have at least 1 step on every process; got 0.")
         for name, unit in units.items():
             if x.shape[1] % unit:
                 raise ValueError(

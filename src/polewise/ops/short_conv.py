@@ -65,7 +65,7 @@ def short_conv(
     require_sequence("kernel", kernel, "(width, dim)")
     width = kernel.shape[0]
     if width < 1:
-        raise ValueError("kernel must have a tap at least; got none.")
+        raise ValueError("kernel must have at least 1 tap; got 0.")
     require_like("kernel", kernel, (width, dim), x, "(width, dim)")
     if bias is not None:
         require_like("bias", bias, (dim,), x, "(dim,)")

@@ -27,14 +27,14 @@ def may_look(x: Tensor) -> bool:
     return type(x) in (Tensor, torch.nn.Parameter) and not wrapped
 
 
-def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The factors with NaN and infinity as 0, and 1.0 at each position that had one.
+def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """The factors with NaN and infinity as 0, and 1.0 at each position that had one; None where a
+    look has found that none had.
 
     Marks have the factors' axes but the last; on those, sizes agree or are 1.
     """
     if all(may_look(factor) and _is_finite(factor) for factor in factors):
-        shape = torch.broadcast_shapes(*(factor.shape[:-1] for factor in factors))
-        return list(factors), factors[0].new_zeros(shape)
+        return list(factors), None
     finite = [torch.isfinite(factor) for factor in factors]
     cleaned = [torch.where(good, factor, 0) for good, factor in zip(finite, factors, strict=True)]
     good = reduce(and_, (part.all(-1) for part in finite))
@@ -43,15 +43,13 @@ def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor]:
 
 def put_back(y: Tensor, marks_seen: Tensor) -> Tensor:
     """`y` with NaN where at least one marked position was seen."""
-    if may_look(marks_seen) and not bool(marks_seen.any()):
-        return y
     return y.masked_fill(marks_seen > 0, float("nan"))
 
 
-def put_back_from_then_on(y: Tensor, last: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+def put_back_from_then_on(y: Tensor, last: Tensor, marks: Tensor | None) -> tuple[Tensor, Tensor]:
     """A recursion's outputs (batch, length, heads, ...) with NaN from each head's first mark on,
     and its last state (batch, heads, ...) with NaN where there was a mark at all."""
-    if may_look(marks) and not bool(marks.any()):
+    if marks is None:
         return y, last
     seen = marks.transpose(1, 2).cumsum(-1).transpose(1, 2)  # a scan in memory's order
     everything = marks.sum(1)

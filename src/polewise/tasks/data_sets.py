@@ -8,9 +8,11 @@ A data set is looked for in the folder that `POLEWISE_DATA` names; without it in
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from polewise.did_you_mean import did_you_mean
 from polewise.options import require_choice
 
 
@@ -208,6 +210,25 @@ def locate(file: DataFile) -> Path | None:
             if (folder / path).is_file():
                 return folder / path
     return None
+
+
+def named_or_given(source: str, names: Sequence[str], what: str) -> list[Path]:
+    """Return the files of one of the named data sets, or the path that was given in its place.
+
+    Raises:
+        ValueError: neither is there; the message says where a relative path was looked for, which
+            is wherever the command runs.
+    """
+    if source in names:
+        return find(source)
+    path = Path(source)
+    if not os.path.lexists(path):
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ValueError(
+            f"source must be {', '.join(names)} or {what}; there is no file {path}{where}."
+            f"{did_you_mean(source, names)}"
+        )
+    return [path]
 
 
 def find(name: str) -> list[Path]:

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polewise.did_you_mean import did_you_mean
 from polewise.options import require_at_least, require_memory, require_types
-from polewise.tasks.data_sets import find
+from polewise.tasks.data_sets import named_or_given
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
 _ETTH1_ROWS = 20 * 30 * 24
@@ -166,19 +165,13 @@ class ForecastTask:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        if self.source == "etth1":
-            return read_table(find("etth1")[0])[:_ETTH1_ROWS]
-        path = Path(self.source)
-        if not path.exists():
-            raise ValueError(
-                f"source must be etth1 or a .csv file; there is no file {path}."
-                f"{did_you_mean(self.source, ['etth1'])}"
-            )
-        return read_table(path)
+        (path,) = named_or_given(self.source, ["etth1"], "a .csv file")
+        return read_table(path)[: _ETTH1_ROWS if self.source == "etth1" else None]
 
 
 def read_table(path: Path) -> np.ndarray:
-    """Return the numbers of a .csv file, (rows, columns) float64, without the first column.
+    """Return the numbers of a .csv file, (rows, columns) float64, without the first column and
+    without empty lines.
 
     Raises:
         ValueError: the file cannot be read or has no numbers, or a line is not as long as the first
@@ -186,21 +179,25 @@ def read_table(path: Path) -> np.ndarray:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"source must be a readable .csv file; {path}: {error}.") from error
-    table = np.empty((max(len(rows) - 1, 0), max(len(rows[0]) - 1, 0) if rows else 0))
-    for number, row in enumerate(rows[1:]):
+    columns = len(rows[0][1]) if rows else 1
+    table = np.empty((max(len(rows) - 1, 0), columns - 1))
+    for number, (line, row) in enumerate(rows[1:]):
         try:
-            if len(row) != len(rows[0]):
-                raise ValueError(f"it has {len(row)} columns and the first line {len(rows[0])}")
+            if len(row) != columns:
+                raise ValueError(f"it has {len(row)} columns and the first line {columns}")
             table[number] = [float(value) for value in row[1:]]
             if not np.isfinite(table[number]).all():
                 raise ValueError("a number is not finite")
         except ValueError as error:
             raise ValueError(
-                f"source must be a table of numbers; {path}, line {number + 2}: {error}."
+                f"source must be a table of numbers; {path}, line {line}: {error}."
             ) from error
     if not table.size:
-        raise ValueError(f"source must have rows and columns of numbers; {path} has none.")
+        raise ValueError(
+            f"source must have rows and columns of numbers, separated by commas; {path} has none."
+        )
     return table

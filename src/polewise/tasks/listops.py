@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
-from polewise.tasks.data_sets import find
+from polewise.tasks.data_sets import named_or_given
 from polewise.tasks.epochs import epoch_rows, in_batches
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
@@ -185,7 +185,7 @@ class ListOpsTask:
     def _path(self) -> Path | None:
         if self.source is None:
             return None
-        return find(self.source)[0] if self.source == "d20s" else Path(self.source)
+        return named_or_given(self.source, ["d20s"], "a table or a folder of tables")[0]
 
     def _read(self, path: Path) -> list[Expression]:
         expressions = read_expressions(path)
@@ -309,6 +309,10 @@ def read_expressions(path: Path) -> list[Expression]:
                 if number == 1 and columns == ["Source", "Target"]:
                     value_first = False
                     continue
+                if columns == [""]:
+                    continue
+                if len(columns) != 2:
+                    raise ValueError("it must have two columns with a tab between them")
                 value, expression = columns if value_first else reversed(columns)
                 if value not in TOKENS[:NUM_CLASSES]:
                     raise ValueError(f"the value must be a digit; got {value[:20]!r}")

@@ -133,8 +133,8 @@ class MqarTask:
         asked = labels != IGNORED
         pairs = int(asked[0].sum())
         # Every sequence counts alike, so every cell does.
-        right = ((logits.argmax(-1) == labels) & asked).sum(-1).double() / pairs
-        accuracy = (right.sum(), len(labels))
+        right = int(((logits.argmax(-1) == labels) & asked).sum())
+        accuracy = (right / pairs, len(labels))
         total = F.cross_entropy(logits[asked], labels[asked], reduction="sum")
         return {
             "accuracy": accuracy,

@@ -26,7 +26,7 @@ from polewise.options import (
     require_types,
 )
 from polewise.tasks.byte_source import open_bytes
-from polewise.tasks.data_sets import find
+from polewise.tasks.data_sets import named_or_given
 from polewise.tasks.epochs import epoch_rows, in_batches
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
@@ -179,15 +179,8 @@ class SpokenDigitsTask:
 
     @cached_property
     def _recordings(self) -> list[Recording]:
-        if self.source == "spoken_digits":
-            return read_recordings(find("spoken_digits")[0])
-        path = Path(self.source)
-        if not path.exists():
-            raise ValueError(
-                f"source must be spoken_digits, or a folder or .tar.gz of wav files; there is no "
-                f"{path}."
-            )
-        return read_recordings(path)
+        what = "a folder or .tar.gz of wav files"
+        return read_recordings(named_or_given(self.source, ["spoken_digits"], what)[0])
 
 
 def read_recordings(path: Path) -> list[Recording]:

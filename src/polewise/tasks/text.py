@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import lzma
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from math import log
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polewise.did_you_mean import did_you_mean
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.byte_source import ByteSource, MemoryBytes, fingerprint, open_bytes
-from polewise.tasks.data_sets import DATA_SETS, find
+from polewise.tasks.data_sets import DATA_SETS, named_or_given
 from polewise.tasks.measures import token_loss, token_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
@@ -172,23 +169,16 @@ class TextTask:
     def _text(self) -> ByteSource:
         if self.source == "embedded":
             return MemoryBytes(_embedded_text())
+        (path,) = named_or_given(self.source, ["embedded", *_NAMED], "a file")
+        text = open_bytes(path)
         if self.source in _NAMED:
-            (path,), (file,) = find(self.source), DATA_SETS[self.source].files
-            text = open_bytes(path)
+            (file,) = DATA_SETS[self.source].files
             if len(text) != file.num_bytes:
                 raise ValueError(
                     f"source {self.source} must have {file.num_bytes:,} bytes; {path} has "
                     f"{len(text):,}. To learn from it as it is, give its path."
                 )
-            return text
-        path = Path(self.source)
-        if not os.path.lexists(path):
-            names = ["embedded", *_NAMED]
-            raise ValueError(
-                f"source must be one of {', '.join(names)}, or a file; there is no file {path}."
-                f"{did_you_mean(self.source, names)}"
-            )
-        return open_bytes(path)
+        return text
 
 
 def _embedded_text() -> bytes:

@@ -11,7 +11,7 @@ from polewise.did_you_mean import did_you_mean
 from polewise.mixers import all_options, feed_forward_width, mixer_config
 from polewise.models.backbone import BackboneConfig
 from polewise.models.pooling import Pooling
-from polewise.options import require_at_least, require_choice, require_types
+from polewise.options import from_json, require_at_least, require_choice, require_types
 from polewise.tasks import TASKS, AnyTask, reaches
 
 FORMAT = 2
@@ -181,9 +181,10 @@ class Run:
         Raises:
             ValueError: it is not there.
         """
-        for name, task in TASKS.items():
-            if isinstance(self.task, task):
-                return name
+        names: dict[type, str] = {task: name for name, task in TASKS.items()}
+        for base in type(self.task).__mro__:  # its own before that of a class it was made from
+            if base in names:
+                return names[base]
         kind = type(self.task).__name__
         raise ValueError(
             f"task must be one of {', '.join(TASKS)}; got {kind}. polewise.tasks.TASKS['NAME'] = "
@@ -236,21 +237,8 @@ def run_from_json(values: dict[str, Any]) -> Run:
     task = dict(values["task"])
     name = task.pop("name", None)
     require_choice("task", name, TASKS)
-    training = dict(values["training"])
-    if isinstance(training.get("betas"), list):
-        training["betas"] = tuple(training["betas"])
     return Run(
-        task=_from_options(TASKS[name], task),
-        model=_from_options(ModelOptions, values["model"]),
-        training=_from_options(TrainingOptions, training),
+        task=from_json(TASKS[name], task),
+        model=from_json(ModelOptions, values["model"]),
+        training=from_json(TrainingOptions, values["training"]),
     )
-
-
-def _from_options(kind: Any, options: dict[str, Any]) -> Any:
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in options:
-        if name not in known:
-            raise ValueError(
-                f"{kind.__name__} must have known options; got {name!r}.{did_you_mean(name, known)}"
-            )
-    return kind(**options)

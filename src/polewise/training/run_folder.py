@@ -60,7 +60,7 @@ class RunFolder:
                     raise FolderTakenError(
                         f"out must be a new or empty folder; {folder.path} exists."
                     )
-                folder.write_config(run)
+                folder._take(run)
                 return folder
             partial = cls(folder.path.with_name(f".{folder.path.name}.{uuid4().hex}.partial"))
             try:
@@ -78,6 +78,20 @@ class RunFolder:
                 f"out must be a folder that can be written; {path}: {error}."
             ) from error
         return folder
+
+    def _take(self, run: Run) -> None:
+        """Put a whole `config.json` into a folder that was empty, for the first who comes."""
+        partial = RunFolder(self.path / f".{uuid4().hex}.partial")
+        try:
+            partial.path.mkdir()
+            partial.write_config(run)
+            os.link(partial.config_path, self.config_path)
+        except FileExistsError as error:
+            raise FolderTakenError(
+                f"out must be a new or empty folder; {self.path} exists."
+            ) from error
+        finally:
+            shutil.rmtree(partial.path, ignore_errors=True)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

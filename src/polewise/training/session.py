@@ -144,7 +144,7 @@ class Session:
         batches, error = None, None
         try:
             batches = self.source.take(self.options.accumulate, stop)
-        except (StalledError, ValueError) as failed:
+        except Exception as failed:
             error = failed
         if self.all_say(batches is not None) and batches is not None:
             device = self.accelerator.device
@@ -153,6 +153,8 @@ class Session:
             return None
         if self.any_says(self.saved_at != self.progress.step):
             self.save()
+        if error is not None and not isinstance(error, StalledError | ValueError):
+            raise error
         kind = ValueError if isinstance(error, ValueError) else StalledError
         raise kind(
             f"{error or 'the data of another process failed.'} The run is saved at step "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from polewise.recipes.parameter_matching import count_parameters, match_parameters
+from polewise.recipes.studies.parameter_matching import count_parameters, match_parameters
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study, System
 from polewise.recipes.studies.systems import WITHOUT_MEMORY

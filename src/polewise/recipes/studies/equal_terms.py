@@ -20,6 +20,11 @@ def require_places(study: Study, jobs: int) -> None:
     gpus = torch.cuda.device_count()
     places = gpus or _usable_cores()
     require_at_least("jobs", jobs, 1)
+    if jobs > 1 and processes().num_processes > 1:
+        raise ValueError(
+            f"jobs must be 1 where {processes().num_processes} processes were launched to train "
+            f"each run together; got {jobs}."
+        )
     timed = [each.name for each in study.comparisons if each.training.max_seconds is not None]
     if timed and jobs > places:
         what = "GPUs" if gpus else "cores"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from polewise.did_you_mean import did_you_mean
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import has_outcome, processes, read_row
@@ -40,8 +41,8 @@ class Ledger:
         names = [trial.name for trial in study.trials()]
         if not any(fnmatchcase(name, only) for name in names):
             raise ValueError(
-                f"only must match a run of {study.name}, such as {names[0]}; got {only!r}. "
-                f"`polewise study {study.name} --list` lists them."
+                f"only must match a run of {study.name}, such as {names[0]}; got "
+                f"{only!r}.{did_you_mean(only, names)}"
             )
         ledger = cls(study, out, results, only, console)
         if outdated := results.outdated:

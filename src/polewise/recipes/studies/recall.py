@@ -44,7 +44,7 @@ def table1(size: Size) -> Study:
                 names=tuple(name for name in PEERS if name not in ("hyena", "s4d")),
             ),
             _recall(
-                8192, batch_size=2, max_steps=800, seconds=900, rates=(2e-3,),
+                8192, batch_size=2, max_steps=800, seconds=660, rates=(2e-3,),
                 names=("focus", "attention-conv", *LOCAL),
             ),
             # What a step takes there, in time and memory.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from polewise.models.pooling import Pooling
-from polewise.recipes.parameter_matching import count_parameters, deepest, match_parameters
+from polewise.recipes.studies.parameter_matching import count_parameters, deepest, match_parameters
 from polewise.recipes.studies.study import System
 from polewise.tasks import TaskSpec
 from polewise.training import ModelOptions

@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from polewise.recipes.parameter_matching import count_parameters
+from polewise.recipes.studies.parameter_matching import count_parameters
 from polewise.recipes.studies.study import Study, Trial
 from polewise.replace_file import replace_file
 from polewise.training import (
@@ -163,7 +163,11 @@ def configuration(run: Run) -> dict[str, Any]:
 
 def rerun_command(study: Study, trial: Trial, threads: int) -> str:
     """Return the command that makes this one run anew, beside what is there already; where the
-    budget is in seconds, with as many threads."""
+    budget is in seconds, with as many threads. A study of the user's own has none."""
+    from polewise.recipes.studies.named import STUDIES
+
+    if study.name not in STUDIES:
+        return ""
     words = ["polewise", "study", study.name, "--size", study.size]
     command = shlex.join([*words, "--only", trial.name, "--out", "again"])
     timed = trial.comparison.training.max_seconds is not None
@@ -213,7 +217,8 @@ def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any
     task: Any = run.task
     spec = task.spec
     if spec.kind == "language":
-        measured["state_bytes"] = model.state_num_bytes(batch=1, length=spec.length)
+        # None of a model that cannot stream, which hands on nothing.
+        measured["state_bytes"] = model.state_num_bytes(batch=1, length=spec.length) or None
     if tests and getattr(task, "part", None) == "valid":
         # The best model by validation, on data that chose nothing.
         test = replace(task, part="test")
