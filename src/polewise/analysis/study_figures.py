@@ -21,12 +21,12 @@ _COSTS = {
     "parameters": ("parameters (thousands)", 1e3),
     "steps": ("steps", 1.0),
     "cpu_seconds": ("work (core seconds)", 1.0),
-    "peak_memory_bytes": ("peak memory of the process (MB)", 1e6),
+    "peak_memory_bytes": ("peak memory (MB)", 1e6),
     "state_bytes": ("state when streaming (kB)", 1e3),
 }
 """What a system takes, by its name in a row: label with unit, and what that unit is."""
 _COSTS_OF_A_STEP = {
-    "positions_per_second": ("training step, time a position (µs)", 1e6),
+    "positions_per_second": ("time a position (µs)", 1e6),
     **{cost: _COSTS[cost] for cost in ("peak_memory_bytes", "state_bytes")},
 }
 """The same of a training step; speed is drawn as its inverse."""
