@@ -112,12 +112,10 @@ def _has_type(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_has_type(value, choice) for choice in _choices(hint))
     if origin is tuple:
-        hints = _hints_of_items(hint, len(value)) if isinstance(value, tuple) else ()
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(hints)
-            and all(_has_type(item, kind) for item, kind in zip(value, hints, strict=True))
-        )
+        if not isinstance(value, tuple):
+            return False
+        hints = _hints_of_items(hint, len(value))
+        return len(hints) == len(value) and all(map(_has_type, value, hints))
     if origin is dict:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint is None or hint is type(None):

@@ -29,10 +29,10 @@ def choose_command(words: list[str], commands: Mapping[str, Command]) -> tuple[s
     """
     if words[0] == "train":
         words = [part for word in words for part in _apart(word, "--resume")]
-    if words[0] == "train" and "--resume" in words:
-        at = words.index("--resume")
-        before = [word for word in words[1:at] if f"train {word}" not in commands]
-        return "resume", [*before, *words[at + 1 :]]
+        if "--resume" in words:
+            at = words.index("--resume")
+            before = [word for word in words[1:at] if f"train {word}" not in commands]
+            return "resume", [*before, *words[at + 1 :]]
     for taken in (2, 1):
         name = " ".join(words[:taken])
         if name in commands:

@@ -60,16 +60,16 @@ def mixer_config(name: str, dim: int, options: dict[str, Any]) -> Any:
     """
     require_choice("mixer", name, MIXERS)
     types = mixer_option_types(name)
-    for option in options:
+    read = {}
+    for option, value in options.items():
         if option not in types:
             raise ValueError(
                 f"mixer_options must name options of {name} ({', '.join(types)}); got "
                 f"{option!r}.{did_you_mean(option, types)}"
             )
-    options = {option: with_tuples(value, types[option]) for option, value in options.items()}
-    for option, value in options.items():
-        require_type(option, value, types[option])  # a mixer of the user's may not ask
-    return MIXERS[name](dim=dim, **options)
+        read[option] = with_tuples(value, types[option])
+        require_type(option, read[option], types[option])  # a mixer of the user's may not ask
+    return MIXERS[name](dim=dim, **read)
 
 
 def mixer_option_types(name: str) -> dict[str, Any]:

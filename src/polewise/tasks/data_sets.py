@@ -212,15 +212,15 @@ def locate(file: DataFile) -> Path | None:
     return None
 
 
-def named_or_given(source: str, names: Sequence[str], what: str) -> list[Path]:
-    """Return the files of one of the named data sets, or the path that was given in its place.
+def named_or_given(source: str, names: Sequence[str], what: str) -> Path:
+    """Return the first file of one of the named data sets, or the path that was given instead.
 
     Raises:
         ValueError: neither is there; the message says where a relative path was looked for, which
             is wherever the command runs.
     """
     if source in names:
-        return find(source)
+        return find(source)[0]
     path = Path(source)
     if not os.path.lexists(path):
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
@@ -228,7 +228,7 @@ def named_or_given(source: str, names: Sequence[str], what: str) -> list[Path]:
             f"source must be {', '.join(names)} or {what}; there is no file {path}{where}."
             f"{did_you_mean(source, names)}"
         )
-    return [path]
+    return path
 
 
 def find(name: str) -> list[Path]:

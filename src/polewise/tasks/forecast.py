@@ -165,7 +165,7 @@ class ForecastTask:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        (path,) = named_or_given(self.source, ["etth1"], "a .csv file")
+        path = named_or_given(self.source, ["etth1"], "a .csv file")
         return read_table(path)[: _ETTH1_ROWS if self.source == "etth1" else None]
 
 

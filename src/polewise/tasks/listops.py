@@ -185,7 +185,7 @@ class ListOpsTask:
     def _path(self) -> Path | None:
         if self.source is None:
             return None
-        return named_or_given(self.source, ["d20s"], "a table or a folder of tables")[0]
+        return named_or_given(self.source, ["d20s"], "a table or a folder of tables")
 
     def _read(self, path: Path) -> list[Expression]:
         expressions = read_expressions(path)

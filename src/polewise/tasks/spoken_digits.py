@@ -180,7 +180,7 @@ class SpokenDigitsTask:
     @cached_property
     def _recordings(self) -> list[Recording]:
         what = "a folder or .tar.gz of wav files"
-        return read_recordings(named_or_given(self.source, ["spoken_digits"], what)[0])
+        return read_recordings(named_or_given(self.source, ["spoken_digits"], what))
 
 
 def read_recordings(path: Path) -> list[Recording]:

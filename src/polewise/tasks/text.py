@@ -169,7 +169,7 @@ class TextTask:
     def _text(self) -> ByteSource:
         if self.source == "embedded":
             return MemoryBytes(_embedded_text())
-        (path,) = named_or_given(self.source, ["embedded", *_NAMED], "a file")
+        path = named_or_given(self.source, ["embedded", *_NAMED], "a file")
         text = open_bytes(path)
         if self.source in _NAMED:
             (file,) = DATA_SETS[self.source].files

@@ -57,9 +57,7 @@ class RunFolder:
         try:
             if folder.path.exists():
                 if not folder.path.is_dir() or any(folder.path.iterdir()):
-                    raise FolderTakenError(
-                        f"out must be a new or empty folder; {folder.path} exists."
-                    )
+                    raise _taken(folder.path)
                 folder._take(run)
                 return folder
             partial = cls(folder.path.with_name(f".{folder.path.name}.{uuid4().hex}.partial"))
@@ -71,9 +69,7 @@ class RunFolder:
                 shutil.rmtree(partial.path, ignore_errors=True)
         except OSError as error:
             if error.errno == errno.ENOTEMPTY:  # another process was quicker by a moment
-                raise FolderTakenError(
-                    f"out must be a new or empty folder; {path} exists."
-                ) from error
+                raise _taken(folder.path) from error
             raise ValueError(
                 f"out must be a folder that can be written; {path}: {error}."
             ) from error
@@ -87,9 +83,7 @@ class RunFolder:
             partial.write_config(run)
             os.link(partial.config_path, self.config_path)
         except FileExistsError as error:
-            raise FolderTakenError(
-                f"out must be a new or empty folder; {self.path} exists."
-            ) from error
+            raise _taken(self.path) from error
         finally:
             shutil.rmtree(partial.path, ignore_errors=True)
 
@@ -341,6 +335,10 @@ class RunFolder:
         while it was being replaced."""
         found = (self.model_path, self.path / ".model.old", self.last_model_path)
         return [path for path in found if path.is_dir()]
+
+
+def _taken(path: Path) -> FolderTakenError:
+    return FolderTakenError(f"out must be a new or empty folder; {path} exists.")
 
 
 def _lock(file: TextIO) -> bool:
