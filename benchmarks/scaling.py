@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 from torch.profiler import ProfilerActivity, profile
 
-from polewise import MIXERS, shard_sequence, states, whole_sequence
+from polewise import MIXERS, shard_sequence, states, unshard_sequence
 from shared import machine, now, write
 
 MIXERS_WITH_FORMULAS = ("focus", "attention", "mega")
@@ -72,7 +72,7 @@ def work(rank: int, size: int, folder: str, names: list[str], lengths: list[int]
                 y, _ = mixer(piece)
             with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as backward:
                 y.sum().backward()
-            whole_sequence(mixer)
+            unshard_sequence(mixer)
             with torch.no_grad():
                 _, state = mixer(x)
             rows.append(

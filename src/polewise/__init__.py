@@ -6,11 +6,11 @@ Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequen
            PolewiseForForecasting, PolewiseCache (with the extra `models`), Backbone,
            BackboneConfig and generate in plain torch
 Ops        direct_form_filter, normal_form_filter, associative_filter, gated_filter,
-           long_conv, short_conv, chunked_attention, gated_norm, turn, circular_filter;
-           hide_padding
+           long_conv, short_conv, chunked_attention, rms_norm, gated_projection, turn,
+           circular_filter; hide_padding
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
 States     polewise.states: select_batch, detach, to, num_bytes, save, load
-Processes  shard_sequence, whole_sequence: one long sequence split over many
+Processes  shard_sequence, unshard_sequence: one long sequence split over many
 Contract   check_mixer, for mixers of your own
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from polewise import filters, models, states
-from polewise.layers.sharding import shard_sequence, whole_sequence
+from polewise.layers.sharding import shard_sequence, unshard_sequence
 from polewise.mixers import (
     MIXERS,
     Attention,
@@ -54,9 +54,10 @@ from polewise.ops import (
     circular_filter,
     direct_form_filter,
     gated_filter,
-    gated_norm,
+    gated_projection,
     long_conv,
     normal_form_filter,
+    rms_norm,
     short_conv,
     turn,
 )
@@ -107,16 +108,17 @@ __all__ = [
     "direct_form_filter",
     "filters",
     "gated_filter",
-    "gated_norm",
+    "gated_projection",
     "generate",
     "hide_padding",
     "long_conv",
     "normal_form_filter",
+    "rms_norm",
     "shard_sequence",
     "short_conv",
     "states",
     "turn",
-    "whole_sequence",
+    "unshard_sequence",
     *_MODELS,
 ]
 

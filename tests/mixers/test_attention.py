@@ -67,7 +67,7 @@ def test_learned_positions_and_neighbours_are_added_to_what_is_read():
     )
     ours.load_state_dict(plain.state_dict(), strict=False)
     x = torch.randn(2, 17, 8, dtype=torch.float64)
-    placed = x + ours.places[:17]
+    placed = x + ours.position_embedding[:17]
     before = torch.cat([torch.zeros_like(x[:, :1]), placed[:, :-1]], 1)
     now, last = ours.short_conv.kernel
     expected, _ = plain(placed + now * placed + last * before)

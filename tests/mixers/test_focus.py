@@ -260,7 +260,7 @@ def _by_loops(mixer, x):
             product = torch.outer(_pairs(seen[-1]), step * values[t])
             memory[head] = poles[:, None] * memory[head] + product
             recalled = (_pairs(q).conj() @ memory[head]).real
-            if mixer.nearness is None:
+            if mixer.attention_gain is None:
                 heads.append(recalled + passing)
                 continue
             distance = torch.arange(len(seen) - 1, -1, -1)
@@ -269,7 +269,7 @@ def _by_loops(mixer, x):
             logits = (turned @ _pairs(q).conj()).real / 3**0.5
             logits = logits + mixer.position_bias()[look, distance]
             near = logits.softmax(0) @ values[t // 8 * 8 : t + 1]
-            heads.append(recalled + mixer.nearness[head] * near + passing)
+            heads.append(recalled + mixer.attention_gain[head] * near + passing)
         u = torch.cat(heads) * functional.silu(gate[t])
         outputs.append(mixer.norm.weight * u / (u.square().mean() + 1e-5).sqrt())
     return mixer.to_output(torch.stack(outputs))
@@ -319,7 +319,7 @@ def test_poles_that_do_not_turn_are_first_order_averages():
 @pytest.mark.parametrize(("memory", "share"), [(True, 0.1), (False, 1.0)])
 def test_filters_and_attention_begin_small_beside_a_memory_and_whole_without(memory, share):
     mixer = FocusConfig(**SMALL | {"filters": 4}, memory=memory).build()
-    torch.testing.assert_close(mixer.nearness, torch.full_like(mixer.nearness, share))
+    torch.testing.assert_close(mixer.attention_gain, torch.full_like(mixer.attention_gain, share))
     together = mixer.filters.mix[0, ..., 0].square().sum(0).sqrt()
     torch.testing.assert_close(together, torch.full_like(together, share))
 
@@ -354,7 +354,7 @@ def test_an_output_map_that_is_watched_or_replaced_is_called(config):
     output.forward = torch.ones_like  # as tools do that fetch weights for the call
     assert (mixer(x)[0] == 1).all()
     del output.forward
-    mixer.norm.forward = lambda y, gate: torch.zeros_like(y)
+    mixer.norm.forward = torch.zeros_like
     assert (mixer(x)[0] == 0).all()
 
 

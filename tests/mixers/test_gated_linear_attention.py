@@ -23,7 +23,7 @@ def built(**options):
 def by_definition(mixer, x):
     """The published equations, token by token."""
     config = mixer.config
-    mixed = mixer.projection(x)
+    mixed = mixer.to_query_key_value(x)
     if config.conv_width:
         past = functional.pad(mixed, (0, 0, config.conv_width - 1, 0))
         kernel = mixer.short_conv.kernel.T[:, None].flip(-1)
@@ -37,13 +37,14 @@ def by_definition(mixer, x):
     else:
         down, up = mixer.to_decay
         decay = (up(down(x)).sigmoid() ** (1 / 16)).unflatten(-1, (config.num_heads, -1))
-    memory = torch.zeros(len(x), config.num_heads, config.keys, config.values, dtype=x.dtype)
+    shape = (len(x), config.num_heads, config.head_key_dim, config.head_value_dim)
+    memory = torch.zeros(shape, dtype=x.dtype)
     outputs = []
     for t in range(x.shape[1]):
         memory = decay[:, t, :, :, None] * memory + k[:, t, :, :, None] * v[:, t, :, None, :]
-        y = torch.einsum("bhk,bhkv->bhv", q[:, t], memory) / config.keys**0.5
+        y = torch.einsum("bhk,bhkv->bhv", q[:, t], memory) / config.head_key_dim**0.5
         y = y * (y.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * mixer.norm.weight
-        outputs.append(functional.silu(mixer.gate(x[:, t])) * y.flatten(1))
+        outputs.append(functional.silu(mixer.to_gate(x[:, t])) * y.flatten(1))
     return mixer.to_output(torch.stack(outputs, 1)), memory
 
 

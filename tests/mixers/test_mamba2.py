@@ -32,7 +32,7 @@ def moved(mixer):
 def by_definition(mixer, x):
     """The published equations, token by token."""
     config = mixer.config
-    z, mixed, d = mixer.to_gate(x), mixer.to_mixed(x), mixer.to_pole(x)
+    z, mixed, d = mixer.to_gate(x), mixer.to_mixed(x), mixer.to_step(x)
     past = functional.pad(mixed, (0, 0, config.conv_width - 1, 0))
     kernel = mixer.short_conv.kernel.T[:, None].flip(-1)
     mixed = functional.conv1d(past.mT, kernel, mixer.short_conv.bias, groups=len(kernel)).mT
@@ -69,7 +69,7 @@ def test_the_same_weights_give_the_outputs_of_transformers(length):
         ),
         layer_idx=0,
     )  # fmt: skip
-    projections = (ours.to_gate, ours.to_mixed, ours.to_pole)
+    projections = (ours.to_gate, ours.to_mixed, ours.to_step)
     same = {
         "in_proj.weight": torch.cat([each.weight for each in projections]),
         "conv1d.weight": ours.short_conv.kernel.flip(0).T[:, None],

@@ -44,10 +44,11 @@ def test_the_second_process_finds_what_the_first_compiled(loop):
     assert [was_loaded(loop) for _ in range(3)] == [False, True, True]
 
 
-def test_a_change_in_any_file_of_loops_compiles_all_anew(loop, monkeypatch):
+def test_a_change_in_any_file_of_loops_compiles_all_anew(loop, tmp_path, monkeypatch):
     assert not was_loaded(loop)
     monkeypatch.setattr(_compiled, "_sources", lambda: "another digest")
     assert [was_loaded(loop) for _ in range(2)] == [False, True]
+    assert len(list((tmp_path / "__pycache__").glob("*.nbc"))) == 1  # the former one is gone
 
 
 @pytest.mark.parametrize("pattern", ["*.nbi", "*.nbc"])

@@ -417,3 +417,31 @@ D = torch.zeros(2, 2, 3)
 def test_a_wrong_argument_is_named_with_what_was_expected(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_products_over_many_clearings_do_not_reach_the_gradient():
+    """Each bin's filter is stable and starts anew; the product of their matrices leaves float32."""
+    a = torch.tensor([[-1.9, 0.95], [1.9, 0.95]]).repeat(38, 1)[:75]
+    results = []
+    for backend in ("torch", "cpu"):
+        inputs = [torch.ones(1, 300, 1), a[None, :, None].clone(), torch.ones(1, 1, 2)]
+        x, coefficients, state = (each.requires_grad_() for each in inputs)
+        y, end = direct_form_filter(x, coefficients, 4, state=state, reset=True, backend=backend)
+        results.append((y, *all_gradients(y, end, inputs)))
+    for ours, wanted in zip(*results, strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nan_before_a_clearing_reaches_no_gradient_after_it(form):
+    results = []
+    for backend in ("torch", "cpu"):
+        case = Case(form, Draw(), 24, 8, reset=True)
+        with torch.no_grad():
+            case.inputs[0][:, 9] = float("nan")
+        y, _ = case.run(backend=backend)
+        gradient = torch.autograd.grad(y[:, 16:].sum(), case.inputs[2])[0]
+        results.append(gradient[:, 2])
+    assert results[0].isfinite().all()
+    torch.testing.assert_close(*results)

@@ -175,3 +175,14 @@ def test_second_derivatives_by_tensor_operations_alone():
 def test_wrong_arguments_are_explained(call, error, message):
     with pytest.raises(error, match=message):
         call(torch.ones(2, 9, 5), torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sequence_in_half_precision_is_rounded_once(dtype):
+    x = torch.ones(1, 9, 1, dtype=dtype)
+    small = torch.finfo(dtype).eps / 4  # lost, each by itself
+    kernel = torch.tensor([1, small, small, small])[:, None]
+    for backend in ("torch", "reference"):
+        y, state = short_conv(x, kernel, backend=backend)
+        assert (y[:, 3:] == 1 + torch.finfo(dtype).eps).all()
+        assert y.dtype == state.dtype == dtype

@@ -117,3 +117,10 @@ def test_the_default_dtype_changes_no_bit():
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="x must be a floating tensor"):
         turn(torch.ones(1, 2, 1, 2, dtype=torch.int64), torch.ones(1, 2, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sequence_in_half_precision_is_rounded_once(dtype):
+    x, angle = (t.detach() for t in drawn(9))
+    x = x.to(dtype)
+    assert torch.equal(turn(x, angle), turn(x.float(), angle, backend="torch").to(dtype))

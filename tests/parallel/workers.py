@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from polewise import MIXERS, states
-from polewise.layers.sharding import shard_sequence, whole_sequence
+from polewise.layers.sharding import shard_sequence, unshard_sequence
 from polewise.models import Backbone, BackboneConfig
 
 FOCUS = {
@@ -113,7 +113,7 @@ def split(mixer: str, options: dict, group) -> dict[str, float]:
         _, state = model.blocks[0].mixer(x, **given)
         pairs = zip(states.tensors(our_state), states.tensors(state), strict=True)
         differences["state"] = max(far(ours.double(), one.double()) for ours, one in pairs)
-    whole_sequence(pieces)
+    unshard_sequence(pieces)
     differences["undone"] = far(pieces(x)[0].detach(), y)
     return differences
 

@@ -86,7 +86,8 @@ class AdaptiveFilters(nn.Module):
 
     with $\theta = (\rho, \varphi)$ for the normal form, $(a_1, a_2)$ otherwise. The squash reaches
     every stable pair of poles up to a largest radius and no other, but for the square and the
-    circular form, whose squash is the paper's: $(0, 1)^2$, a quarter of the triangle.
+    circular form, whose squash is the paper's: $(0, 1)^2$, a quarter of the triangle. $c_f$ reads
+    real and imaginary part of the normal form's state; the others have no use for the second.
 
     Args:
         dim: channels.
@@ -175,18 +176,15 @@ class AdaptiveFilters(nn.Module):
         """Filter the sequence, whose first step stands at `offset` in its bin, and let d = `skip`
         of it pass.
 
-        The state is None where there is none to hand on: looking both ways, or circular.
+        The state is None where there is none to hand on: looking both ways, or circular, a form
+        that lets nothing pass.
         """
         coefficients = self.coefficients(x, features, streaming=state is not None)
         if self.realisation == "circular":
-            y, state = self._circular(x, coefficients), None
-        elif self.causal:
-            y, state = self._one_way(x, coefficients, self.mix[0], offset, lengths, state, skip)
-        else:
-            y, state = self._both_ways(x, coefficients, offset, lengths, skip), None
-        if skip is not None and self.realisation != "normal":
-            y = y + skip.to(x.dtype) * hide_padding(x, lengths)
-        return y, state
+            return self._circular(x, coefficients), None
+        if self.causal:
+            return self._one_way(x, coefficients, self.mix[0], offset, lengths, state, skip)
+        return self._both_ways(x, coefficients, offset, lengths, skip), None
 
     def coefficients(
         self,
@@ -253,7 +251,7 @@ class AdaptiveFilters(nn.Module):
         state: Tensor | None,
         skip: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The sum of all filters, in the normal form with what passes, and their states."""
+        """The sum of all filters and of what passes, and the filters' states."""
         parts, ends, bin_length = [], [], self.bin_length
         shards = None if self.reset else self.shards
         if not self.in_bins:
@@ -280,4 +278,7 @@ class AdaptiveFilters(nn.Module):
                 filtered = mix[n, :, 0].to(x.dtype) * filtered
             parts.append(filtered)
             ends.append(end)
-        return reduce(torch.add, parts), torch.stack(ends, 2)
+        y = reduce(torch.add, parts)
+        if skip is not None and self.realisation != "normal":  # the normal form has added it
+            y = y + skip.to(x.dtype) * hide_padding(x, lengths)
+        return y, torch.stack(ends, 2)

@@ -59,9 +59,9 @@ class DampedEma(nn.Module):
         step = self.step.to(dtype).sigmoid()
         decay = 1 - step * self.damping.to(dtype).sigmoid()
         gain = step * self.into * self.out * self.out.shape[0] ** -0.5
-        real = torch.zeros_like(decay)  # poles and sums have no imaginary part
+        zero = torch.zeros_like(decay)  # poles and sums have no imaginary part
         y, sums = fixed_filters(
-            x, decay, real, torch.stack([gain, real], -1), 0.0 if self.skip is None else self.skip,
+            x, decay, zero, torch.stack([gain, zero], -1), 0.0 if self.skip is None else self.skip,
             state=None if state is None else functional.pad(state[..., None], (0, 1)),
             lengths=lengths, shards=self.shards,
         )  # fmt: skip

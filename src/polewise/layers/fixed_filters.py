@@ -51,7 +51,7 @@ def fixed_filters(
     if state is not None and state.shape[1] != len(decay):
         raise ValueError(f"state must hold {len(decay)} filters; got {state.shape[1]}.")
     batch, length, dim = x.shape
-    given, x = x.dtype, x.to(accumulator_dtype(x))  # as the sum of many
+    given, x = x.dtype, x.to(accumulator_dtype(x))  # summed in float32 or wider
     state = None if state is None else state.to(x.dtype)
     one_bin = batch, min(length, 1), dim
     y, ends = skip * x, []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polewise.layers.plain import is_plain
 from polewise.layers.rms_norm import RmsNorm
-from polewise.ops import gated_norm
+from polewise.ops import gated_projection
+from polewise.ops.precision import accumulator_dtype
 
 
 def gated_output(
@@ -18,8 +20,9 @@ def gated_output(
 ) -> Float[Tensor, "batch length dim"]:
     """`norm` and `projection`, as one op where both are the plain modules they were made as; others
     are called as modules."""
-    gate = gate.to(x.dtype)
     plain = is_plain(norm, RmsNorm) and is_plain(projection, nn.Linear)
     if plain and projection.bias is None:
-        return gated_norm(x, gate, norm.weight, projection=projection.weight, eps=norm.eps)
-    return projection(norm(x, gate))
+        return gated_projection(x, gate.to(x.dtype), norm.weight, projection.weight, eps=norm.eps)
+    wide = accumulator_dtype(x)  # in half precision the product may leave its range
+    gated = x.to(wide) * functional.silu(gate.to(wide))
+    return projection(norm(gated).to(x.dtype))

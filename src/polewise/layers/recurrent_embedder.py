@@ -50,6 +50,6 @@ class RecurrentEmbedder(nn.Module):
         decay = logit.sigmoid()
         # sqrt(1 - decay^2), whose gradient stays finite where decay rounds to 1.
         gain = self.weight * ((-logit).sigmoid() * (1 + decay)).sqrt()
-        real = torch.zeros_like(decay)
-        mix = torch.stack([gain, real], -1)
-        return fixed_filters(x, decay, real, mix, state=state, lengths=lengths, shards=self.shards)
+        zero = torch.zeros_like(decay)  # poles have no imaginary part
+        mix = torch.stack([gain, zero], -1)
+        return fixed_filters(x, decay, zero, mix, state=state, lengths=lengths, shards=self.shards)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polewise.ops import gated_norm
+from polewise.ops import rms_norm
 
 
 class RmsNorm(nn.RMSNorm):
@@ -18,10 +18,7 @@ class RmsNorm(nn.RMSNorm):
         super().__init__(dim, eps=1e-5)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch length *heads dim"],
-        gate: Float[Tensor, "batch length *heads dim"] | None = None,
+        self, x: Float[Tensor, "batch length *heads dim"]
     ) -> Float[Tensor, "batch length *heads dim"]:
-        """Of `x`, or of x SiLU(gate)."""
-        gate = None if gate is None else gate.flatten(2)
-        return gated_norm(x.flatten(2), gate, self.weight, eps=self.eps).view(x.shape)
+        """Of every step, or of every head of it."""
+        return rms_norm(x.flatten(2), self.weight, eps=self.eps).view(x.shape)

@@ -32,9 +32,7 @@ def shard_sequence(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     """
     require_splittable(module)
     shards = Shards(group)
-    for part in module.modules():
-        if hasattr(part, "shards"):
-            part.shards = shards  # type: ignore[assignment]
+    _give_shards(module, shards)
     return shards
 
 
@@ -51,8 +49,12 @@ def require_splittable(module: nn.Module) -> None:
             )
 
 
-def whole_sequence(module: nn.Module) -> None:
-    """Undo `shard_sequence`."""
+def unshard_sequence(module: nn.Module) -> None:
+    """Undo `shard_sequence`: every process works on whole rows again."""
+    _give_shards(module, None)
+
+
+def _give_shards(module: nn.Module, shards: Shards | None) -> None:
     for part in module.modules():
         if hasattr(part, "shards"):
-            part.shards = None  # type: ignore[assignment]
+            part.shards = shards  # type: ignore[assignment]

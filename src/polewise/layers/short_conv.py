@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polewise.ops import short_conv
+from polewise.ops.precision import accumulator_dtype
 from polewise.ops.shards import Shards
 
 
@@ -53,7 +54,8 @@ class ShortConv(nn.Module):
         if self.shards is not None:
             state = self.shards.window_before(x, self.width - 1)
         # Under autocast the products before it are narrower than the parameters.
-        kernel = self.kernel.to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        dtype = accumulator_dtype(x)
+        kernel = self.kernel.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
         state = None if state is None else state.to(x.dtype)
         return short_conv(x, kernel, bias, silu=self.silu, lengths=lengths, state=state)

@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from polewise.layers import ShortConv, require_input, steps_before
 from polewise.ops import turn
+from polewise.ops.nan_masking import clean_and_mark, put_back
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.precision import angle_dtype
 from polewise.ops.shards import Shards
-from polewise.ops.taint import clean_and_mark, put_back
 from polewise.options import require_at_least, require_multiple, require_types
 
 
@@ -74,7 +74,7 @@ class Attention(nn.Module):
     Source: Vaswani et al. 2017; Su et al. 2021 (rotary positions).
     """
 
-    filter_parameters: ClassVar[tuple[str, ...]] = ("places",)
+    filter_parameters: ClassVar[tuple[str, ...]] = ("position_embedding",)
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -82,9 +82,9 @@ class Attention(nn.Module):
         self.causal = config.causal
         self.shards: Shards | None = None
         self.short_conv = ShortConv(config.dim, config.conv_width) if config.conv_width else None
-        self.places = None
+        self.position_embedding = None
         if config.positions:
-            self.places = nn.Parameter(torch.empty(config.positions, config.dim))
+            self.position_embedding = nn.Parameter(torch.empty(config.positions, config.dim))
         self.to_query = nn.Linear(config.dim, config.dim)
         self.to_key = nn.Linear(config.dim, config.dim)
         self.to_value = nn.Linear(config.dim, config.dim)
@@ -92,8 +92,8 @@ class Attention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.places is not None:
-            nn.init.normal_(self.places, std=0.02)
+        if self.position_embedding is not None:
+            nn.init.normal_(self.position_embedding, std=0.02)
 
     def forward(
         self,
@@ -117,7 +117,7 @@ class Attention(nn.Module):
             self.shards.require_whole(x, state, lengths)
         position = steps_before(x, state.position if state else None, self.shards)
         time = position[:, None] + torch.arange(length, device=x.device)
-        x, neighbours = self._placed(x, time, state, lengths)
+        x, neighbours = self._with_positions(x, time, state, lengths)
         q, k, v = (
             project(x).unflatten(-1, (self.config.heads, -1))
             for project in (self.to_query, self.to_key, self.to_value)
@@ -142,29 +142,29 @@ class Attention(nn.Module):
             k, v = (part[:, : (self.shards.rank + 1) * length] for part in (k, v))
         return y, AttentionState(neighbours, k, v, position + steps)
 
-    def _placed(
+    def _with_positions(
         self, x: Tensor, time: Tensor, state: AttentionState | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The sequence with its learned positions and its short convolution added, and the
         convolution's state."""
-        if self.places is not None:
+        if self.position_embedding is not None:
             if state is None and lengths is None:
-                self._require_places(x.shape[1] * (self.shards.size if self.shards else 1))
-            place = self._places_at(hide_padding(time, lengths), self.places).to(x.dtype)
-            x = hide_padding(x + place, lengths)
+                self._require_positions(x.shape[1] * (self.shards.size if self.shards else 1))
+            now = self._embedding_at(hide_padding(time, lengths), self.position_embedding)
+            x = hide_padding(x + now.to(x.dtype), lengths)
         if self.short_conv is None:
             return x, None
         mixed, neighbours = self.short_conv(x, state.neighbours if state else None, lengths)
         return hide_padding(x + mixed, lengths), neighbours
 
-    def _places_at(self, time: Tensor, places: Tensor) -> Tensor:
+    def _embedding_at(self, time: Tensor, embedding: Tensor) -> Tensor:
         try:
-            return functional.embedding(time, places)
+            return functional.embedding(time, embedding)
         except IndexError:  # on a CPU; an accelerator reports it in its own way
-            self._require_places(int(time.max()) + 1)
+            self._require_positions(int(time.max()) + 1)
             raise
 
-    def _require_places(self, end: int) -> None:
+    def _require_positions(self, end: int) -> None:
         if end > self.config.positions:
             raise ValueError(
                 f"x must end within positions = {self.config.positions} steps, the learned ones; "

@@ -12,6 +12,8 @@ an option may ask for:
     y       = Re(q^H S) + a near + vf + d v
     output  = W_o RMSNorm(y SiLU(W_g x))                            Eq. 11, 13, the gate from x
 
+a and d are learned, one number a head.
+
 So poles are placed twice: for every channel and bin, and for the products of keys and values, where
 two channels of a key are one complex number. Its radius rho = exp(-step rate) is chosen by every
 step for each head: a long step forgets and takes in much. Its angle phi is learned, one a pair, so
@@ -64,8 +66,8 @@ from polewise.options import require_at_least, require_multiple, require_types
 
 Hypernetwork = Literal["none", "recurrent", "long_conv"]
 
-SMALL = 0.1
-"""Weight of filters and attention at first, beside a memory."""
+START_BESIDE_MEMORY = 0.1
+"""Weight of filters and of attention at first where there is a memory; 1 without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +128,10 @@ class FocusConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("dim", "value_dim", "key_dim", "conv_width", "bin_length", "windows"):
-            require_at_least(name, getattr(self, name), 1)
-        for name in ("hidden", "taps", "memory_every"):
+        for name in (
+            "dim", "value_dim", "key_dim", "conv_width", "bin_length", "windows", "hidden", "taps",
+            "memory_every",
+        ):  # fmt: skip
             require_at_least(name, getattr(self, name), 1)
         require_at_least("heads", self.num_heads, 1)
         for name in ("chunk_length", "filters"):
@@ -141,6 +144,7 @@ class FocusConfig:
 
     @property
     def num_heads(self) -> int:
+        """Heads of values, chosen or by default."""
         return max(self.dim // 32, 1) if self.heads is None else self.heads
 
     @property
@@ -184,7 +188,12 @@ class Focus(nn.Module):
     the convolution of the keys are ours.
     """
 
-    filter_parameters: ClassVar[tuple[str, ...]] = ("log_rate", "log_frequency", "skip", "nearness")
+    filter_parameters: ClassVar[tuple[str, ...]] = (
+        "log_rate",
+        "log_frequency",
+        "skip",
+        "attention_gain",
+    )
 
     def __init__(self, config: FocusConfig) -> None:
         super().__init__()
@@ -193,7 +202,8 @@ class Focus(nn.Module):
         self.shards: Shards | None = None
         heads, values = config.num_heads, config.values
         self.key_heads = 1 if config.shared_keys else heads
-        self.copying = range(heads // 2, heads // 2 + max(heads // 4, 1))  # of middle memory
+        # A quarter of the heads, at least one, of middle memory, begins by copying.
+        self.copying = range(heads // 2, heads // 2 + max(heads // 4, 1))
         looks_up = config.memory or config.chunk_length > 0
         keys = self.key_heads * config.key_dim if looks_up else 0
         # Values and gate have products of their own: the gradients of one product's parts are
@@ -210,7 +220,7 @@ class Focus(nn.Module):
         self.filters: AdaptiveFilters | None = None
         self.log_rate: nn.Parameter | None = None
         self.log_frequency: nn.Parameter | None = None
-        self.nearness: nn.Parameter | None = None
+        self.attention_gain: nn.Parameter | None = None
         if config.filters:
             if config.hypernetwork != "none":
                 self.features = _bin_features(config)
@@ -231,15 +241,17 @@ class Focus(nn.Module):
             self.log_rate = nn.Parameter(torch.empty(heads))
             if config.memory_turning and heads > len(self.copying):
                 self.log_frequency = nn.Parameter(torch.empty(config.key_dim // 2))
-        still = 0 if self.log_frequency is None else self.key_heads  # first those that turn
+        # `_turn` puts the keys that do not turn after those that do.
+        unturned = 0 if self.log_frequency is None else self.key_heads
         self.key_head = [
-            head % self.key_heads + (still if head in self.copying else 0) for head in range(heads)
+            head % self.key_heads + (unturned if head in self.copying else 0)
+            for head in range(heads)
         ]
         if config.chunk_length:
             self.position_bias = PositionBias(
                 self.key_heads, config.chunk_length, causal=config.causal
             )
-            self.nearness = nn.Parameter(torch.empty(heads))
+            self.attention_gain = nn.Parameter(torch.empty(heads))
         self.skip = nn.Parameter(torch.empty(heads))
         self.norm = RmsNorm(values)
         self.to_output = nn.Linear(values, config.dim, bias=False)
@@ -293,12 +305,12 @@ class Focus(nn.Module):
                 self.log_frequency.copy_((2 * torch.pi / period).log())
         if self.to_lookup is not None and self.key_conv is not None:
             self._start_with_recall(self.to_lookup, self.key_conv)
-        share = SMALL if self.config.memory else 1.0
+        share = START_BESIDE_MEMORY if self.config.memory else 1.0
         if self.filters is not None:
             with torch.no_grad():
                 self.filters.mix[..., 0] = share * self.config.filters**-0.5
-        if self.nearness is not None:
-            nn.init.constant_(self.nearness, share)
+        if self.attention_gain is not None:
+            nn.init.constant_(self.attention_gain, share)
 
     @torch.no_grad()
     def _start_with_recall(self, to_lookup: nn.Linear, key_conv: ShortConv) -> None:
@@ -347,17 +359,17 @@ class Focus(nn.Module):
             self.shards.require_whole(x, state, lengths, **self.units)
         position = steps_before(x, state.position if state else None, self.shards)
         x = hide_padding(x, lengths)
-        q = k = pole = x[..., :0]  # where nothing is looked up
+        q = k = step_input = x[..., :0]  # where nothing is looked up
         key_neighbours = None
         if self.to_lookup is not None and self.key_conv is not None:
-            q, k, pole = self.to_lookup(x).split(self.lookup_parts, -1)
+            q, k, step_input = self.to_lookup(x).split(self.lookup_parts, -1)
             k, key_neighbours = self.key_conv(k, state.key_neighbours if state else None, lengths)
             q, k = (each.unflatten(-1, (self.key_heads, -1)) for each in (q, k))
             q, k = self._turn(q, k, position, state)
         v, value_neighbours = self.value_conv(
             self.to_values(x), state.value_neighbours if state else None, lengths
         )
-        y, products = self._recall(q, k, self._by_head(v), pole, lengths, state)
+        y, products = self._recall(q, k, self._by_head(v), step_input, lengths, state)
         near, attention = self._attend(q, k, v, lengths, state)
         filtered, features, ends = self._filter(v, position, lengths, state)
         y = reduce(torch.add, (part for part in (y, near, filtered) if part is not None))
@@ -393,8 +405,8 @@ class Focus(nn.Module):
             return self.filters.coefficients(v, features)
         if self.to_lookup is None or self.log_rate is None:
             raise ValueError("filters must be at least 1, or memory True, to have coefficients.")
-        *_, pole = self.to_lookup(x).split(self.lookup_parts, -1)
-        _, decay = self._step_and_decay(pole, self.log_rate)
+        *_, step_input = self.to_lookup(x).split(self.lookup_parts, -1)
+        _, decay = self._step_and_decay(step_input, self.log_rate)
         angle = decay.new_zeros(self.config.num_heads, -(-self.config.key_dim // 2))
         if self.log_frequency is not None:
             angle[:, : len(self.log_frequency)] = _between_0_and_pi(self.log_frequency.exp())
@@ -425,7 +437,7 @@ class Focus(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        pole: Tensor,
+        step_input: Tensor,
         lengths: Tensor | None,
         state: FocusState | None,
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -433,7 +445,7 @@ class Focus(nn.Module):
         is left to filters where there is nothing to read."""
         if self.log_rate is None:
             return (None if self.filters else self.skip[:, None].to(v.dtype) * v), None
-        step, decay = self._step_and_decay(pole, self.log_rate)
+        step, decay = self._step_and_decay(step_input, self.log_rate)
         before = state.products if state else None
         if self.shards is not None:
             before = associative_state_before(k, v, decay, step, self.key_head, self.shards)
@@ -449,9 +461,9 @@ class Focus(nn.Module):
             y = y + reverse.flip(1)
         return y, products
 
-    def _step_and_decay(self, pole: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor]:
+    def _step_and_decay(self, step_input: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor]:
         """Step, and decay in (0, 1), of every step and head, in float32 or wider."""
-        step = self.step(pole)
+        step = self.step(step_input)
         return step, (-step * log_rate.to(step.dtype).exp()).exp()
 
     def _attend(
@@ -464,7 +476,7 @@ class Focus(nn.Module):
     ) -> tuple[Tensor | None, WindowState | None]:
         """Eq. 10: inside chunks, or over the last tokens."""
         config = self.config
-        if self.nearness is None:
+        if self.attention_gain is None:
             return None, None
         q, k = q[:, :, : self.key_heads], k[:, :, : self.key_heads]
         v = v.unflatten(-1, (self.key_heads, -1))
@@ -473,7 +485,7 @@ class Focus(nn.Module):
             sliding=config.sliding, lengths=lengths, state=state.attention if state else None,
             shards=self.shards,
         )  # fmt: skip
-        return self.nearness[:, None].to(y.dtype) * self._by_head(y.flatten(2)), after
+        return self.attention_gain[:, None].to(y.dtype) * self._by_head(y.flatten(2)), after
 
     def _filter(
         self, v: Tensor, position: Tensor, lengths: Tensor | None, state: FocusState | None

@@ -67,14 +67,17 @@ class GatedLinearAttentionConfig:
 
     @property
     def num_heads(self) -> int:
+        """Heads, chosen or by default."""
         return heads_for(self.dim, 256) if self.heads is None else self.heads
 
     @property
-    def keys(self) -> int:
+    def head_key_dim(self) -> int:
+        """Channels of a key in each head."""
         return self.key_dim or max(self.dim // (2 * self.num_heads), 1)
 
     @property
-    def values(self) -> int:
+    def head_value_dim(self) -> int:
+        """Channels of a value in each head."""
         return self.value_dim or max(self.dim // self.num_heads, 1)
 
     def build(self) -> GatedLinearAttention:
@@ -104,10 +107,11 @@ class GatedLinearAttention(nn.Module):
     def __init__(self, config: GatedLinearAttentionConfig) -> None:
         super().__init__()
         self.config = config
-        keys, values = config.num_heads * config.keys, config.num_heads * config.values
+        keys = config.num_heads * config.head_key_dim
+        values = config.num_heads * config.head_value_dim
         self.parts = [keys, keys, values]
-        self.projection = nn.Linear(config.dim, sum(self.parts), bias=False)
-        self.gate = nn.Linear(config.dim, values, bias=False)
+        self.to_query_key_value = nn.Linear(config.dim, sum(self.parts), bias=False)
+        self.to_gate = nn.Linear(config.dim, values, bias=False)
         if config.conv_width:
             self.short_conv = ShortConv(sum(self.parts), config.conv_width, silu=True)
         if config.decay == "key":
@@ -116,7 +120,7 @@ class GatedLinearAttention(nn.Module):
             )
         elif config.decay == "head":
             self.to_decay = nn.Linear(config.dim, config.num_heads)
-        self.norm = RmsNorm(config.values)
+        self.norm = RmsNorm(config.head_value_dim)
         self.to_output = nn.Linear(values, config.dim, bias=False)
 
     def forward(
@@ -135,14 +139,14 @@ class GatedLinearAttention(nn.Module):
             ValueError: a wrong width, or a state that cannot be gone on from.
         """
         config = self.config
-        require_input(x, self.config.dim, state, causal=self.causal)
+        require_input(x, config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
-        mixed, neighbours = self.projection(x), None
+        mixed, neighbours = self.to_query_key_value(x), None
         if config.conv_width:
             before = state.neighbours if state else None
             mixed, neighbours = self.short_conv(mixed, before, lengths)
         q, k, v = (p.unflatten(-1, (config.num_heads, -1)) for p in mixed.split(self.parts, -1))
-        q = q * config.keys**-0.5
+        q = q * config.head_key_dim**-0.5
 
         decay, products = self._decay(x), state.products if state else None
         if config.decay == "key":
@@ -153,7 +157,7 @@ class GatedLinearAttention(nn.Module):
             y, products = associative_filter(q, k, v, decay, lengths=lengths, state=products)
             products = products[:, :, 0]
 
-        y = functional.silu(self.gate(x)) * self.norm(y).flatten(2)
+        y = functional.silu(self.to_gate(x)) * self.norm(y).flatten(2)
         return (
             hide_padding(self.to_output(y), lengths),
             GatedLinearAttentionState(neighbours, products),

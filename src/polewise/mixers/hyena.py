@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from polewise.layers import ShortConv, is_plain, require_input
 from polewise.ops import KernelSpectrum, long_conv
-from polewise.ops.kept import Kept
+from polewise.ops.cached import Cached
 from polewise.ops.padding import hide_padding
 from polewise.ops.precision import accumulator_dtype, without_autocast
 from polewise.options import require_at_least, require_types
@@ -79,7 +79,7 @@ class ImplicitKernel(nn.Module):
             for number, (into, out) in enumerate(pairwise(sizes))
         )
         self.sharpness = nn.Parameter(torch.empty(hidden))
-        self.kept = Kept()
+        self.cached = Cached()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,7 +93,7 @@ class ImplicitKernel(nn.Module):
 
     def forward(self) -> Float[Tensor, "taps dim"]:
         if all(is_plain(layer, nn.Linear) for layer in self.layers):
-            return self.kept(self._write, list(self.parameters()))
+            return self.cached(self._write, list(self.parameters()))
         return self._write()  # adapters and hooks change what no parameter shows
 
     def _write(self) -> Tensor:

@@ -55,10 +55,12 @@ class Mamba2Config:
 
     @property
     def inner(self) -> int:
+        """Channels of all heads."""
         return self.expand * self.dim
 
     @property
     def num_heads(self) -> int:
+        """Heads, chosen or by default."""
         return heads_for(self.inner, 64) if self.heads is None else self.heads
 
     def build(self) -> Mamba2:
@@ -91,10 +93,9 @@ class Mamba2(nn.Module):
         self.config = config
         mixed = config.inner + 2 * config.state_dim
         # Published as one product, the gradients of whose parts are copied into one tensor.
-        self.to_gate, self.to_mixed, self.to_pole = (
-            nn.Linear(config.dim, width, bias=False)
-            for width in (config.inner, mixed, config.num_heads)
-        )
+        self.to_gate = nn.Linear(config.dim, config.inner, bias=False)
+        self.to_mixed = nn.Linear(config.dim, mixed, bias=False)
+        self.to_step = nn.Linear(config.dim, config.num_heads, bias=False)
         self.short_conv = ShortConv(mixed, config.conv_width, bias=True, silu=True)
         self.step = StepSize(config.num_heads)
         self.log_rate = nn.Parameter(torch.empty(config.num_heads))
@@ -125,9 +126,9 @@ class Mamba2(nn.Module):
             ValueError: a wrong width, or a state that cannot be gone on from.
         """
         config = self.config
-        require_input(x, self.config.dim, state, causal=self.causal)
+        require_input(x, config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
-        step = self.step(self.to_pole(x))
+        step = self.step(self.to_step(x))
         mixed, neighbours = self.short_conv(
             self.to_mixed(x), state.neighbours if state else None, lengths
         )

@@ -73,14 +73,17 @@ class Mamba3Config:
 
     @property
     def inner(self) -> int:
+        """Channels of all heads."""
         return self.expand * self.dim
 
     @property
     def num_heads(self) -> int:
+        """Heads, chosen or by default."""
         return heads_for(self.inner, 64) if self.heads is None else self.heads
 
     @property
     def pairs(self) -> int:
+        """Pairs of a head's numbers that turn."""
         return self.state_dim // 4 if self.turning is None else self.turning
 
     def build(self) -> Mamba3:

@@ -58,10 +58,12 @@ class MegaConfig:
 
     @property
     def keys(self) -> int:
+        """Channels of queries and keys."""
         return self.key_dim or max(self.dim // 4, 1)
 
     @property
     def values(self) -> int:
+        """Channels of values and of the reset gate."""
         return self.value_dim or 2 * self.dim
 
     def build(self) -> Mega:

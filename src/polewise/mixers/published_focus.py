@@ -128,14 +128,14 @@ class PublishedFocusConfig:
         Raises:
             ValueError: `causal=True` without `leak=True`, for the formula sees the future.
         """
-        literal: dict[str, Any] = {"realisation": "circular"}
         return cls(
             dim=dim, bin_length=bin_length, chunk_length=chunk_length, causal=causal,
-            **(literal | options),
+            **{"realisation": "circular", **options},
         )  # fmt: skip
 
     @property
     def values(self) -> int:
+        """Channels of values and of the reset gate."""
         return self.value_dim or self.dim
 
     def build(self) -> PublishedFocus:
@@ -159,11 +159,10 @@ class PublishedFocusConfig:
 class PublishedFocusState(NamedTuple):
     """What a segment hands to the next one. Batch first; its size is constant in length."""
 
-    position: Int[Tensor, " batch"]
-    """Steps seen so far by each row, which fixes its place in bin and chunk."""
     features: BinFeaturesState | None
     filter: Float[Tensor, "batch dim filters 2"]
     attention: WindowState
+    """It counts the steps that each row has seen, which fixes their place in bin and chunk."""
 
 
 class PublishedFocus(nn.Module):
@@ -266,7 +265,7 @@ class PublishedFocus(nn.Module):
         x = self.norm(given)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths, **self.units)
-        position = steps_before(x, state.position if state else None, self.shards)
+        position = steps_before(x, state.attention.position if state else None, self.shards)
         features_state = None
         if self.features is not None:
             shared, features_state = self.features(x, state.features if state else None, lengths)
@@ -285,9 +284,7 @@ class PublishedFocus(nn.Module):
         y = hide_padding(update.sigmoid() * (candidate - given), lengths)
         if filter_state is None or attention_state is None:
             return y, None
-        return y, PublishedFocusState(
-            attention_state.position, features_state, filter_state, attention_state
-        )
+        return y, PublishedFocusState(features_state, filter_state, attention_state)
 
     def coefficients(
         self,

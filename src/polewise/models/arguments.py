@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polewise.did_you_mean import did_you_mean
 from polewise.models.cache import PolewiseCache
-from polewise.ops.taint import may_look
+from polewise.ops.eager import values_are_at_hand
 
 
 def only_one(given: tuple[Tensor | None, ...]) -> Tensor:
@@ -21,8 +21,8 @@ def only_one(given: tuple[Tensor | None, ...]) -> Tensor:
     parts = [part for part in given if part is not None]
     if len(parts) != 1:
         raise ValueError(
-            f"give exactly one of input_ids, input_values and inputs_embeds; got {len(parts)} of "
-            "them."
+            "input_ids, input_values or inputs_embeds must be given, exactly one of them; got "
+            f"{len(parts)}."
         )
     return parts[0]
 
@@ -36,7 +36,7 @@ def real_tokens(mask: Tensor | None, given: Tensor, seen: int) -> Tensor | None:
         return None
     require_mask("attention_mask", mask, given, seen)
     real = mask[:, mask.shape[1] - given.shape[1] :].bool()
-    return None if may_look(real) and bool(real.all()) else real
+    return None if values_are_at_hand(real) and bool(real.all()) else real
 
 
 def require_mask(name: str, mask: Tensor, given: Tensor, seen: int) -> None:
@@ -73,11 +73,24 @@ def require_rising(positions: Tensor, real: Tensor | None) -> None:
         )
 
 
+def require_cache(cache: Any) -> None:
+    """Check that what is gone on from is a cache of ours, or nothing.
+
+    Raises:
+        TypeError: another kind.
+    """
+    if cache is not None and not isinstance(cache, PolewiseCache):
+        raise TypeError(
+            f"cache must be a PolewiseCache; got {type(cache).__name__}. Leave it out for a new "
+            "one; PolewiseCache(state) makes one of a state."
+        )
+
+
 def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
     """Check that `generate` has something to go on from, and that its last column is real.
 
     Raises:
-        TypeError: no tensor.
+        TypeError: no tensor, or a cache of another kind.
         ValueError: an empty prompt or batch, padding at the right, or a cache that has read it all.
     """
     name, prompt = "inputs_embeds", arguments.get("inputs_embeds")
@@ -98,6 +111,7 @@ def require_prompt(inputs: Tensor | None, arguments: dict[str, Any]) -> None:
         require_real_end(mask)
     cache = arguments.get("cache")
     cache = arguments.get("past_key_values") if cache is None else cache
+    require_cache(cache)
     if isinstance(cache, PolewiseCache) and prompt is not None and cache.length:
         # Of vectors transformers always takes what lies beyond the cache, whatever the mask.
         whole = prompt if mask is None or name == "inputs_embeds" else mask

@@ -18,12 +18,11 @@ divided by them.
 
 Sums of l and f are taken directly over j < t <= i too, not as differences; everything is computed
 in float32, products of two matrices by three passes of TF32 for float32 and one for less.
-
-Compiled for compute capability 9.0 with keys of 64 in bfloat16, 16 bytes a thread leave the
-registers; they were 1000 before `_value_gradients` was taken out of `_gradients`.
 """
 
 from __future__ import annotations
+
+from functools import reduce
 
 import torch
 import triton
@@ -56,7 +55,7 @@ def forward(
     if y.numel() == 0 or q.shape[3] == 0:
         return y.zero_(), last.copy_(state), starts
     angle = decay if angle is None else angle.contiguous()  # not read where poles are real
-    sizes, options = _sizes(q, v, state)
+    sizes, options = _sizes(q, k, v, state)
     batch, _, heads = decay.shape
     tiles = triton.cdiv(q.shape[3], TILE) * triton.cdiv(v.shape[3], TILE)
     _states[batch * heads * tiles,](
@@ -110,7 +109,7 @@ def backward(
         grad_state.copy_(grad_last)
         return gradients
     angle = decay if angle is None else angle.contiguous()
-    sizes, options = _sizes(q, v, grad_last)
+    sizes, options = _sizes(q, k, v, grad_last)
     batch, _, heads = decay.shape
     tiles = triton.cdiv(q.shape[3], TILE) * triton.cdiv(v.shape[3], TILE)
     futures = torch.empty_like(starts)
@@ -160,14 +159,16 @@ def _backward(ctx, grad_y, grad_last, _):
 forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _sizes(q: Tensor, v: Tensor, state: Tensor) -> tuple[tuple[int, int], dict[str, int | str]]:
+def _sizes(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor
+) -> tuple[tuple[int, int], dict[str, int | str]]:
     """Arguments of every kernel: run-time sizes, and what it is compiled for."""
     _, length, heads, key_dim = q.shape
     options: dict[str, int | str] = {
         "key_dim": key_dim,
         "value_dim": v.shape[3],
         "TURNING": state.shape[2] == 2,
-        "PRECISION": _precision(q.dtype),
+        "PRECISION": _precision(reduce(torch.promote_types, (q.dtype, k.dtype, v.dtype))),
         "CHUNK": CHUNK,
     }
     return (length, heads), options

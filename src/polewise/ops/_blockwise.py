@@ -17,6 +17,11 @@ from torch.nn import functional
 _BLOCK = 16
 
 
+def cleared_at_bins(state: Tensor, offsets: Tensor, bin_length: int) -> Tensor:
+    """States (batch, dim, 2), 0 in the rows whose next step starts a bin."""
+    return torch.where((offsets % bin_length == 0)[:, None, None], 0, state)
+
+
 def affine_scan(matrix: Tensor, drive: Tensor, fresh: Tensor, state: Tensor) -> Tensor:
     """All states of the recurrence.
 
@@ -30,6 +35,9 @@ def affine_scan(matrix: Tensor, drive: Tensor, fresh: Tensor, state: Tensor) -> 
     Returns:
         s, (batch, length, dim, 2).
     """
+    # What is cleared is not multiplied on: products over many clearings may leave the range, and
+    # the gradient through what is put aside afterwards would be 0 times infinity.
+    matrix = matrix.masked_fill(fresh[..., None, None, None], 0)
     length = drive.shape[1]
     if length <= _BLOCK:
         states = []
@@ -58,9 +66,9 @@ def affine_scan(matrix: Tensor, drive: Tensor, fresh: Tensor, state: Tensor) -> 
         clears.append(cleared)
 
     ends = affine_scan(product, total, cleared, state)
-    before = torch.cat([state[:, None], ends[:, :-1]], 1)[:, :, None]
-    carried = _apply(torch.stack(products, 2), before)
-    carried = carried.masked_fill(torch.stack(clears, 2)[..., None, None], 0)
+    put_aside = torch.stack(clears, 2)[..., None, None]
+    before = torch.cat([state[:, None], ends[:, :-1]], 1)[:, :, None].masked_fill(put_aside, 0)
+    carried = _apply(torch.stack(products, 2), before).masked_fill(put_aside, 0)
     return (torch.stack(totals, 2) + carried).flatten(1, 2)[:, :length]
 
 

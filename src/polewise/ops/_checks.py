@@ -16,13 +16,12 @@ from torch.autograd import forward_ad
 
 from polewise.ops.precision import accumulator_dtype
 
-LOW_PRECISION = (torch.float16, torch.bfloat16)
-FLOATING = (torch.float32, torch.float64, *LOW_PRECISION)
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def require_sequence(name: str, x: Tensor, axes: str = "(batch, length, dim)") -> None:
-    """`x` is a floating tensor with the named axes."""
+def require_axes(name: str, x: Tensor, axes: str = "(batch, length, dim)") -> None:
+    """`x` is a floating tensor with these axes."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor {axes}; got {type(x).__name__}.")
     if x.dtype not in FLOATING:
@@ -54,6 +53,18 @@ def require_like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor, ax
         )
     if value.device != x.device:
         raise ValueError(f"{name} must be on {x.device} like the sequence; got {value.device}.")
+
+
+def require_groups(weight: Tensor, x: Tensor) -> None:
+    """`weight` has a number for every channel of a group, and lives where `x` lives."""
+    require_floating("weight", weight, " (group,)")
+    if weight.device != x.device:
+        raise ValueError(f"weight must be on {x.device} like the sequence; got {weight.device}.")
+    if weight.ndim != 1 or not len(weight) or x.shape[2] % len(weight):
+        raise ValueError(
+            f"weight must have shape (group,), of a size that divides {x.shape[2]} channels; got "
+            f"{tuple(weight.shape)}."
+        )
 
 
 def require_positive(name: str, value: int, unit: str) -> None:
@@ -110,6 +121,34 @@ def require_bins(name: str, bins: int, offset: int | Tensor, length: int, bin_le
             f"{name} must have ceil((offset + length) / bin_length) = {wanted} bins for length "
             f"{length} in bins of {bin_length}; got {bins}."
         )
+
+
+def require_coefficients(a: Tensor, x: Tensor, bin_length: int, offset: int | Tensor) -> None:
+    """`a` has two coefficients for every row, bin and channel of `x`."""
+    axes = "(batch, bins, dim, 2)"
+    require_positive("bin_length", bin_length, "steps")
+    require_axes("a", a, axes)
+    batch, length, dim = x.shape
+    require_like("a", a, (batch, a.shape[1], dim, 2), x, axes)
+    require_offset(offset, bin_length, x)
+    require_bins("a", a.shape[1], offset, length, bin_length)
+
+
+def state_or_rest(state: Tensor | None, shape: tuple[int, ...], x: Tensor, axes: str) -> Tensor:
+    """The state that was given, or zeros, in the precision that `x` is accumulated in."""
+    dtype = accumulator_dtype(x)
+    if state is None:
+        return torch.zeros(shape, dtype=dtype, device=x.device)
+    require_like("state", state, shape, x, axes)
+    return state.to(dtype)
+
+
+def float32_alone(*tensors: Tensor) -> str | None:
+    """What some compiled loops take, where that is not what they are given."""
+    dtypes = {each.dtype for each in tensors}
+    if dtypes == {torch.float32}:
+        return None
+    return f"float32 tensors throughout; got {', '.join(sorted(map(str, dtypes)))}"
 
 
 def usable_backend(

@@ -47,13 +47,21 @@ class _Disjoint(CompilerBase):
 class _CodeFiles(IndexDataCacheFile):
     """Numba counts the files of a loop from 1, and writes the index, which names them, first: a
     process that is killed in between, or two at once, would leave code of another version or
-    another type under that name. Here a name is a digest of what it stands for, and comes last."""
+    another type under that name. Here a name is a digest of what it stands for, and comes last.
+    Names never come again, so what was compiled from other sources is deleted."""
 
     def save(self, key: Any, data: Any) -> None:
         mark = repr((self._version, self._source_stamp, key)).encode()
         name = self._data_name(int(hashlib.sha256(mark).hexdigest()[:15], 16))
         self._save_data(name, data)
-        self._save_index({**self._load_index(), key: name})
+        sources = key[-1]
+        kept = {key: name for key, name in self._load_index().items() if key[-1] == sources}
+        kept[key] = name
+        self._save_index(kept)
+        of_this_loop = self._index_name.replace(".nbi", ".*.nbc")
+        for path in Path(self._cache_path).glob(of_this_loop):
+            if path.name not in kept.values():
+                path.unlink(missing_ok=True)
 
 
 class _MachineCode(FunctionCache):

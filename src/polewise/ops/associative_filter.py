@@ -19,14 +19,15 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     checked_lengths,
+    require_axes,
     require_like,
-    require_sequence,
+    state_or_rest,
     usable_backend,
 )
 from polewise.ops._products import filtered_products
+from polewise.ops.nan_masking import clean_and_mark, put_back_from_then_on
 from polewise.ops.padding import hide_padding
-from polewise.ops.precision import accumulator_dtype, without_autocast
-from polewise.ops.taint import clean_and_mark, put_back_from_then_on
+from polewise.ops.precision import without_autocast
 
 CHUNK = 32
 """Steps whose products are taken at once."""
@@ -103,10 +104,10 @@ def associative_filter(
         linear attention, chunkwise form), Dao & Gu 2024 (Mamba-2).
     """
     axes = "(batch, length, heads, key_dim)"
-    require_sequence("q", q, axes)
+    require_axes("q", q, axes)
     batch, length, _, key_dim = q.shape
     require_like("k", k, tuple(q.shape), q, axes)
-    require_sequence("v", v, "(batch, length, heads, value_dim)")
+    require_axes("v", v, "(batch, length, heads, value_dim)")
     heads, value_dim = v.shape[2:]
     key_head = _require_key_head(key_head, q.shape[2], heads)
     require_like("v", v, (batch, length, heads, value_dim), q, "(batch, length, heads, value_dim)")
@@ -119,13 +120,10 @@ def associative_filter(
         require_like("skip", skip, (heads,), q, "(heads,)")
     parts = 1 if angle is None else 2
     shape = (batch, heads, parts, key_dim, value_dim)
-    given, dtype = v.dtype, accumulator_dtype(q)
-    if state is None:
-        state = torch.zeros(shape, dtype=dtype, device=q.device)
-    require_like("state", state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
-    fits = q.dtype != torch.float64 and key_dim <= LARGEST_KEY
+    state = state_or_rest(state, shape, q, "(batch, heads, parts, key_dim, value_dim)")
+    given, dtype = v.dtype, state.dtype
     takes = None
-    if not fits:
+    if q.dtype == torch.float64 or key_dim > LARGEST_KEY:
         takes = (
             f"up to float32 and keys of at most {LARGEST_KEY} channels; got {q.dtype} and {key_dim}"
         )
@@ -143,20 +141,26 @@ def associative_filter(
     if run is not _triton:
         q, k, v = (part.to(dtype) for part in (q, k, v))
     with without_autocast(q.device):
-        decay, state = decay.to(dtype), state.to(dtype)
+        decay = decay.to(dtype)
         if run is _compiled:
             y, last = _compiled(q, k, v, decay, angle, step, skip, state, key_head)
         else:
-            if q.shape[2] > 1 and key_head != list(range(q.shape[2])):
-                # Not by index: a list of them is sent to a GPU, which is waited for, at every call.
-                of_q, of_k = q.unbind(2), k.unbind(2)
-                q = torch.stack([of_q[head] for head in key_head], 2)
-                k = torch.stack([of_k[head] for head in key_head], 2)
-            # In float32 or wider, rounded once; kernels take all they multiply in one dtype.
-            taken = v if step is None else (step[..., None] * v).to(v.dtype)
-            y, last = run(q, k, taken, decay, angle, state)
-            y = y if skip is None else y + skip.to(dtype)[:, None] * v
+            y, last = _around(run, q, k, v, decay, angle, step, skip, state, key_head)
     return hide_padding(y, lengths).to(given), last
+
+
+def _around(recursion, q, k, v, decay, angle, step, skip, state, key_head):
+    """A recursion of plain products, and around it what "cpu" does as it goes: keys for each head,
+    steps, skip."""
+    if q.shape[2] > 1 and key_head != list(range(q.shape[2])):
+        # Not by index: a list of them is sent to a GPU, which is waited for, at every call.
+        of_q, of_k = q.unbind(2), k.unbind(2)
+        q = torch.stack([of_q[head] for head in key_head], 2)
+        k = torch.stack([of_k[head] for head in key_head], 2)
+    # In float32 or wider, rounded once; kernels take all they multiply in one dtype.
+    taken = v if step is None else (step[..., None] * v).to(v.dtype)
+    y, last = recursion(q, k, taken, decay, angle, state)
+    return y if skip is None else y + skip.to(state.dtype)[:, None] * v, last
 
 
 def _require_key_head(key_head: Sequence[int] | None, key_heads: int, heads: int) -> list[int]:

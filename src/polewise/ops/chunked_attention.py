@@ -18,14 +18,14 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     checked_lengths,
+    require_axes,
     require_like,
     require_positive,
     require_rows,
-    require_sequence,
     usable_backend,
 )
+from polewise.ops.nan_masking import clean_and_mark, put_back
 from polewise.ops.padding import hide_padding, newest, real_steps
-from polewise.ops.taint import clean_and_mark, put_back
 
 
 class WindowState(NamedTuple):
@@ -84,10 +84,10 @@ def chunked_attention(
         Ma et al. 2023 (MEGA-chunk); Lutati et al. 2023, Eq. 9-10; the exact state is ours.
     """
     axes = "(batch, length, heads, head_dim)"
-    require_sequence("q", q, axes)
+    require_axes("q", q, axes)
     batch, length, heads, head_dim = q.shape
     require_like("k", k, (batch, length, heads, head_dim), q, axes)
-    require_sequence("v", v, "(batch, length, heads, value_dim)")
+    require_axes("v", v, "(batch, length, heads, value_dim)")
     shape = (batch, length, heads, v.shape[-1])
     require_like("v", v, shape, q, "(batch, length, heads, value_dim)")
     require_positive("chunk_length", chunk_length, "tokens")

@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._checks import (
-    require_bins,
-    require_like,
-    require_positive,
-    require_sequence,
+    require_axes,
+    require_coefficients,
 )
 from polewise.ops.precision import accumulator_dtype, without_autocast
 
@@ -54,12 +52,9 @@ def circular_filter(
     Source:
         Lutati, Zimerman, Wolf 2023 (arXiv 2305.14952), Eq. 4-8.
     """
-    require_sequence("x", x)
-    batch, length, dim = x.shape
-    require_positive("bin_length", bin_length, "steps")
-    require_sequence("a", a, "(batch, bins, dim, 2)")
-    require_like("a", a, (batch, a.shape[1], dim, 2), x, "(batch, bins, dim, 2)")
-    require_bins("a", a.shape[1], 0, length, bin_length)
+    require_axes("x", x)
+    length = x.shape[1]
+    require_coefficients(a, x, bin_length, 0)
     points = bin_length if fft_length is None else fft_length
     if points < bin_length:
         raise ValueError(

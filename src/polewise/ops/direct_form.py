@@ -13,20 +13,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
+from polewise.ops._blockwise import (
+    affine_scan,
+    bin_of_each_step,
+    cleared_at_bins,
+    spread_over_steps,
+)
 from polewise.ops._checks import (
     checked_lengths,
     refuse_second_derivative,
-    require_bins,
-    require_like,
-    require_offset,
-    require_positive,
-    require_sequence,
+    require_axes,
+    require_coefficients,
     rows_of_offsets,
+    state_or_rest,
     usable_backend,
 )
 from polewise.ops.padding import real_steps
-from polewise.ops.precision import accumulator_dtype
 
 
 def direct_form_filter(
@@ -85,25 +87,16 @@ def direct_form_filter(
         Lutati, Zimerman, Wolf 2023 (arXiv 2305.14952), Eq. 4-8, as the recursion it samples;
         carried state, offsets and lengths are ours.
     """
-    require_sequence("x", x)
+    require_axes("x", x)
     batch, length, dim = x.shape
-    require_positive("bin_length", bin_length, "steps")
-    require_sequence("a", a, "(batch, bins, dim, 2)")
-    require_like("a", a, (batch, a.shape[1], dim, 2), x, "(batch, bins, dim, 2)")
-    require_offset(offset, bin_length, x)
-    require_bins("a", a.shape[1], offset, length, bin_length)
-    dtype = accumulator_dtype(x)
-    if state is None:
-        state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
-    else:
-        require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
-        state = state.to(dtype)
+    require_coefficients(a, x, bin_length, offset)
+    state = state_or_rest(state, (batch, dim, 2), x, "(batch, dim, 2)")
+    dtype = state.dtype
     a = a.to(dtype)
 
     if length == 1 and lengths is None and backend is None:
         if reset:
-            starts = rows_of_offsets(offset, x) % bin_length == 0
-            state = torch.where(starts[:, None, None], 0, state)
+            state = cleared_at_bins(state, rows_of_offsets(offset, x), bin_length)
         y, state = _one_step(x.to(dtype), a, state)
         return y.to(x.dtype), state
 

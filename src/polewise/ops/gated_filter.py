@@ -14,14 +14,15 @@ from torch.nn import functional
 
 from polewise.ops._checks import (
     checked_lengths,
+    require_axes,
     require_like,
-    require_sequence,
+    state_or_rest,
     usable_backend,
 )
 from polewise.ops._products import filtered_products
+from polewise.ops.nan_masking import clean_and_mark, put_back_from_then_on
 from polewise.ops.padding import hide_padding
-from polewise.ops.precision import accumulator_dtype, without_autocast
-from polewise.ops.taint import clean_and_mark, put_back_from_then_on
+from polewise.ops.precision import without_autocast
 
 CHUNK = 8
 """Steps whose products are taken at once; memory grows with it, key_dim numbers a pair."""
@@ -73,18 +74,15 @@ def gated_filter(
         chunk as products of decays, pair by pair, ours: exact for decays of any size, 0 included.
     """
     axes = "(batch, length, heads, key_dim)"
-    require_sequence("q", q, axes)
+    require_axes("q", q, axes)
     batch, length, heads, key_dim = q.shape
     require_like("k", k, (batch, length, heads, key_dim), q, axes)
-    require_sequence("v", v, "(batch, length, heads, value_dim)")
+    require_axes("v", v, "(batch, length, heads, value_dim)")
     value_dim = v.shape[-1]
     require_like("v", v, (batch, length, heads, value_dim), q, "(batch, length, heads, value_dim)")
     require_like("decay", decay, (batch, length, heads, key_dim), q, axes)
     shape = (batch, heads, key_dim, value_dim)
-    dtype = accumulator_dtype(q)
-    if state is None:
-        state = torch.zeros(shape, dtype=dtype, device=q.device)
-    require_like("state", state, shape, q, "(batch, heads, key_dim, value_dim)")
+    state = state_or_rest(state, shape, q, "(batch, heads, key_dim, value_dim)")
     run = _BACKENDS[usable_backend(backend, _BACKENDS, q)]
     if length == 1 and backend is None:
         run = _step_by_step  # as in decoding: chunks or loops would cost more to call
@@ -92,10 +90,10 @@ def gated_filter(
     # Padding: no product, no decay.
     lengths = checked_lengths(lengths, q)
     decay = hide_padding(decay, lengths, fill=1)
-    given = v.dtype
+    given, dtype = v.dtype, state.dtype
     q, k, v = (hide_padding(part, lengths).to(dtype) for part in (q, k, v))
     with without_autocast(q.device):
-        y, last = run(q, k, v, decay.to(dtype), state.to(dtype))
+        y, last = run(q, k, v, decay.to(dtype), state)
     return hide_padding(y, lengths).to(given), last
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from polewise.ops._checks import (
     checked_lengths,
+    require_axes,
     require_like,
-    require_sequence,
     usable_backend,
 )
-from polewise.ops.kept import Kept
+from polewise.ops.cached import Cached
 from polewise.ops.padding import hide_padding, newest
 from polewise.ops.precision import accumulator_dtype, without_autocast
 
@@ -65,9 +65,9 @@ def long_conv(
     Source:
         Fu et al. 2023 (arXiv 2302.06646) for the use; overlap by state is textbook.
     """
-    require_sequence("x", x)
+    require_axes("x", x)
     batch, length, dim = x.shape
-    require_sequence("kernel", kernel, "(taps, dim)")
+    require_axes("kernel", kernel, "(taps, dim)")
     taps = kernel.shape[0]
     if taps < 1:
         raise ValueError("kernel must have at least 1 tap; got 0.")
@@ -89,18 +89,18 @@ def long_conv(
 
 class KernelSpectrum:
     """Keeps the spectrum of one kernel from call to call, for one length at a time, where no
-    gradient of the kernel is wanted (`Kept`).
+    gradient of the kernel is wanted (`Cached`).
 
     To compare the kernel takes a tenth of the transform's time. Costs the memory of the kernel and
     of its spectrum, about as much as `length + taps` more taps.
     """
 
     def __init__(self) -> None:
-        self._kept = Kept()
+        self._cached = Cached()
 
     def of(self, kernel: Float[Tensor, "taps dim"], size: int) -> Tensor:
         """The real FFT of `kernel`, zero-padded to `size`, in float32 or wider."""
-        return self._kept(lambda: _spectrum(kernel, size), [kernel], size)
+        return self._cached(lambda: _spectrum(kernel, size), [kernel], size)
 
 
 def _spectrum(kernel: Tensor, size: int) -> Tensor:

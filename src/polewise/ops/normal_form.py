@@ -14,21 +14,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polewise.ops._blockwise import affine_scan, bin_of_each_step, spread_over_steps
+from polewise.ops._blockwise import (
+    affine_scan,
+    bin_of_each_step,
+    cleared_at_bins,
+    spread_over_steps,
+)
 from polewise.ops._checks import (
     checked_lengths,
     refuse_second_derivative,
+    require_axes,
     require_bins,
     require_like,
     require_offset,
     require_positive,
-    require_sequence,
     rows_of_offsets,
+    state_or_rest,
     usable_backend,
 )
 from polewise.ops.associative_filter import associative_filter
 from polewise.ops.padding import hide_padding, real_steps
-from polewise.ops.precision import accumulator_dtype, angle_dtype
+from polewise.ops.precision import angle_dtype
 
 SEGMENT = 128
 """Steps between two kept states: the gradient recomputes the states in between."""
@@ -97,10 +103,10 @@ def normal_form_filter(
     Source:
         The normal (coupled) form of Gold & Rader; for poles that a network moves, ours.
     """
-    require_sequence("x", x)
+    require_axes("x", x)
     batch, length, dim = x.shape
     require_positive("bin_length", bin_length, "steps")
-    require_sequence("decay", decay, "(batch, bins, dim)")
+    require_axes("decay", decay, "(batch, bins, dim)")
     bins = decay.shape[1]
     require_like("decay", decay, (batch, bins, dim), x, "(batch, bins, dim)")
     require_like("angle", angle, (batch, bins, dim), x, "(batch, bins, dim)")
@@ -114,20 +120,15 @@ def normal_form_filter(
         require_like("mix", mix, (batch, bins, dim, 2), x, "(dim, 2) or (batch, bins, dim, 2)")
     if skip is not None:
         require_like("skip", skip, (dim,), x, "(dim,)")
-    dtype = accumulator_dtype(x)
-    if state is None:
-        state = torch.zeros(batch, dim, 2, dtype=dtype, device=x.device)
-    else:
-        require_like("state", state, (batch, dim, 2), x, "(batch, dim, 2)")
-        state = state.to(dtype)
+    state = state_or_rest(state, (batch, dim, 2), x, "(batch, dim, 2)")
+    dtype = state.dtype
     decay, angle = decay.to(dtype), angle.to(dtype)
     mix = None if mix is None else mix.to(dtype)
     skip = None if skip is None else skip.to(dtype)
 
     if length == 1 and lengths is None and backend is None:
         if reset:
-            starts = rows_of_offsets(offset, x) % bin_length == 0
-            state = torch.where(starts[:, None, None], 0, state)
+            state = cleared_at_bins(state, rows_of_offsets(offset, x), bin_length)
         y, state = _one_step(x.to(dtype), decay, angle, mix, skip, state)
         return y.to(x.dtype), state
 
@@ -250,7 +251,7 @@ def _triton(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, res
     pole = torch.stack([decay * angle.cos(), decay * angle.sin()], -1)
     mix = mix.expand(*decay.shape, 2)
     y, last, _ = forward(x, pole, mix, offsets, lengths, state, bin_length, reset)
-    return y, last  # what passes is added outside
+    return y, last  # the kernels know no skip: the caller adds it
 
 
 def _compiled(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, reset):

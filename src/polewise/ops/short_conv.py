@@ -15,11 +15,12 @@ from torch.nn import functional
 from polewise.ops._checks import (
     checked_lengths,
     refuse_second_derivative,
+    require_axes,
     require_like,
-    require_sequence,
     usable_backend,
 )
 from polewise.ops.padding import hide_padding, newest
+from polewise.ops.precision import accumulator_dtype
 
 
 def short_conv(
@@ -60,9 +61,9 @@ def short_conv(
     Source:
         Poli et al. 2023 (Hyena), Dao & Gu 2024 (Mamba-2), who follow it with a SiLU.
     """
-    require_sequence("x", x)
+    require_axes("x", x)
     batch, _, dim = x.shape
-    require_sequence("kernel", kernel, "(width, dim)")
+    require_axes("kernel", kernel, "(width, dim)")
     width = kernel.shape[0]
     if width < 1:
         raise ValueError("kernel must have at least 1 tap; got 0.")
@@ -76,8 +77,8 @@ def short_conv(
         state = state.to(x.dtype)
     lengths = checked_lengths(lengths, x)
     x = hide_padding(x, lengths)
-    kernel = kernel.to(x.dtype)
-    bias = x.new_zeros(dim) if bias is None else bias.to(x.dtype)
+    kernel = kernel.to(accumulator_dtype(x))
+    bias = kernel.new_zeros(dim) if bias is None else bias.to(kernel.dtype)
     run = _BACKENDS[_backend(backend, x)]
     y = run(x, state, kernel, bias, silu)
     return hide_padding(y, lengths), newest(state, x, lengths)
@@ -102,11 +103,11 @@ def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bo
 
 
 def _sum_of_shifts(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:
-    past, width, length = torch.cat([state, x], 1), len(kernel), x.shape[1]
+    past, width, length = torch.cat([state, x], 1).to(kernel.dtype), len(kernel), x.shape[1]
     z = bias
     for tap in range(width):
         z = torch.addcmul(z, kernel[tap], past[:, width - 1 - tap : width - 1 - tap + length])
-    return functional.silu(z) if silu else z
+    return (functional.silu(z) if silu else z).to(x.dtype)
 
 
 def _compiled(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:

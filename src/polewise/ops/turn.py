@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polewise.ops._checks import refuse_second_derivative, require_floating, usable_backend
+from polewise.ops.precision import accumulator_dtype
 
 
 def turn(
@@ -84,9 +85,11 @@ def _backend(backend: str | None, x: Tensor, angle: Tensor) -> str:
 
 def _by_tensors(x: Tensor, angle: Tensor) -> Tensor:
     pairs = angle.shape[-1]
-    cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    real, imag, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], -1)
-    return torch.cat([real * cosine - imag * sine, imag * cosine + real * sine, rest], -1)
+    wide = x.to(accumulator_dtype(x))
+    cosine, sine = angle.cos().to(wide.dtype), angle.sin().to(wide.dtype)
+    real, imag, rest = wide.split([pairs, pairs, x.shape[-1] - 2 * pairs], -1)
+    turned = [real * cosine - imag * sine, imag * cosine + real * sine, rest]
+    return torch.cat(turned, -1).to(x.dtype)
 
 
 def _compiled(x: Tensor, angle: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from polewise.layers.sharding import shard_sequence, whole_sequence
+from polewise.layers.sharding import shard_sequence, unshard_sequence
 from polewise.models.backbone import Backbone
 from polewise.models.block import Block
+from polewise.replace_file import flush
 from polewise.tasks import Batch, TextTask, is_better
 from polewise.training.building import build_model
 from polewise.training.checkpoint import (
@@ -27,7 +28,7 @@ from polewise.training.checkpoint import (
 from polewise.training.data_source import DataSource
 from polewise.training.diagnosis import diagnose, first_bad_average, first_bad_parameter
 from polewise.training.display import Display, shown
-from polewise.training.errors import NonFiniteError, SaveError, StalledError
+from polewise.training.errors import NonFiniteError, SaveError, StalledError, explained_saving
 from polewise.training.evaluation import compute_logits, evaluate
 from polewise.training.fully_sharded import (
     gather_parameters,
@@ -169,8 +170,9 @@ class Session:
             # Masks of its own: a checkpoint holds the main process's generators alone.
             torch.manual_seed(options.seed + _SEED_STRIDE * rank + progress.data_step)
         total = torch.zeros((), device=accelerator.device)
-        for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
-            with accelerator.no_sync(self.model) if left else nullcontext():
+        for number, batch in enumerate(batches, start=1):
+            is_last = number == len(batches)
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
                 loss = self.task.loss(compute_logits(self.model, batch), batch) / len(batches)
                 accelerator.backward(loss)
             total += loss.detach()
@@ -277,7 +279,7 @@ class Session:
                 raise _StopEvaluationError
 
         if self.splits:
-            whole_sequence(self.bare_model)
+            unshard_sequence(self.bare_model)
         try:
             self.metrics = evaluate(self.model, task, self.accelerator, before_batch=look_up)
         except _StopEvaluationError:
@@ -323,6 +325,9 @@ class Session:
         model, writes = self.whole_model(), self.accelerator.is_main_process
         averages = {name: value.cpu() for name, value in named_averages(self.optimizer) if writes}
         if writes:
+            if self.folder.metrics_path.exists():  # a checkpoint counts its lines
+                with explained_saving("the log", self.folder.path):
+                    flush(self.folder.metrics_path)
             save_checkpoint(
                 self.folder.checkpoints_path,
                 model,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from polewise.ops._checks import is_transformed
-from polewise.ops.taint import may_look
+from polewise.ops.eager import values_are_at_hand
 
 
-class Kept:
+class Cached:
     """Keeps one result from call to call.
 
     Only where no gradient is wanted. What it was made of is compared value by value before it is
@@ -20,21 +20,21 @@ class Kept:
     nor saved with its module.
     """
 
-    _kept: tuple[list[Tensor], Hashable, Tensor] | None = None
+    _last: tuple[list[Tensor], Hashable, Tensor] | None = None
 
     def __call__(
         self, make: Callable[[], Tensor], of: Sequence[Tensor], key: Hashable = None
     ) -> Tensor:
         """The result of `make`, which depends on the tensors `of` and on `key`."""
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in of)
-        if wanted or not all(map(may_look, of)) or is_transformed():
+        if wanted or not all(map(values_are_at_hand, of)) or is_transformed():
             return make()
-        kept = self._kept
-        if kept is None or kept[1] != key or not all(map(_same, kept[0], of)):
+        last = self._last
+        if last is None or last[1] != key or not all(map(_same, last[0], of)):
             # Not as inference tensors, which a later call with gradients could not use.
             with torch.inference_mode(False), torch.no_grad():
-                kept = self._kept = [each.detach().clone() for each in of], key, make()
-        return kept[2]
+                last = self._last = [each.detach().clone() for each in of], key, make()
+        return last[2]
 
     def __getstate__(self) -> dict[str, object]:
         return {}

@@ -14,17 +14,8 @@ from operator import and_
 import torch
 from torch import Tensor
 
+from polewise.ops.eager import values_are_at_hand
 from polewise.ops.precision import accumulator_dtype
-
-
-def may_look(x: Tensor) -> bool:
-    """Whether values may decide what is done: an accelerator would be waited for, and a trace
-    has no values."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    # Fake tensors, and those that vmap hands in, have none either.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return type(x) in (Tensor, torch.nn.Parameter) and not wrapped
 
 
 def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -33,7 +24,7 @@ def clean_and_mark(*factors: Tensor) -> tuple[list[Tensor], Tensor | None]:
 
     Marks have the factors' axes but the last; on those, sizes agree or are 1.
     """
-    if all(may_look(factor) and _is_finite(factor) for factor in factors):
+    if all(values_are_at_hand(factor) and _is_finite(factor) for factor in factors):
         return list(factors), None
     finite = [torch.isfinite(factor) for factor in factors]
     cleaned = [torch.where(good, factor, 0) for good, factor in zip(finite, factors, strict=True)]
@@ -51,7 +42,9 @@ def put_back_from_then_on(y: Tensor, last: Tensor, marks: Tensor | None) -> tupl
     and its last state (batch, heads, ...) with NaN where there was a mark at all."""
     if marks is None:
         return y, last
-    seen = marks.transpose(1, 2).cumsum(-1).transpose(1, 2)  # a scan in memory's order
+    # Integers, whose sums are the same in any order: torch's deterministic mode wants that of CUDA.
+    counts = marks.to(torch.int32).transpose(1, 2)
+    seen = counts.cumsum(-1, dtype=torch.int32).transpose(1, 2)  # a scan in memory's order
     everything = marks.sum(1)
     beyond = (None,) * (last.ndim - 2)
     return put_back(y, seen[..., None]), put_back(last, everything[(..., *beyond)])
