@@ -117,6 +117,26 @@ def test_the_loss_is_that_of_the_kind_of_labels(kind):
     torch.testing.assert_close(output.loss, measure(output.logits, labels))
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (torch.tensor([3, 1, 5, 2]), None),
+        (torch.rand(4, 3) < 0.5, None),
+        (torch.randint(0, 2, (4, 3)), "multi_label_classification"),
+    ],
+)
+def test_integers_and_truths_are_numbers_where_no_class_is_named(labels, problem):
+    torch.manual_seed(0)
+    config = PolewiseConfig(
+        hidden_size=8, num_hidden_layers=1, vocab_size=30, mixer_options=FOCUS,
+        num_labels=1 if labels.ndim == 1 else 3, problem_type=problem,
+    )  # fmt: skip
+    model, ids = PolewiseForSequenceClassification(config), tokens(4, 6)
+    loss = model(ids, labels=labels).loss
+    loss.backward()
+    torch.testing.assert_close(loss, model(ids, labels=labels.float()).loss)
+
+
 def test_who_asks_for_a_cache_of_a_classification_gets_none():
     config = PolewiseConfig(hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS)
     model = PolewiseForSequenceClassification(config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.models.small_models import FORMS, language_model, tokens, written
 
-from polewise import generate, states
+from polewise import PolewiseCache, generate, states
 
 transformers = pytest.importorskip("transformers")
 
@@ -79,6 +79,17 @@ def test_a_prompt_may_be_read_in_pieces_or_as_embeddings(model):
     mask = torch.ones_like(ids)
     given = {"max_new_tokens": 12, "do_sample": False, "attention_mask": mask}
     assert torch.equal(model.generate(inputs_embeds=embeds, **given), wanted)
+
+
+def test_what_generation_cannot_go_on_from_is_explained(model):
+    ids = tokens(1, 9)
+    _, state = model.step(ids)
+    with pytest.raises(TypeError, match=r"cache must be a PolewiseCache; got BackboneState"):
+        model.generate(ids, cache=state, max_new_tokens=2)
+    with pytest.raises(ValueError, match="use_cache must be True beside a cache"):
+        model.generate(ids, cache=PolewiseCache(), use_cache=False, max_new_tokens=2)
+    with pytest.raises(ValueError, match="prefill_chunk_size must be None beside inputs_embeds"):
+        model.generate(inputs_embeds=model.model.embed(ids), prefill_chunk_size=3, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("whole_text", [True, False])

@@ -219,6 +219,13 @@ def test_the_network_that_places_poles_starts_near_their_base():
     assert 0.08 < network.down.weight.std() < 0.12  # 0.1; torch's own start would have 0.04
 
 
+def test_a_hypernetwork_of_all_layers_wants_the_form_of_checkpointing_that_goes_back_once():
+    model = language_model("published_focus", hypernetwork="shared_recurrent")
+    with pytest.raises(ValueError, match="use_reentrant must be False"):
+        model.activation_checkpointing_enable({"use_reentrant": True})
+    language_model().activation_checkpointing_enable({"use_reentrant": True})
+
+
 def test_activation_checkpointing_changes_no_gradient_and_runs_so_many_blocks_again():
     gradients, runs = [], []
     for every in (None, 1, 2):

@@ -70,3 +70,16 @@ def test_a_configuration_can_be_read_back_with_the_notes_of_others(tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="PolewiseConfig has no 'note'"):
         assert PolewiseConfig.from_pretrained(tmp_path).note == "left by a tool"
+
+
+@pytest.mark.parametrize("mixer", ["focus", "mamba2"])
+def test_what_was_loaded_whole_is_not_started_again(mixer, tmp_path, monkeypatch):
+    """Nor could it be where it is quantised: its numbers lie in another shape."""
+    model, started = language_model(mixer), []
+    model.save_pretrained(tmp_path)
+    kind = type(model.model.backbone.blocks[0].mixer)
+    monkeypatch.setattr(kind, "reset_parameters", lambda mixer: started.append(mixer))
+    language_model(mixer)
+    assert len(started) == 4  # each of two layers as it is built, and when the model is whole
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert len(started) == 6

@@ -109,7 +109,8 @@ class Backbone(nn.Module):
                 x, after = block(x, before, lengths, **given)
             states.append(after)
         y = self.norm(x)
-        y = hide_padding(y, None if lengths is None else lengths.to(y.device))  # spread out, maybe
+        # Layers may lie on several devices (accelerate's device_map).
+        y = hide_padding(y, None if lengths is None else lengths.to(y.device))
         if self.shards is not None:
             return self.shards.whole(y), None
         if any(after is None for after in states):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
@@ -54,8 +55,11 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         logits = self.score(pool(output.last_hidden_state, attention_mask, self.config.pooling))
         loss = None
         if labels is not None:
-            scores = logits
-            if labels.is_floating_point():
+            scores, kind = logits, self.config.problem_type
+            names_classes = kind == "single_label_classification" or (
+                kind is None and logits.shape[-1] > 1 and labels.dtype in (torch.int32, torch.int64)
+            )
+            if not names_classes:  # numbers to be met, or each true or false
                 scores, labels = _alike(logits, labels)
             loss = self.loss_function(
                 labels=labels,

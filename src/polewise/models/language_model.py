@@ -198,6 +198,13 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             )
         if form is not None and model_kwargs.get("cache") is not None:
             raise ValueError("cache_implementation must be left out beside a cache.")
+        if not generation_config.use_cache and model_kwargs.get("cache") is not None:
+            raise ValueError("use_cache must be True beside a cache, which is gone on from.")
+        if generation_config.prefill_chunk_size and model_kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "prefill_chunk_size must be None beside inputs_embeds: only tokens are read in "
+                "pieces."
+            )
         if isinstance(model_kwargs.get("cache"), PolewiseCache):
             # As transformers marks it: whoever has it may go on from it, so no token too many is
             # read before the end is noticed.

@@ -16,6 +16,7 @@ from polewise.models.arguments import (
     only_one,
     real_tokens,
     refuse_unknown,
+    require_cache,
     require_mask,
     require_rising,
 )
@@ -60,16 +61,25 @@ class PolewisePreTrainedModel(PreTrainedModel):
                 parameter.data = parameter.data.float()
         super().post_init()
 
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """By whole parts of a name: the library looks for them anywhere in it, and `to_step` has
+        `step` in it."""
+        plan = super()._get_dtype_plan(dtype)
+        return {rf"(?:^|\.){name}(?:\.|$)": kept for name, kept in plan.items()}
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every module knows its own start; what a checkpoint brought is put back."""
+        given = list(module.parameters())
+        if given and all(map(_is_loaded, given)):
+            return
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif callable(reset := getattr(module, "reset_parameters", None)):
             loaded = [
                 (parameter, parameter.detach().clone())
                 for parameter in module.parameters()
-                if getattr(parameter, "_is_hf_initialized", False)
+                if _is_loaded(parameter)
             ]
             reset()
             for parameter, value in loaded:
@@ -91,6 +101,12 @@ class PolewisePreTrainedModel(PreTrainedModel):
                 module.gradient_checkpointing = enable
                 module.checkpoint_every = every_n_layers
                 module.checkpoint = gradient_checkpointing_func or module.checkpoint
+                keywords = getattr(module.checkpoint, "keywords", {})
+                if enable and keywords.get("use_reentrant") and module.shared is not None:
+                    raise ValueError(
+                        "use_reentrant must be False for a hypernetwork that layers share: each "
+                        "would go back through it by itself."
+                    )
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""
@@ -155,11 +171,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         """
         positions = kwargs.pop("position_ids", None)
         refuse_unknown(kwargs)
-        if cache is not None and not isinstance(cache, PolewiseCache):
-            raise TypeError(
-                f"cache must be a PolewiseCache; got {type(cache).__name__}. "
-                "Leave it out for a new one."
-            )
+        require_cache(cache)
         if seq_idx is not None and (attention_mask is not None or cache is not None):
             raise ValueError(
                 "seq_idx must stand alone: it says where padding is (numbers below 0), and packed "
@@ -321,3 +333,8 @@ class PolewiseModel(PolewisePreTrainedModel):
             self.embed_values = value
         else:
             self.embed_tokens = value
+
+
+def _is_loaded(parameter: Tensor) -> bool:
+    """Whether a checkpoint brought it; a quantised one has a class of its own, and always came."""
+    return getattr(parameter, "_is_hf_initialized", False) or type(parameter) is not nn.Parameter
