@@ -88,15 +88,19 @@ def require_multiple(name: str, value: int, of_name: str, of: int) -> None:
         raise ValueError(f"{name} must be a multiple of {of_name}; got {value}{others}.")
 
 
+class TooLargeError(ValueError):
+    """What is asked for can never fit into this machine's memory."""
+
+
 def require_memory(names: str, num_bytes: int) -> None:
-    """Raise ValueError if so many bytes can never fit into this machine's memory.
+    """Raise TooLargeError if so many bytes can never fit into this machine's memory.
 
     `names` are the options that ask for them. It is an estimate from below: what passes may still
     be too much.
     """
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if num_bytes > physical:
-        raise ValueError(
+        raise TooLargeError(
             f"{names} must fit into memory; they need at least {_in_gigabytes(num_bytes)} and this "
             f"machine has {_in_gigabytes(physical)}."
         )

@@ -66,6 +66,14 @@ def test_a_text_that_does_not_exist_is_refused_before_anything_is_trained(run_sm
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.parametrize("name", ["recall", "text"])
+def test_a_folder_that_is_taken_is_refused_before_anything_is_trained(name, run_small, tmp_path):
+    (tmp_path / "demo" / name / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"out must be a new or empty folder; .*{name} exists"):
+        run_small(EASY)
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [name]
+
+
 def test_the_prompt_is_prose_where_there_is_some():
     line = b"When the sun had gone down behind the hills, they walked home together again."
     assert demo.opening(b"| 1 | 2 |\n\nTable 3\n\n" + line + b"\n") == line[: demo.PROMPT_BYTES]

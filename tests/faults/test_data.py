@@ -6,6 +6,7 @@ import io
 import itertools
 import lzma
 import os
+import platform
 import resource
 import signal
 import struct
@@ -89,6 +90,17 @@ def encrypted_zip():
     content[6] |= 1  # the local header's flags, and the directory's
     content[content.index(b"PK\x01\x02") + 8] |= 1
     return bytes(content)
+
+
+def test_a_manual_that_changed_is_that_of_another_python(tmp_path, monkeypatch):
+    train(
+        small_run(TextTask(length=8, batch_size=2, eval_bytes=40)),
+        tmp_path / "run",
+        console=quiet(),
+    )
+    monkeypatch.setattr("polewise.tasks.text._embedded_text", lambda: TEXT * 3000)
+    with pytest.raises(ValueError, match=rf"manual of Python {platform.python_version()}: use"):
+        resume(tmp_path / "run", max_steps=8, console=quiet())
 
 
 def test_a_text_that_changed_in_its_middle_is_another(tmp_path):

@@ -290,9 +290,13 @@ def test_mixers_that_cannot_be_split_are_refused(mixer, options, message, monkey
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DEEPSPEED"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for MEGATRON_LM"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "asks for version 1"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bf16, the run for float32"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "asks for inductor"),
     ],
 )
-def test_engines_that_the_loop_does_not_know_are_refused(variables, message, monkeypatch):
+def test_what_the_loop_does_not_know_or_is_told_by_the_run_is_refused(
+    variables, message, monkeypatch
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):

@@ -219,6 +219,19 @@ def test_a_run_that_breaks_off_leaves_the_others_their_turn(
     assert (outcome.status, outcome.num_done, outcome.num_left) == ("ended", 1, 1)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_is_too_large_leaves_the_others_their_turn(jobs, tiny_study, tmp_path):
+    study = tiny_study(rates=(1e-3,))
+    (comparison,) = study.comparisons
+    first, *others = comparison.systems
+    first = replace(first, model=replace(first.model, num_layers=1000, hidden_size=10**6))
+    study = replace(study, comparisons=(replace(comparison, systems=(first, *others)),))
+    places = {"out": tmp_path / "runs", "results": tmp_path / "tiny.json"}
+    outcome = run_study(study, **places, jobs=jobs, console=Console(quiet=True))
+    assert outcome.failed == (next(iter(study.trials())).name,)
+    assert (outcome.status, outcome.num_done, outcome.num_left) == ("ended", 1, 1)
+
+
 @pytest.mark.parametrize(("jobs", "message"), [(1, "run folder"), (2, "could not begin or go on")])
 def test_a_folder_that_holds_something_else_ends_a_study(jobs, message, tiny_study, tmp_path):
     study = tiny_study(rates=(1e-3,))

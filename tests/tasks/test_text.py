@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from polewise.tasks import TextTask
+from polewise.tasks import TextTask, on_test_part
 from polewise.tasks.data_sets import DATA_SETS, locate
 
 
@@ -111,6 +111,12 @@ def test_named_texts_have_their_published_splits(name, sizes):
     task = TextTask(source=name)
     bounds = [task._bounds(part) for part in ("train", "valid", "test")]
     assert tuple(last - first for first, last in bounds) == sizes
+
+
+def test_a_text_without_a_test_part_is_not_asked_for_it():
+    assert on_test_part(TextTask(source="tinyshakespeare")) is None
+    assert on_test_part(TextTask()) == TextTask(part="test")
+    assert on_test_part(TextTask(part="test")) is None
 
 
 def test_a_named_text_of_another_size_is_not_taken_for_it(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from polewise.tasks import ImagesTask, RecallTask, TextTask
-from polewise.training import NonFiniteError, Run, RunFolder, evaluate, resume, train
+from polewise.training import NonFiniteError, Outcome, Run, RunFolder, evaluate, resume, train
 from polewise.training.display import Display, format_seconds
 from polewise.training.stopping import stop_requests
 
@@ -245,6 +245,20 @@ def test_a_folder_in_use_is_left_alone(tmp_path, small_run):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_in_which_nothing_began_is_taken_and_cleared(tmp_path, small_run):
+    left = tmp_path / "run" / f".{'0' * 32}.partial"  # of a process that was killed at once
+    left.mkdir(parents=True)
+    assert train(small_run(), tmp_path / "run", console=quiet()).step == 6
+    assert not left.exists()
+
+
+def test_a_stop_that_another_process_was_asked_for_is_no_success(tmp_path):
+    about = {"folder": RunFolder(tmp_path), "step": 1, "metrics": {}, "is_main_process": True}
+    assert Outcome(status="interrupted", **about).exit_code == 143
+    assert Outcome(status="interrupted", signal=2, **about).exit_code == 130
+    assert Outcome(status="finished", **about).exit_code == 0
+
+
 def test_a_spent_run_resumes_only_with_a_larger_budget(tmp_path, small_run):
     train(small_run(), tmp_path / "run", console=quiet())
     with pytest.raises(ValueError, match=r"must be more than .* has spent \(6 steps"):
@@ -270,8 +284,11 @@ def test_evaluation_weighs_batches_by_what_they_hold(tmp_path, small_run):
     assert values[2] == pytest.approx(values[0], rel=1e-5)
 
 
-def test_progress_is_plain_lines_without_a_terminal():
+@pytest.mark.parametrize("terminal", [None, "dumb"])
+def test_progress_is_plain_lines_without_a_terminal_that_moves(terminal):
     console = quiet()
+    if terminal:
+        console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": terminal})
     with Display("recall", console) as display:
         display.update(0.25, "loss 2.5", 65)
         display.note("step 3: [accuracy] 1")

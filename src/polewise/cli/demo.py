@@ -20,6 +20,7 @@ from polewise.recipes import demo_text, focus_recall
 from polewise.tasks import RecallTask, TextTask
 from polewise.training import Outcome, Run, RunFolder, train
 from polewise.training.display import print_line
+from polewise.training.run_folder import require_free
 
 PROMPT_BYTES = 64
 SAMPLE_BYTES = 400
@@ -65,6 +66,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     recall_task, text_task = cast(RecallTask, recall.task), cast(TextTask, text.task)
     text_task.prepare()  # a bad file is refused before the first minute is spent
     out = options.out or new_folder("demo")
+    for name in ("recall", "text"):
+        require_free(out / name)
     began = time.monotonic()
 
     def say(line: str = "") -> None:

@@ -123,7 +123,8 @@ def report(
         names = [f"figures/{path.stem}-{number}.svg" for number in range(len(section.figures))]
         figures.append(names)
         for left in page.parent.glob(f"figures/{path.stem}-*.svg"):  # of a page with more of them
-            left.unlink()
+            if left.stem.removeprefix(f"{path.stem}-").isdecimal():
+                left.unlink()
         for name, (svg, _) in zip(names, section.figures, strict=True):
             replace_file(page.parent / name, svg)
     replace_file(page, render_markdown(sections, figures))

@@ -127,7 +127,7 @@ TRAIN_COMMANDS: dict[str, Command] = {
         focus_recall(),
         "Train on associative recall: after many key-value pairs, what belonged to this key?\n\n"
         "Stops at 100 % held-out accuracy. Inputs are aligned to the mixer's chunks unless "
-        "--align-to says otherwise.",
+        "--align-to says otherwise; 1 pads nothing.",
         " --length 256",
         " --mixer attention --max-seconds 300",
         " --num-train 2000 --set chunk_length=64",
@@ -221,7 +221,7 @@ def _finish(outcome: Outcome) -> int:
     """Draw the figures, say where everything lies, and return the exit code."""
     folder = outcome.folder
     if not outcome.is_main_process:
-        return 0
+        return outcome.exit_code
     if outcome.status == "interrupted":
         quoted = shlex.quote(str(folder.path))
         print(f"stopped after {outcome.step} steps; go on with: polewise resume {quoted}")

@@ -15,6 +15,7 @@ from polewise.tasks.task import Task as Task
 from polewise.tasks.task import TaskSpec as TaskSpec
 from polewise.tasks.task import best_of as best_of
 from polewise.tasks.task import is_better as is_better
+from polewise.tasks.task import on_test_part as on_test_part
 from polewise.tasks.task import reaches as reaches
 from polewise.tasks.text import TextTask as TextTask
 

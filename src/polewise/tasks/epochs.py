@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
 
 from polewise.tasks.task import Batch
 
+Item = TypeVar("Item")
 Items = TypeVar("Items", bound=Any)
 
 
@@ -25,6 +27,14 @@ def epoch_rows(stream: Sequence[int], step: int, batch_size: int, num: int) -> n
         here = wanted // num == epoch
         rows[here] = order[wanted[here] % num]
     return rows
+
+
+def in_epochs(
+    items: Sequence[Item], seed: int, first_step: int, batch_size: int
+) -> Iterator[list[Item]]:
+    """Yield batches of `items` without end, each item once an epoch, from that of `first_step`."""
+    for step in count(first_step):
+        yield [items[row] for row in epoch_rows([seed], step, batch_size, len(items))]
 
 
 def in_order(sequences: Batch, batch_size: int) -> Iterator[Batch]:

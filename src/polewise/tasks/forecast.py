@@ -21,6 +21,7 @@ from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.data_sets import named_or_given
+from polewise.tasks.epochs import in_batches
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
 _ETTH1_ROWS = 20 * 30 * 24
@@ -123,8 +124,8 @@ class ForecastTask:
         self.prepare()
         first, last = self._bounds(self.part)
         starts = np.arange(first, last - self.horizon + 1, self.eval_stride)
-        for begin in range(0, len(starts), self.batch_size):
-            yield self._batch(starts[begin : begin + self.batch_size])
+        for some in in_batches(starts, self.batch_size):
+            yield self._batch(some)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared error, in scaled units."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.data_sets import named_or_given
-from polewise.tasks.epochs import epoch_rows, in_batches
+from polewise.tasks.epochs import in_batches, in_epochs
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -131,13 +131,12 @@ class ListOpsTask:
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end."""
         self.prepare()
-        taken = {expression for part in self._held_out.values() for expression in part}
-        for step in count(first_step):
-            if not self._fixed:
-                expressions = self._draw(f"train {seed} {step}", self.batch_size, taken)
-            else:
-                rows = epoch_rows([seed], step, self.batch_size, len(self._fixed))
-                expressions = [self._fixed[row] for row in rows]
+        several: Iterator[Sequence[Expression]]
+        if self._fixed:
+            several = in_epochs(self._fixed, seed, first_step, self.batch_size)
+        else:
+            several = self._drawn(seed, first_step)
+        for expressions in several:
             yield self._batch(expressions)
 
     def eval_batches(self) -> Iterator[Batch]:
@@ -152,6 +151,12 @@ class ListOpsTask:
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `accuracy` and `loss` (nats)."""
         return class_metrics(logits, batch)
+
+    def _drawn(self, seed: int, first_step: int) -> Iterator[Sequence[Expression]]:
+        """Fresh expressions without end, none of them held out."""
+        taken = {expression for part in self._held_out.values() for expression in part}
+        for step in count(first_step):
+            yield self._draw(f"train {seed} {step}", self.batch_size, taken)
 
     def _batch(self, expressions: Sequence[Expression]) -> Batch:
         longest = max(len(expression.tokens) for expression in expressions)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from polewise.options import require_at_least, require_types
 from polewise.tasks.data_sets import find
-from polewise.tasks.epochs import epoch_rows, in_batches
+from polewise.tasks.epochs import in_batches, in_epochs
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -97,10 +96,8 @@ class SeriesTask:
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end, every series once per epoch in an order of the seed."""
         self.prepare()
-        several = self._parts["train"]
-        for step in count(first_step):
-            rows = epoch_rows([seed], step, self.batch_size, len(several))
-            yield self._batch([several[row] for row in rows])
+        for some in in_epochs(self._parts["train"], seed, first_step, self.batch_size):
+            yield self._batch(some)
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out series in order."""

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -27,7 +26,7 @@ from polewise.options import (
 )
 from polewise.tasks.byte_source import open_bytes
 from polewise.tasks.data_sets import named_or_given
-from polewise.tasks.epochs import epoch_rows, in_batches
+from polewise.tasks.epochs import in_batches, in_epochs
 from polewise.tasks.measures import class_loss, class_metrics
 from polewise.tasks.task import Batch, Metrics, TaskSpec
 
@@ -127,10 +126,8 @@ class SpokenDigitsTask:
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield batches without end, every recording once per epoch in an order of the seed."""
         self.prepare()
-        recordings = self._parts["train"]
-        for step in count(first_step):
-            rows = epoch_rows([seed], step, self.batch_size, len(recordings))
-            yield self._batch([recordings[row] for row in rows])
+        for some in in_epochs(self._parts["train"], seed, first_step, self.batch_size):
+            yield self._batch(some)
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the held-out recordings in order."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -97,6 +97,14 @@ class Task(Protocol):
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return the measures of a held-out batch as (sum, count)."""
         ...
+
+
+def on_test_part(task: Any) -> Any:
+    """Return the same task on its test part; None where it is not on its validation part, or has
+    no other."""
+    if getattr(task, "part", None) != "valid" or not getattr(task, "has_test", True):
+        return None
+    return replace(task, part="test")
 
 
 def reaches(task: Task, value: float, target: float) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.byte_source import ByteSource, MemoryBytes, fingerprint, open_bytes
 from polewise.tasks.data_sets import DATA_SETS, named_or_given
+from polewise.tasks.epochs import in_batches
 from polewise.tasks.measures import token_loss, token_metrics
 from polewise.tasks.task import IGNORED, Batch, Metrics, TaskSpec
 
@@ -63,8 +64,13 @@ class TextTask:
         require_types(self)
         if not self.source:
             raise ValueError("source must be `embedded`, a data set's name or a path; got ''.")
-        if self.part == "test" and self.source == "tinyshakespeare":
+        if self.part == "test" and not self.has_test:
             raise ValueError("part must be 'valid' for tinyshakespeare, which has no test part.")
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test part."""
+        return self.source != "tinyshakespeare"
 
     @property
     def spec(self) -> TaskSpec:
@@ -107,11 +113,8 @@ class TextTask:
         self.prepare()
         first, last = self._held_out_bounds()
         starts = range(first, last, self.length)
-        for begin in range(0, len(starts), self.batch_size):
-            rows = [
-                self._window(start, min(start + self.length, last))
-                for start in starts[begin : begin + self.batch_size]
-            ]
+        for some in in_batches(starts, self.batch_size):
+            rows = [self._window(start, min(start + self.length, last)) for start in some]
             yield {
                 "inputs": torch.stack([inputs for inputs, _ in rows]),
                 "labels": torch.stack([labels for _, labels in rows]),
@@ -153,7 +156,7 @@ class TextTask:
         """Return the first byte of a part and the byte after its last."""
         length = len(self._text)
         nine_tenths, nineteen_twentieths = length * 9 // 10, length * 19 // 20
-        if self.source == "tinyshakespeare":
+        if not self.has_test:
             nineteen_twentieths = length
         return {
             "train": (0, nine_tenths),

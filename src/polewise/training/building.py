@@ -19,15 +19,12 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
     """Return a freshly initialised model for a task of this shape."""
     from polewise.models import PolewiseConfig
 
-    shape: dict[str, Any] = {}
-    if spec.vocab_size is not None:
-        shape["vocab_size"] = spec.vocab_size
-    if spec.num_features is not None:
-        shape["num_input_features"] = spec.num_features
-    if spec.num_classes is not None:
-        shape["num_labels"] = spec.num_classes
-    if spec.horizon is not None:
-        shape["prediction_length"] = spec.horizon
+    shape: dict[str, Any] = {
+        "vocab_size": spec.vocab_size,
+        "num_input_features": spec.num_features,
+        "num_labels": spec.num_classes,
+        "prediction_length": spec.horizon,
+    }
     config = PolewiseConfig(
         mixer=options.mixer,
         mixer_options=dict(options.mixer_options),
@@ -36,7 +33,7 @@ def build_model(spec: TaskSpec, options: ModelOptions) -> nn.Module:
         intermediate_size=options.intermediate_size,
         dropout=options.dropout,
         pooling=options.pooling,
-        **shape,
+        **{name: size for name, size in shape.items() if size is not None},
     )
     return model_class(spec)(config)
 

@@ -1,4 +1,4 @@
-"""Progress of a run: a moving bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a moving bar on a terminal that can show one, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Display:
         self._last_line = float("-inf")
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),

@@ -7,12 +7,9 @@ new one stands. Rename is atomic, so a process may die at any point.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from polewise.replace_file import flush
@@ -54,20 +51,6 @@ def remove_folder(target: Path) -> None:
     _discard(gone)
     target.rename(gone)
     _discard(gone)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[bool]:
-    """Wait until no other process is in here for the same folder; False where nothing says so, on a
-    file system without locks."""
-    opened, alone = os.open(folder, os.O_RDONLY), False
-    try:
-        with suppress(OSError):
-            fcntl.flock(opened, fcntl.LOCK_EX)
-            alone = True
-        yield alone
-    finally:
-        os.close(opened)
 
 
 def clear_up(folder: Path, names: str) -> None:

@@ -31,7 +31,7 @@ def join_processes(options: TrainingOptions) -> Accelerator:
         ValueError: the launcher asks for an engine that a run cannot use.
         LostProcessError: they do not come.
     """
-    _require_engine()
+    _require_engine(options)
     # accelerate would shard in a way of its own, and on GPUs only; see `asks_for_shares`.
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     # A process may wait for another's data; one that is silent for longer is lost.
@@ -79,8 +79,21 @@ def asks_for_shares(options: TrainingOptions) -> bool:
     return options.shard_parameters or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
-def _require_engine() -> None:
-    """Raise ValueError for what `accelerate launch` can be told and the loop cannot do."""
+def _require_engine(options: TrainingOptions) -> None:
+    """Raise ValueError for what `accelerate launch` can be told and the loop cannot do, or is told
+    by options of its own."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", "bf16" if options.precision == "bfloat16" else "no"):
+        raise ValueError(
+            f"the launcher must not choose the precision; it asks for {precision}, the run for "
+            f"{options.precision}. Give --precision bfloat16 to the run."
+        )
+    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if dynamo != "no":
+        raise ValueError(
+            f"the launcher must not compile the model; it asks for {dynamo}. Give --compile to the "
+            "run."
+        )
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
             raise ValueError(

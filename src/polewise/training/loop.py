@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import SIGTERM
 from time import perf_counter
 from typing import Literal
 
@@ -44,8 +45,9 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What a command that trains ends with: 0; 128 and the signal after one."""
-        return 0 if self.signal is None else 128 + self.signal
+        """What a command that trains ends with: 0; 128 and the signal after one, which may have
+        come to another process alone."""
+        return 128 + (self.signal or SIGTERM) if self.status == "interrupted" else 0
 
 
 def train(

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import platform
+import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 from uuid import uuid4
 
 from torch import nn
@@ -34,9 +32,12 @@ from polewise.training.durable import clear_up, replace_folder
 from polewise.training.environment import describe_environment
 from polewise.training.errors import FolderInUseError, FolderTakenError, explained_saving
 from polewise.training.json_files import read_json_object
+from polewise.training.locks import LockedError, is_locked, lock
 from polewise.training.manifest import MANIFEST, verify_folder
 from polewise.training.progress import Progress, spent_share
 from polewise.training.run import Run, run_from_json, run_to_json
+
+_UNIQUE = "[0-9a-f]{32}"
 
 
 class RunFolder:
@@ -55,9 +56,8 @@ class RunFolder:
         """
         folder = cls(path)
         try:
+            require_free(folder.path)
             if folder.path.exists():
-                if not folder.path.is_dir() or any(folder.path.iterdir()):
-                    raise _taken(folder.path)
                 folder._take(run)
                 return folder
             partial = cls(folder.path.with_name(f".{folder.path.name}.{uuid4().hex}.partial"))
@@ -158,12 +158,17 @@ class RunFolder:
 
     def require_same_data(self, run: Run) -> None:
         """Raise ValueError unless the data is what the run began with."""
-        began_with = self.read_config().get("data")
-        if began_with is not None and began_with != run.task.fingerprint():
-            raise ValueError(
-                f"the data must be what {self.path} began with; it has changed since. Put it back, "
-                "or begin a new run."
-            )
+        config = self.read_config()
+        began_with = config.get("data")
+        if began_with is None or began_with == run.task.fingerprint():
+            return
+        advice = "Put it back, or begin a new run."
+        if getattr(run.task, "source", None) == "embedded":
+            python = config.get("environment", {}).get("python", "another version")
+            advice = f"It is the manual of Python {python}: use that one, or begin a new run."
+        raise ValueError(
+            f"the data must be what {self.path} began with; it has changed since. {advice}"
+        )
 
     def has_ended(self, run: Run, done: Progress) -> Literal["spent", "reached"] | None:
         """Whether at `done` the budget is spent, or the target reached; None: the run may go on."""
@@ -179,35 +184,29 @@ class RunFolder:
 
     def is_in_use(self) -> bool:
         """Whether another process trains here."""
-        try:
-            with (self.path / ".lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # there is no such file, or no locks
-            pass
-        return False
+        return is_locked(self.path / ".lock")
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep other processes out, and clear up what one that was killed has left.
 
         Raises:
-            ValueError: another process trains here, or the folder cannot be written.
+            FolderInUseError: another process trains here.
+            ValueError: the folder cannot be written.
         """
         try:
-            file = (self.path / ".lock").open("a+")
+            held = lock(self.path / ".lock")
+        except LockedError as error:
+            raise FolderInUseError(
+                f"run must not be in use; {error} trains in {self.path}."
+            ) from error
         except OSError as error:
             raise ValueError(
                 f"run must be a folder that can be written; {self.path}: {error}."
             ) from error
-        with file:
-            if not _lock(file):
-                file.seek(0)
-                holder = file.read(100).strip() or "another process"
-                raise FolderInUseError(f"run must not be in use; {holder} trains in {self.path}.")
-            _sign(file)
-            clear_up(self.path, r"config\.json|metrics\.jsonl|outcome\.json|model|model-last")
+        with held:
+            names = r"config\.json|metrics\.jsonl|outcome\.json|model|model-last"
+            clear_up(self.path, f"{names}|{_UNIQUE}")
             clear_up(self.checkpoints_path, r"step-[0-9]+")
             yield
 
@@ -337,27 +336,15 @@ class RunFolder:
         return [path for path in found if path.is_dir()]
 
 
+def require_free(path: Path) -> None:
+    """Raise FolderTakenError if there is something at `path` but an empty folder, or one in which a
+    process was killed before it had begun."""
+    begun = re.compile(rf"\.{_UNIQUE}\.partial")
+    if path.exists() and not (
+        path.is_dir() and all(begun.fullmatch(p.name) for p in path.iterdir())
+    ):
+        raise _taken(path)
+
+
 def _taken(path: Path) -> FolderTakenError:
     return FolderTakenError(f"out must be a new or empty folder; {path} exists.")
-
-
-def _lock(file: TextIO) -> bool:
-    """Lock a file; whether that could be done. Whoever only looks (`is_in_use`) holds it for a
-    moment, which is waited for."""
-    for _ in range(10):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.01)
-            continue
-        except OSError:
-            pass  # a file system without locks
-        return True
-    return False
-
-
-def _sign(lock: TextIO) -> None:
-    """Write down who trains here, for those who are kept out; a full disk costs no more than it."""
-    with contextlib.suppress(OSError):
-        os.ftruncate(lock.fileno(), 0)
-        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())

@@ -10,7 +10,7 @@ from polewise.recipes.studies.systems import (
     PEERS,
     WITHOUT_MEMORY,
     equal_systems,
-    mixers,
+    mixers_named,
 )
 from polewise.tasks import ImagesTask, SpokenDigitsTask
 
@@ -38,7 +38,7 @@ def _digits(size: Size, *, permuted: bool) -> Comparison:
     names = (*CLASSIFIERS, *(WITHOUT_MEMORY if permuted else PAPER))
     if cpu:
         names = tuple(name for name in names if name not in TOO_MANY)
-    chosen = mixers(*names, chunk_length=32, length=length)
+    chosen = mixers_named(*names, chunk_length=32, length=length)
     # What Transformers have that classify images: sight both ways, and positions of their own.
     chosen["attention-positions"] = ("attention", {"causal": False, "positions": length})
     return Comparison(
@@ -81,7 +81,7 @@ def audio(size: Size) -> Study:
             task=task,
             systems=equal_systems(
                 task.spec,
-                mixers(*names, chunk_length=32, length=task.spec.length),
+                mixers_named(*names, chunk_length=32, length=task.spec.length),
                 dim=64 if cpu else 256,
                 num_layers=2 if cpu else 6,
                 deep=DEEP,

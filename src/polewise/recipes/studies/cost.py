@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import PEERS, RELATIVES, equal_systems, mixers
+from polewise.recipes.studies.systems import PEERS, RELATIVES, equal_systems, mixers_named
 from polewise.tasks import RecallTask
 
 
@@ -12,8 +12,8 @@ def table5(size: Size) -> Study:
     """What does a training step take, in time and memory, as sequences grow? (paper, Table 5)
 
     Six steps of recall, one sequence at a time, for their cost alone: the accuracy says nothing.
-    The memory is the whole process's; a system that does not fit ends the study there. Sequences
-    are padded to the multiple of 64 after their length and two.
+    The memory is the whole process's; what does not fit is told and left out. Sequences are padded
+    to the multiple of 64 after their length and two.
     """
     cpu = size == "cpu"
 
@@ -24,7 +24,7 @@ def table5(size: Size) -> Study:
             task=task,
             systems=equal_systems(
                 task.spec,
-                mixers(*PEERS, *RELATIVES, chunk_length=64, length=length),
+                mixers_named(*PEERS, *RELATIVES, chunk_length=64, length=length),
                 dim=64 if cpu else 256,
                 num_layers=2 if cpu else 6,
             ),

@@ -6,7 +6,7 @@ from typing import Any
 
 from polewise.recipes.studies.plan import in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
-from polewise.recipes.studies.systems import DEEP, MEMORIES, PEERS, equal_systems, mixers
+from polewise.recipes.studies.systems import DEEP, MEMORIES, PEERS, equal_systems, mixers_named
 from polewise.tasks import ForecastTask, InductionTask, ListOpsTask, SelectiveCopyTask, SeriesTask
 
 _GENERATED = (3e-3, 1e-2)
@@ -71,7 +71,7 @@ def _comparison(
         task=task,
         systems=equal_systems(
             task.spec,
-            mixers(*names, chunk_length=32, length=task.spec.length),
+            mixers_named(*names, chunk_length=32, length=task.spec.length),
             dim=64 if cpu else 256,
             num_layers=2 if cpu else 6,
             deep=DEEP if deep else (),

@@ -12,7 +12,7 @@ from polewise.recipes.studies.systems import (
     WITH_CONVOLUTION,
     Mixers,
     equal_systems,
-    mixers,
+    mixers_named,
 )
 from polewise.tasks import MqarTask, RecallTask
 
@@ -129,7 +129,7 @@ def _recallers(names: tuple[str, ...], length: int, padded: int) -> Mixers:
     reaches over all of it."""
     with_convolution = (name for name, (mixer, _) in WITH_CONVOLUTION.items() if mixer in names)
     whole = ("mega-whole",) if "mega" in names and 32 < length <= 1024 else ()
-    chosen = mixers(*names, *with_convolution, *whole, chunk_length=32, length=length)
+    chosen = mixers_named(*names, *with_convolution, *whole, chunk_length=32, length=length)
     for name, (mixer, options) in chosen.items():
         if mixer == "attention":
             chosen[name] = (mixer, {"heads": 1, **options})

@@ -22,8 +22,9 @@ from typing import Any
 from polewise.recipes.studies.study import Comparison, Measured, Study
 from polewise.recipes.studies.trial_run import is_as_large, is_of
 from polewise.replace_file import replace_file
-from polewise.training.durable import alone_in, clear_up
+from polewise.training.durable import clear_up
 from polewise.training.errors import explained_saving
+from polewise.training.locks import alone_in
 
 FORMAT = 1
 _COMPARISON = (

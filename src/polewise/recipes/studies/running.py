@@ -15,12 +15,14 @@ from typing import Literal
 from accelerate.utils import gather_object
 from rich.console import Console
 
+from polewise.options import TooLargeError
 from polewise.recipes.studies.equal_terms import require_alike, require_places
 from polewise.recipes.studies.ledger import Ledger
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.side_by_side import run_side_by_side
 from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import processes, run_trial
+from polewise.tasks import on_test_part
 from polewise.training.errors import FolderInUseError, TrainingError
 from polewise.training.stopping import StopRequest, stop_requests
 
@@ -115,7 +117,7 @@ def _run_one_after_another(ledger: Ledger, stop: StopRequest) -> int | None:
             if processes().num_processes > 1:
                 raise
             continue  # another process was quicker by a moment
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, TooLargeError) as error:
             # A disk that is full ends all; a system that needs more memory than is here, itself.
             if isinstance(error, TrainingError) or processes().num_processes > 1:
                 raise
@@ -163,4 +165,7 @@ def _require_data(ledger: Ledger) -> None:
     """Raise ValueError where a run would find its data missing, before hours of others."""
     coming = {trial.comparison.name: trial for trial in (*ledger.left(), *ledger.to_come())}
     for trial in coming.values():
-        trial.without_data().comparison.task.prepare()
+        task = trial.without_data().comparison.task
+        task.prepare()
+        if (test := on_test_part(task)) is not None:
+            test.prepare()

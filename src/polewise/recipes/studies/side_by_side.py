@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from polewise.options import TooLargeError
 from polewise.recipes.studies.ledger import Ledger
 from polewise.recipes.studies.study import Trial
 from polewise.recipes.studies.trial_run import has_outcome, run_trial
@@ -119,6 +120,9 @@ def _run_quietly(trial: Trial, path: Path) -> None:
             sys.exit(CANNOT_GO_ON)
         except ValueError as error:
             print(f"{trial.name}: {error}", file=sys.stderr)
-            sys.exit(MISTAKE)
+            # Others may fit where one is too large.
+            sys.exit(1 if isinstance(error, TooLargeError) else MISTAKE)
+        except KeyboardInterrupt:  # the second Ctrl-C
+            sys.exit(128 + signal.SIGINT)
     if asked is not None:
         sys.exit(128 + asked)

@@ -221,6 +221,7 @@ class Study:
             for number, system in enumerate(comparison.systems):
                 seeds = seed_trials(comparison, system, rate)
                 waits = not _has_grid(comparison, system, measured)
+                # Seed 0 waits for the grid alone, further seeds also for who goes on.
                 further = waits
                 if comparison.num_finalists is not None:
                     further = not knows and number < comparison.num_finalists

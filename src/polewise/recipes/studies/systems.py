@@ -45,7 +45,7 @@ _CHUNKED = ("mega", *LOCAL, "published_focus")
 _LONG = ("hyena", "long_conv")
 
 
-def mixers(*names: str, chunk_length: int, length: int) -> Mixers:
+def mixers_named(*names: str, chunk_length: int, length: int) -> Mixers:
     """Return mixers with their default options, or those of a variant named above.
 
     Those that look nearby see `chunk_length`, MEGA as `mega-whole` all of `length`; convolutions

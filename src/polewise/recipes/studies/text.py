@@ -12,7 +12,7 @@ from polewise.recipes.studies.systems import (
     RELATIVES,
     Mixers,
     equal_systems,
-    mixers,
+    mixers_named,
 )
 from polewise.tasks import TextTask
 
@@ -137,7 +137,7 @@ def _text_systems(
     dim: int = 128,
     num_layers: int = 4,
 ) -> tuple[System, ...]:
-    chosen = mixers(*names, chunk_length=chunk_length, length=task.length)
+    chosen = mixers_named(*names, chunk_length=chunk_length, length=task.length)
     if "hyena" in chosen:  # what its authors give the network that writes the kernel, for text
         chosen["hyena"] = ("hyena", {"taps": task.length, "bands": 16, "sharpness": 14.0})
     return equal_systems(task.spec, chosen, dim=dim, num_layers=num_layers, deep=DEEP)

@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rich.console import Console
 from polewise.recipes.studies.parameter_matching import count_parameters
 from polewise.recipes.studies.study import Study, Trial
 from polewise.replace_file import replace_file
+from polewise.tasks import on_test_part
 from polewise.training import (
     NonFiniteError,
     Outcome,
@@ -219,9 +219,8 @@ def _measure(folder: RunFolder, diverged: bool, *, tests: bool) -> dict[str, Any
     if spec.kind == "language":
         # None of a model that cannot stream, which hands on nothing.
         measured["state_bytes"] = model.state_num_bytes(batch=1, length=spec.length) or None
-    if tests and getattr(task, "part", None) == "valid":
+    if tests and (test := on_test_part(task)) is not None:
         # The best model by validation, on data that chose nothing.
-        test = replace(task, part="test")
         test.prepare()
         reached = evaluate(model, test)
         measured["test"] = {k: v for k, v in reached.items() if math.isfinite(v)}
