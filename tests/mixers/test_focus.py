@@ -358,6 +358,13 @@ def test_an_output_map_that_is_watched_or_replaced_is_called(config):
     assert (mixer(x)[0] == 0).all()
 
 
+def test_watching_a_map_changes_no_bit_in_half_precision():
+    mixer, x = FocusConfig(dim=32).build().bfloat16(), torch.randn(2, 9, 32).bfloat16()
+    plain, _ = mixer(x)
+    mixer.to_output.register_forward_hook(lambda module, given, y: None)
+    assert torch.equal(mixer(x)[0], plain)
+
+
 def test_filters_that_look_both_ways_do_not_see_padding():
     torch.manual_seed(0)
     filters = AdaptiveFilters(3, 1, 4, causal=False)

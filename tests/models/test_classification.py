@@ -137,6 +137,17 @@ def test_integers_and_truths_are_numbers_where_no_class_is_named(labels, problem
     torch.testing.assert_close(loss, model(ids, labels=labels.float()).loss)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_classes_are_integers_of_any_size(dtype):
+    config = PolewiseConfig(
+        hidden_size=8, num_hidden_layers=1, vocab_size=30, mixer_options=FOCUS, num_labels=3
+    )
+    model, ids = PolewiseForSequenceClassification(config), tokens(4, 6)
+    output = model(ids, labels=torch.tensor([2, 0, 1, 2], dtype=dtype))
+    wanted = functional.cross_entropy(output.logits, torch.tensor([2, 0, 1, 2]))
+    torch.testing.assert_close(output.loss, wanted)
+
+
 def test_who_asks_for_a_cache_of_a_classification_gets_none():
     config = PolewiseConfig(hidden_size=8, num_hidden_layers=1, mixer_options=FOCUS)
     model = PolewiseForSequenceClassification(config)

@@ -290,7 +290,7 @@ def test_mixers_that_cannot_be_split_are_refused(mixer, options, message, monkey
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DEEPSPEED"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for MEGATRON_LM"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "asks for version 1"),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bf16, the run for float32"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bf16, the run for float32. Launch with"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "asks for inductor"),
     ],
 )

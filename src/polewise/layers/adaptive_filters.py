@@ -86,8 +86,8 @@ class AdaptiveFilters(nn.Module):
 
     with $\theta = (\rho, \varphi)$ for the normal form, $(a_1, a_2)$ otherwise. The squash reaches
     every stable pair of poles up to a largest radius and no other, but for the square and the
-    circular form, whose squash is the paper's: $(0, 1)^2$, a quarter of the triangle. $c_f$ reads
-    real and imaginary part of the normal form's state; the others have no use for the second.
+    circular form, whose squash is the paper's: $(0, 1)^2$, a quarter of the triangle. In the normal
+    form $c_f$ weighs real and imaginary part of the state; the others use its first number alone.
 
     Args:
         dim: channels.
@@ -176,9 +176,13 @@ class AdaptiveFilters(nn.Module):
         """Filter the sequence, whose first step stands at `offset` in its bin, and let d = `skip`
         of it pass.
 
-        The state is None where there is none to hand on: looking both ways, or circular, a form
-        that lets nothing pass.
+        The state is None where there is none to hand on: looking both ways, or circular.
+
+        Raises:
+            ValueError: a skip of the circular form, which lets nothing pass.
         """
+        if self.realisation == "circular" and skip is not None:
+            raise ValueError("skip must be None for realisation='circular'; got a tensor.")
         coefficients = self.coefficients(x, features, streaming=state is not None)
         if self.realisation == "circular":
             return self._circular(x, coefficients), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,7 +10,6 @@ from torch.nn import functional
 from polewise.layers.plain import is_plain
 from polewise.layers.rms_norm import RmsNorm
 from polewise.ops import gated_projection
-from polewise.ops.precision import accumulator_dtype
 
 
 def gated_output(
@@ -23,6 +23,6 @@ def gated_output(
     plain = is_plain(norm, RmsNorm) and is_plain(projection, nn.Linear)
     if plain and projection.bias is None:
         return gated_projection(x, gate.to(x.dtype), norm.weight, projection.weight, eps=norm.eps)
-    wide = accumulator_dtype(x)  # in half precision the product may leave its range
+    wide = torch.float32 if x.dtype == torch.float16 else x.dtype  # a product may leave its range
     gated = x.to(wide) * functional.silu(gate.to(wide))
     return projection(norm(gated).to(x.dtype))

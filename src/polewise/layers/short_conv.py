@@ -53,9 +53,7 @@ class ShortConv(nn.Module):
         """`y`, and the last `width - 1` inputs of each row."""
         if self.shards is not None:
             state = self.shards.window_before(x, self.width - 1)
-        # Under autocast the products before it are narrower than the parameters.
-        dtype = accumulator_dtype(x)
-        kernel = self.kernel.to(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
+        kernel = self.kernel.to(accumulator_dtype(x))
+        bias = None if self.bias is None else self.bias.to(kernel.dtype)
         state = None if state is None else state.to(x.dtype)
         return short_conv(x, kernel, bias, silu=self.silu, lengths=lengths, state=state)

@@ -162,7 +162,7 @@ class PublishedFocusState(NamedTuple):
     features: BinFeaturesState | None
     filter: Float[Tensor, "batch dim filters 2"]
     attention: WindowState
-    """It counts the steps that each row has seen, which fixes their place in bin and chunk."""
+    """Its `position`, the steps seen by each row, fixes their place in bin and chunk."""
 
 
 class PublishedFocus(nn.Module):

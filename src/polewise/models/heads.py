@@ -59,7 +59,9 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
             names_classes = kind == "single_label_classification" or (
                 kind is None and logits.shape[-1] > 1 and labels.dtype in (torch.int32, torch.int64)
             )
-            if not names_classes:  # numbers to be met, or each true or false
+            if names_classes:
+                labels = labels.long()
+            else:  # numbers to be met, or one true or false for every score
                 scores, labels = _alike(logits, labels)
             loss = self.loss_function(
                 labels=labels,

@@ -62,8 +62,8 @@ class PolewisePreTrainedModel(PreTrainedModel):
         super().post_init()
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """By whole parts of a name: the library looks for them anywhere in it, and `to_step` has
-        `step` in it."""
+        """By whole parts of a name: the library looks for these anywhere in it, and would find
+        `step` in `to_step`."""
         plan = super()._get_dtype_plan(dtype)
         return {rf"(?:^|\.){name}(?:\.|$)": kept for name, kept in plan.items()}
 
@@ -98,15 +98,16 @@ class PolewisePreTrainedModel(PreTrainedModel):
     ) -> None:
         for module in self.modules():
             if isinstance(module, Backbone):
-                module.gradient_checkpointing = enable
-                module.checkpoint_every = every_n_layers
-                module.checkpoint = gradient_checkpointing_func or module.checkpoint
-                keywords = getattr(module.checkpoint, "keywords", {})
+                function = gradient_checkpointing_func or module.checkpoint
+                keywords = getattr(function, "keywords", {})
                 if enable and keywords.get("use_reentrant") and module.shared is not None:
                     raise ValueError(
                         "use_reentrant must be False for a hypernetwork that layers share: each "
                         "would go back through it by itself."
                     )
+                module.gradient_checkpointing = enable
+                module.checkpoint_every = every_n_layers
+                module.checkpoint = function
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
         """Bytes of the state after `length` steps of `batch` sequences."""
@@ -336,5 +337,5 @@ class PolewiseModel(PolewisePreTrainedModel):
 
 
 def _is_loaded(parameter: Tensor) -> bool:
-    """Whether a checkpoint brought it; a quantised one has a class of its own, and always came."""
-    return getattr(parameter, "_is_hf_initialized", False) or type(parameter) is not nn.Parameter
+    """Whether a checkpoint brought it; a quantised one holds integers, and always came."""
+    return getattr(parameter, "_is_hf_initialized", False) or not parameter.is_floating_point()

@@ -35,8 +35,8 @@ def affine_scan(matrix: Tensor, drive: Tensor, fresh: Tensor, state: Tensor) -> 
     Returns:
         s, (batch, length, dim, 2).
     """
-    # What is cleared is not multiplied on: products over many clearings may leave the range, and
-    # the gradient through what is put aside afterwards would be 0 times infinity.
+    # A state before a clearing is not used, so the matrix that it would meet is 0: products over
+    # many clearings may overflow, and the gradient of what is put aside be 0 times infinity.
     matrix = matrix.masked_fill(fresh[..., None, None, None], 0)
     length = drive.shape[1]
     if length <= _BLOCK:

@@ -144,7 +144,7 @@ def state_or_rest(state: Tensor | None, shape: tuple[int, ...], x: Tensor, axes:
 
 
 def float32_alone(*tensors: Tensor) -> str | None:
-    """What some compiled loops take, where that is not what they are given."""
+    """What loops take that are compiled for float32, where that is not what they are given."""
     dtypes = {each.dtype for each in tensors}
     if dtypes == {torch.float32}:
         return None

@@ -48,7 +48,8 @@ class _CodeFiles(IndexDataCacheFile):
     """Numba counts the files of a loop from 1, and writes the index, which names them, first: a
     process that is killed in between, or two at once, would leave code of another version or
     another type under that name. Here a name is a digest of what it stands for, and comes last.
-    Names never come again, so what was compiled from other sources is deleted."""
+    Names never come again, so what was compiled of a loop from other sources is deleted; where that
+    is another process's it compiles once more."""
 
     def save(self, key: Any, data: Any) -> None:
         mark = repr((self._version, self._source_stamp, key)).encode()

@@ -150,14 +150,14 @@ def associative_filter(
 
 
 def _around(recursion, q, k, v, decay, angle, step, skip, state, key_head):
-    """A recursion of plain products, and around it what "cpu" does as it goes: keys for each head,
-    steps, skip."""
+    """Give each head its keys, multiply the values by their steps, run the recursion, add the skip;
+    "cpu" does all of this as it goes."""
     if q.shape[2] > 1 and key_head != list(range(q.shape[2])):
         # Not by index: a list of them is sent to a GPU, which is waited for, at every call.
         of_q, of_k = q.unbind(2), k.unbind(2)
         q = torch.stack([of_q[head] for head in key_head], 2)
         k = torch.stack([of_k[head] for head in key_head], 2)
-    # In float32 or wider, rounded once; kernels take all they multiply in one dtype.
+    # In float32 or wider, rounded once.
     taken = v if step is None else (step[..., None] * v).to(v.dtype)
     y, last = recursion(q, k, taken, decay, angle, state)
     return y if skip is None else y + skip.to(state.dtype)[:, None] * v, last

@@ -42,7 +42,7 @@ def put_back_from_then_on(y: Tensor, last: Tensor, marks: Tensor | None) -> tupl
     and its last state (batch, heads, ...) with NaN where there was a mark at all."""
     if marks is None:
         return y, last
-    # Integers, whose sums are the same in any order: torch's deterministic mode wants that of CUDA.
+    # Counted in integers: torch's deterministic mode refuses to sum floats so on CUDA.
     counts = marks.to(torch.int32).transpose(1, 2)
     seen = counts.cumsum(-1, dtype=torch.int32).transpose(1, 2)  # a scan in memory's order
     everything = marks.sum(1)

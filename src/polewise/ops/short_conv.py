@@ -103,7 +103,7 @@ def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bo
 
 
 def _sum_of_shifts(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:
-    past, width, length = torch.cat([state, x], 1).to(kernel.dtype), len(kernel), x.shape[1]
+    past, width, length = torch.cat([state, x], 1), len(kernel), x.shape[1]
     z = bias
     for tap in range(width):
         z = torch.addcmul(z, kernel[tap], past[:, width - 1 - tap : width - 1 - tap + length])

@@ -28,7 +28,8 @@ def join_processes(options: TrainingOptions) -> Accelerator:
     """Meet the other processes of this launch, if there are any.
 
     Raises:
-        ValueError: the launcher asks for an engine that a run cannot use.
+        ValueError: the launcher asks for an engine that a run cannot use, or for a precision or
+            compilation that the run does not.
         LostProcessError: they do not come.
     """
     _require_engine(options)
@@ -86,13 +87,14 @@ def _require_engine(options: TrainingOptions) -> None:
     if precision not in ("no", "bf16" if options.precision == "bfloat16" else "no"):
         raise ValueError(
             f"the launcher must not choose the precision; it asks for {precision}, the run for "
-            f"{options.precision}. Give --precision bfloat16 to the run."
+            f"{options.precision}. Launch with --mixed_precision no; a new run chooses by "
+            "--precision."
         )
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if dynamo != "no":
         raise ValueError(
-            f"the launcher must not compile the model; it asks for {dynamo}. Give --compile to the "
-            "run."
+            f"the launcher must not compile the model; it asks for {dynamo}. Launch with "
+            "--dynamo_backend no; a new run chooses by --compile."
         )
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true":

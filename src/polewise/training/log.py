@@ -50,7 +50,7 @@ class MetricsLog:
         with explained_saving("the log", self.folder.path):
             self.folder.append_metrics({"kind": kind, **where, **values})
             self.progress.lines += 1
-            # Put back only if all is written: where that fails TensorBoard's file ends.
+            # Put back when all is written; after a failure nothing more goes to TensorBoard.
             writer, self.writer = self.writer, None
             if writer is not None:
                 for name, value in values.items():

@@ -45,8 +45,8 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What a command that trains ends with: 0; 128 and the signal after one, which may have
-        come to another process alone."""
+        """What a command that trains ends with: 0, or 128 and the signal that stopped the run; 143
+        where only another process received one."""
         return 128 + (self.signal or SIGTERM) if self.status == "interrupted" else 0
 
 

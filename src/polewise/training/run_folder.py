@@ -70,9 +70,7 @@ class RunFolder:
         except OSError as error:
             if error.errno == errno.ENOTEMPTY:  # another process was quicker by a moment
                 raise _taken(folder.path) from error
-            raise ValueError(
-                f"out must be a folder that can be written; {path}: {error}."
-            ) from error
+            raise _unusable(folder.path, error) from error
         return folder
 
     def _take(self, run: Run) -> None:
@@ -82,7 +80,9 @@ class RunFolder:
             partial.path.mkdir()
             partial.write_config(run)
             os.link(partial.config_path, self.config_path)
-        except FileExistsError as error:
+        except (FileExistsError, FileNotFoundError) as error:  # who was quicker has cleared up
+            if not self.config_path.exists():
+                raise
             raise _taken(self.path) from error
         finally:
             shutil.rmtree(partial.path, ignore_errors=True)
@@ -337,13 +337,26 @@ class RunFolder:
 
 
 def require_free(path: Path) -> None:
-    """Raise FolderTakenError if there is something at `path` but an empty folder, or one in which a
-    process was killed before it had begun."""
+    """Check that there is nothing at `path` but an empty folder, or one in which a process was
+    killed before it had begun.
+
+    Raises:
+        FolderTakenError: there is something.
+        ValueError: the folder cannot be read.
+    """
     begun = re.compile(rf"\.{_UNIQUE}\.partial")
-    if path.exists() and not (
-        path.is_dir() and all(begun.fullmatch(p.name) for p in path.iterdir())
-    ):
+    try:
+        is_free = not path.exists() or (
+            path.is_dir() and all(begun.fullmatch(each.name) for each in path.iterdir())
+        )
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if not is_free:
         raise _taken(path)
+
+
+def _unusable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"out must be a folder that can be written; {path}: {error}.")
 
 
 def _taken(path: Path) -> FolderTakenError:

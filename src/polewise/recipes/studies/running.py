@@ -163,9 +163,10 @@ def _next_of_all(ledger: Ledger) -> Trial | None:
 
 def _require_data(ledger: Ledger) -> None:
     """Raise ValueError where a run would find its data missing, before hours of others."""
-    coming = {trial.comparison.name: trial for trial in (*ledger.left(), *ledger.to_come())}
+    trials = sorted((*ledger.left(), *ledger.to_come()), key=lambda trial: trial.share)
+    coming = {trial.comparison.name: trial for trial in trials}  # a whole one, if any
     for trial in coming.values():
         task = trial.without_data().comparison.task
         task.prepare()
-        if (test := on_test_part(task)) is not None:
+        if trial.share == 1 and (test := on_test_part(task)) is not None:
             test.prepare()
