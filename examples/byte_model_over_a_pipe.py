@@ -8,7 +8,8 @@ and random and knows nothing, so that every byte costs about 8 bits or more.
     cat *.txt | python examples/byte_model_over_a_pipe.py
     cat *.txt | python examples/byte_model_over_a_pipe.py runs/demo-20260101-120000/text/model
 
-`polewise stream RUN` is the same as a command, with a state that it keeps in a file.
+`polewise stream RUN` does the same as a command; with `--state FILE` it also keeps its state in a
+file.
 """
 
 from __future__ import annotations
