@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.drawing import Draw
+from tests.ops.drawing import Draw, with_gradients
 from torch.nn import functional
 
 from polewise.ops import gated_projection, rms_norm
@@ -24,12 +24,6 @@ def drawn(length, heads=3, value_dim=5, batch=2, *, whole=False, dtype=torch.flo
     return [t.to(dtype).requires_grad_() for t in (x, gate, weight, projection)]
 
 
-def with_gradients(inputs, **options):
-    y = gated_projection(*inputs, **options)
-    direction = Draw(1).normal(*y.shape).to(y.dtype)
-    return y, *torch.autograd.grad((y * direction).sum(), inputs)
-
-
 @settings(deadline=None, max_examples=30)
 @given(
     length=st.sampled_from([0, 1, 3, 5, SEGMENT // 2 + 1, SEGMENT + 3, BLOCK + 1]),
@@ -41,8 +35,8 @@ def test_compiled_loops_are_the_equation_gradients_included(length, heads, value
     # A mean over one number divides it by its own size: eps keeps gradients of both tame.
     inputs = drawn(length, heads, value_dim, whole=whole)
     doubles = [t.detach().double().requires_grad_() for t in inputs]
-    exact = with_gradients(doubles, eps=0.1, backend="reference")
-    compiled = with_gradients(inputs, eps=0.1, backend="cpu")
+    exact = with_gradients(gated_projection, doubles, eps=0.1, backend="reference")
+    compiled = with_gradients(gated_projection, inputs, eps=0.1, backend="cpu")
     for ours, wanted in zip(compiled, exact, strict=True):
         scale = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
         torch.testing.assert_close(ours, wanted.float(), rtol=1e-4, atol=1e-5 * max(scale, 1))
@@ -51,8 +45,8 @@ def test_compiled_loops_are_the_equation_gradients_included(length, heads, value
 @pytest.mark.parametrize("whole", [False, True])
 def test_tensor_operations_are_the_equation(whole):
     inputs = drawn(9, whole=whole, dtype=torch.float64)
-    exact = with_gradients(inputs, backend="reference")
-    by_tensors = with_gradients(inputs, backend="torch")
+    exact = with_gradients(gated_projection, inputs, backend="reference")
+    by_tensors = with_gradients(gated_projection, inputs, backend="torch")
     for ours, wanted in zip(by_tensors, exact, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-10)
 
@@ -67,10 +61,10 @@ def test_slices_of_wider_rows_are_read_as_they_lie():
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_the_steps(threads):
     inputs, before = drawn(3000, batch=1), torch.get_num_threads()
-    exact = with_gradients([t.detach().double().requires_grad_() for t in inputs])
+    exact = with_gradients(gated_projection, [t.detach().double().requires_grad_() for t in inputs])
     try:
         torch.set_num_threads(threads)
-        ours = with_gradients(inputs, backend="cpu")
+        ours = with_gradients(gated_projection, inputs, backend="cpu")
     finally:
         torch.set_num_threads(before)
     for one, other in zip(ours, exact, strict=True):
@@ -97,10 +91,10 @@ def test_autocast_narrows_the_map_and_nothing_before_it():
 
 def test_neither_the_default_dtype_nor_autocast_on_the_way_back_changes_a_bit():
     inputs = drawn(9)
-    wanted = with_gradients(inputs, backend="cpu")
+    wanted = with_gradients(gated_projection, inputs, backend="cpu")
     torch.set_default_dtype(torch.float64)
     try:
-        ours = with_gradients(inputs, backend="cpu")
+        ours = with_gradients(gated_projection, inputs, backend="cpu")
     finally:
         torch.set_default_dtype(torch.float32)
     for one, other in zip(ours, wanted, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.drawing import Draw
+from tests.ops.drawing import Draw, with_gradients
 
 from polewise.ops import rms_norm
 from polewise.ops._rms_norm_cpu import SEGMENT
@@ -17,12 +17,6 @@ def drawn(length, heads=3, value_dim=5, batch=2, *, whole=False, dtype=torch.flo
     x = draw.normal(batch, length, heads * value_dim)
     weight = draw.normal(heads * value_dim if whole else value_dim)
     return [t.to(dtype).requires_grad_() for t in (x, weight)]
-
-
-def with_gradients(inputs, **options):
-    y = rms_norm(*inputs, **options)
-    direction = Draw(1).normal(*y.shape).to(y.dtype)
-    return y, *torch.autograd.grad((y * direction).sum(), inputs)
 
 
 @settings(deadline=None, max_examples=20)
@@ -36,8 +30,8 @@ def test_compiled_loops_are_the_equation_gradients_included(length, heads, value
     # A mean over one number divides it by its own size: eps keeps gradients of both tame.
     inputs = drawn(length, heads, value_dim, whole=whole)
     doubles = [t.detach().double().requires_grad_() for t in inputs]
-    exact = with_gradients(doubles, eps=0.1, backend="reference")
-    compiled = with_gradients(inputs, eps=0.1, backend="cpu")
+    exact = with_gradients(rms_norm, doubles, eps=0.1, backend="reference")
+    compiled = with_gradients(rms_norm, inputs, eps=0.1, backend="cpu")
     for ours, wanted in zip(compiled, exact, strict=True):
         scale = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
         torch.testing.assert_close(ours, wanted.float(), rtol=1e-4, atol=1e-5 * max(scale, 1))
@@ -46,8 +40,8 @@ def test_compiled_loops_are_the_equation_gradients_included(length, heads, value
 @pytest.mark.parametrize("whole", [False, True])
 def test_tensor_operations_are_the_equation(whole):
     inputs = drawn(9, whole=whole, dtype=torch.float64)
-    exact = with_gradients(inputs, backend="reference")
-    by_tensors = with_gradients(inputs, backend="torch")
+    exact = with_gradients(rms_norm, inputs, backend="reference")
+    by_tensors = with_gradients(rms_norm, inputs, backend="torch")
     for ours, wanted in zip(by_tensors, exact, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-10)
 
@@ -64,9 +58,9 @@ def test_the_number_of_threads_changes_no_bit(threads):
     inputs, before = drawn(3000, batch=1), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = with_gradients(inputs)
+        alone = with_gradients(rms_norm, inputs)
         torch.set_num_threads(threads)
-        together = with_gradients(inputs)
+        together = with_gradients(rms_norm, inputs)
     finally:
         torch.set_num_threads(before)
     for one, other in zip(alone, together, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.drawing import Draw
+from tests.ops.drawing import Draw, with_gradients
 
 from polewise.ops import turn
 from polewise.ops._turn_cpu import SEGMENT
@@ -19,12 +19,6 @@ def drawn(length, pairs=3, rest=1, heads=2, batch=2, *, alike=(True, True), dtyp
     rows, columns = (1 if same else size for same, size in zip(alike, (batch, heads), strict=True))
     angle = 3 * draw.normal(rows, length, columns, pairs)
     return [t.to(dtype).requires_grad_() for t in (x, angle)]
-
-
-def with_gradients(inputs, **options):
-    y = turn(*inputs, **options)
-    direction = Draw(1).normal(*y.shape).to(y.dtype)
-    return y, *torch.autograd.grad((y * direction).sum(), inputs)
 
 
 def test_pairs_are_complex_numbers_and_the_rest_stays():
@@ -45,8 +39,10 @@ def test_pairs_are_complex_numbers_and_the_rest_stays():
 )
 def test_compiled_loops_are_the_equation_gradients_included(length, pairs, rest, heads, alike):
     inputs = drawn(length, pairs, rest, heads, alike=alike)
-    exact = with_gradients([t.detach().double().requires_grad_() for t in inputs], backend="torch")
-    for ours, wanted in zip(with_gradients(inputs, backend="cpu"), exact, strict=True):
+    exact = with_gradients(
+        turn, [t.detach().double().requires_grad_() for t in inputs], backend="torch"
+    )
+    for ours, wanted in zip(with_gradients(turn, inputs, backend="cpu"), exact, strict=True):
         torch.testing.assert_close(ours, wanted.float(), rtol=1e-5, atol=1e-5)
 
 
@@ -63,9 +59,9 @@ def test_the_number_of_threads_changes_no_bit(threads):
     inputs, before = drawn(3000, pairs=16), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = with_gradients(inputs, backend="cpu")
+        alone = with_gradients(turn, inputs, backend="cpu")
         torch.set_num_threads(threads)
-        together = with_gradients(inputs, backend="cpu")
+        together = with_gradients(turn, inputs, backend="cpu")
     finally:
         torch.set_num_threads(before)
     for one, other in zip(alone, together, strict=True):
@@ -104,10 +100,10 @@ def test_wrong_arguments_are_explained():
 
 def test_the_default_dtype_changes_no_bit():
     inputs = drawn(9)
-    wanted = with_gradients(inputs, backend="cpu")
+    wanted = with_gradients(turn, inputs, backend="cpu")
     torch.set_default_dtype(torch.float64)
     try:
-        ours = with_gradients(inputs, backend="cpu")
+        ours = with_gradients(turn, inputs, backend="cpu")
     finally:
         torch.set_default_dtype(torch.float32)
     for one, other in zip(ours, wanted, strict=True):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polewise.layers.plain import is_plain
 from polewise.layers.rms_norm import RmsNorm
 from polewise.ops import gated_projection
+from polewise.ops.gated_projection import gated
 
 
 def gated_output(
@@ -21,8 +20,7 @@ def gated_output(
     """`norm` and `projection`, as one op where both are the plain modules they were made as; others
     are called as modules."""
     plain = is_plain(norm, RmsNorm) and is_plain(projection, nn.Linear)
+    gate = gate.to(x.dtype)
     if plain and projection.bias is None:
-        return gated_projection(x, gate.to(x.dtype), norm.weight, projection.weight, eps=norm.eps)
-    wide = torch.float32 if x.dtype == torch.float16 else x.dtype  # a product may leave its range
-    gated = x.to(wide) * functional.silu(gate.to(wide))
-    return projection(norm(gated).to(x.dtype))
+        return gated_projection(x, gate, norm.weight, projection.weight, eps=norm.eps)
+    return projection(norm(gated(x, gate)).to(x.dtype))

@@ -83,11 +83,16 @@ def _definition(x, gate, weight, projection, eps):
     return (n @ projection.double().T).to(torch.promote_types(x.dtype, weight.dtype))
 
 
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    """x SiLU(gate); of float16 in float32, for the product may leave its range."""
+    if x.dtype == torch.float16:
+        x, gate = x.float(), gate.float()
+    return x * functional.silu(gate)
+
+
 def _by_tensors(x, gate, weight, projection, eps):
     given = torch.promote_types(x.dtype, weight.dtype)
-    if x.dtype == torch.float16:  # a product may leave its range
-        x, gate = x.float(), gate.float()
-    n = by_tensors(x * functional.silu(gate), weight, eps)
+    n = by_tensors(gated(x, gate), weight, eps)
     return functional.linear(n.to(given), projection.to(given))
 
 
