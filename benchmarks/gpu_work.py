@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polewise import FocusConfig
-from polewise.ops import _checks, associative_filter, direct_form_filter, normal_form_filter
+from polewise.ops import _backends, associative_filter, direct_form_filter, normal_form_filter
 
 FORMS = ("direct", "normal")
 
@@ -225,7 +225,7 @@ class Layer:
         chosen: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if exactly:
             layer, x, grad = copy.deepcopy(layer).double(), x.double(), grad.double()
-            chosen = mock.patch.object(_checks, "fastest_backend", return_value="torch")
+            chosen = mock.patch.object(_backends, "fastest_backend", return_value="torch")
         x = x.detach().requires_grad_()
         with chosen:
             y, _ = layer(x, lengths=self.lengths.to(x.device))

@@ -265,11 +265,12 @@ def show_table(rows: list[dict[str, Any]], kind: str, names: Sequence[str], unit
         if kind not in row:
             continue
         medians = {name: statistics.median(t) for name, t in row[kind].items() if t}
-        cells = [
-            f"{medians[name] / unit:.1f} ({medians[name] / medians['Focus']:.2f})"
-            if name in medians else ""
-            for name in names
-        ]  # fmt: skip
+        cells = [f"{medians[name] / unit:.1f}" if name in medians else "" for name in names]
+        if "Focus" in medians:
+            cells = [
+                f"{cell} ({medians[name] / medians['Focus']:.2f})" if cell else ""
+                for name, cell in zip(names, cells, strict=True)
+            ]
         print(f"| {row['length']:,} | {' | '.join(cells)} |")
     print()
 

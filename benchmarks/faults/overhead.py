@@ -14,7 +14,7 @@ from safetensors.torch import save_file, save_model
 
 from polewise.recipes import demo_text
 from polewise.training import build_model, train
-from polewise.training.checkpoint import load_checkpoint, named_averages, save_checkpoint
+from polewise.training.checkpoint import load_checkpoint, named_optimizer_state, save_checkpoint
 from polewise.training.optimizer import build_optimizer
 from polewise.training.progress import Progress
 
@@ -41,8 +41,8 @@ def measure_overhead(folder: Path, repeats: int = 15, steps: int = 20) -> dict[s
     for number in range(repeats):
         progress.step = number
         begin = time.perf_counter()
-        averages = dict(named_averages(optimizer))
-        save_checkpoint(folder / "safe", model, averages, progress, keep=2)
+        optimizer_state = dict(named_optimizer_state(optimizer))
+        save_checkpoint(folder / "safe", model, optimizer_state, progress, keep=2)
         safe.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         _save_plainly(folder / "plain", model, optimizer, progress)

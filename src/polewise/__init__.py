@@ -47,7 +47,7 @@ from polewise.mixers import (
     SlidingAttentionConfig,
 )
 from polewise.mixers.checks import check_mixer
-from polewise.models import Backbone, BackboneConfig, generate
+from polewise.models import HUGGING_FACE, Backbone, BackboneConfig, generate
 from polewise.ops import (
     associative_filter,
     chunked_attention,
@@ -64,15 +64,6 @@ from polewise.ops import (
 from polewise.ops.padding import hide_padding
 
 __version__ = "0.1.0"
-
-_MODELS = (
-    "PolewiseCache",
-    "PolewiseConfig",
-    "PolewiseForCausalLM",
-    "PolewiseForForecasting",
-    "PolewiseForSequenceClassification",
-    "PolewiseModel",
-)
 
 __all__ = [
     "MIXERS",
@@ -119,11 +110,11 @@ __all__ = [
     "states",
     "turn",
     "unshard_sequence",
-    *_MODELS,
+    *HUGGING_FACE,
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODELS:
+    if name in HUGGING_FACE:
         return getattr(models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 _NEEDED = (
     "transformers", "safetensors", "accelerate", "tyro", "rich", "tensorboard", "matplotlib",
 )  # fmt: skip
-"""What the extra `train` installs, by the names of the modules."""
+"""What the commands cannot start without; the extra `train` installs it."""
 
 
 def main() -> int:

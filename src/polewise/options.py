@@ -1,4 +1,4 @@
-"""The questions that options ask their values, and the answers in the user's words."""
+"""Checks that all options share; each message names the option and the value."""
 
 from __future__ import annotations
 

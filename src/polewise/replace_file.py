@@ -1,4 +1,4 @@
-"""A file that is whole, the old one or the new one, whatever happens meanwhile."""
+"""Replace a file atomically: a crash leaves the old one or the new one, whole."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from polewise.replace_file import replace_file
 
 State = TypeVar("State")
 
-_DAMAGE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
-"""What reading a file that was damaged, or made to do harm, may raise."""
+DAMAGE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
+"""What reading a damaged or malicious file may raise."""
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
@@ -142,7 +142,7 @@ def load(path: str | Path, like: State) -> State:
     """
     try:
         found = safetensors.torch.load(Path(path).read_bytes())
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is not a state that polewise.states.save wrote.") from error
     names = [str(number) for number in range(len(tensors(like)))]
     if found.keys() != set(names):

@@ -63,20 +63,20 @@ def test_sos_to_normal_form_gives_scipys_impulse_response(seed):
     decay, angle, _ = random_normal_form((), seed=seed)
     a = filters.normal_form_to_coefficients(decay, angle)
     sos = filters.to_sos(random_numerator((), seed=seed), a)
-    decay, angle, mix, feedthrough = filters.sos_to_normal_form(sos)
+    decay, angle, mix, skip = filters.sos_to_normal_form(sos)
     ours = filters.normal_form_impulse_response(decay, angle, 40, mix=mix)
-    ours[0] += feedthrough
+    ours[0] += skip
     np.testing.assert_allclose(ours, scipy_impulse_response(sos, 40), rtol=1e-10, atol=1e-10)
 
 
 def test_a_normal_form_survives_its_sos_row():
     decay, angle, mix = random_normal_form((3, 4))
     sos = filters.normal_form_to_sos(decay, angle, mix=mix)
-    new_decay, new_angle, new_mix, feedthrough = filters.sos_to_normal_form(sos)
+    new_decay, new_angle, new_mix, skip = filters.sos_to_normal_form(sos)
     torch.testing.assert_close(new_decay, decay)
     torch.testing.assert_close(new_angle, angle)
     torch.testing.assert_close(new_mix, mix)
-    assert feedthrough.eq(0).all()
+    assert skip.eq(0).all()
 
 
 @given(decay=decays, angle=angles, mix=st.tuples(numbers, numbers))

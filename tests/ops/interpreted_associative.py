@@ -13,7 +13,7 @@ import torch
 from tests.ops.drawing import Draw
 
 from polewise import FocusConfig
-from polewise.ops import _associative_triton, _checks, associative_filter
+from polewise.ops import _associative_triton, _backends, associative_filter
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_a_layer_of_focus_on_the_kernels_is_the_layer(options, monkeypatch):
         return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
 
     exact = results(copy.deepcopy(layer).double(), x.detach().double().requires_grad_())
-    monkeypatch.setattr(_checks, "fastest_backend", lambda _: "triton")
+    monkeypatch.setattr(_backends, "fastest_backend", lambda _: "triton")
     for ours, wanted in zip(results(layer, x), exact, strict=True):
         assert (ours.double() - wanted).norm() <= 1e-5 * wanted.norm()
 

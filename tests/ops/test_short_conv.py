@@ -168,7 +168,7 @@ def test_second_derivatives_by_tensor_operations_alone():
         (
             lambda x, k: short_conv(x.double(), k.double(), backend="cpu"),
             ValueError,
-            "backend 'cpu' takes float32 sequences; got torch.float64",
+            "backend 'cpu' takes float32 tensors throughout; got float64",
         ),
     ],
 )

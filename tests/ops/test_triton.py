@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polewise.ops import _checks, direct_form_filter, normal_form_filter
+from polewise.ops import _backends, direct_form_filter, normal_form_filter
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (it runs on Linux)")
 INTERPRETED = triton.knobs.runtime.interpret
@@ -142,12 +142,12 @@ def test_a_cpu_without_the_interpreter_is_refused(form):
 
 def test_the_device_chooses_the_backend(monkeypatch):
     on_cuda, on_xpu = (SimpleNamespace(device=torch.device(name)) for name in ("cuda", "xpu"))
-    assert _checks.fastest_backend(on_cuda) == "triton"
-    assert _checks.usable_backend(None, ("torch", "cpu"), on_cuda) == "torch"
-    assert _checks.fastest_backend(on_xpu) == "torch"
-    monkeypatch.setattr(_checks, "HAS_TRITON", False)
-    assert _checks.fastest_backend(on_cuda) == "torch"
-    assert _checks.fastest_backend(torch.zeros(1)) == "cpu"
+    assert _backends.fastest_backend(on_cuda) == "triton"
+    assert _backends.usable_backend(None, ("torch", "cpu"), on_cuda) == "torch"
+    assert _backends.fastest_backend(on_xpu) == "torch"
+    monkeypatch.setattr(_backends, "HAS_TRITON", False)
+    assert _backends.fastest_backend(on_cuda) == "torch"
+    assert _backends.fastest_backend(torch.zeros(1)) == "cpu"
 
 
 def test_the_associative_filter_asks_for_its_kernels_only_where_they_fit(monkeypatch):
@@ -158,7 +158,7 @@ def test_the_associative_filter_asks_for_its_kernels_only_where_they_fit(monkeyp
         chosen.append(choose(*arguments, **unfit))
         return "torch"
 
-    monkeypatch.setattr(_checks, "fastest_backend", lambda x: "triton")
+    monkeypatch.setattr(_backends, "fastest_backend", lambda x: "triton")
     monkeypatch.setattr(module, "usable_backend", noted)
     for dtype, key_dim in [
         (torch.bfloat16, 64), (torch.float32, 128), (torch.float64, 64), (torch.float32, 129),

@@ -39,7 +39,7 @@ from polewise.training import Run, RunFolder, train
 from polewise.training.building import require_splittable_run
 from polewise.training.checkpoint import list_checkpoints, verify_checkpoint
 from polewise.training.errors import SaveError
-from polewise.training.launch import asks_for_shares, join_processes, naming_lost_processes
+from polewise.training.launch import asks_for_sharding, join_processes, naming_lost_processes
 from polewise.training.run import ModelOptions, TrainingOptions
 
 LAYOUTS = {
@@ -317,10 +317,10 @@ def test_what_ends_a_run_of_ours_is_not_taken_for_a_lost_process():
 
 
 def test_the_launcher_is_asked_for_shares_too(monkeypatch):
-    assert not asks_for_shares(TrainingOptions(max_steps=1))
-    assert asks_for_shares(TrainingOptions(max_steps=1, shard_parameters=True))
+    assert not asks_for_sharding(TrainingOptions(max_steps=1))
+    assert asks_for_sharding(TrainingOptions(max_steps=1, shard_parameters=True))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert asks_for_shares(TrainingOptions(max_steps=1))
+    assert asks_for_sharding(TrainingOptions(max_steps=1))
 
 
 def test_a_study_trains_each_run_on_all_processes_and_goes_on_with_as_many(tmp_path):

@@ -21,10 +21,10 @@ from polewise.recipes.studies import (
     running,
     side_by_side,
 )
-from polewise.recipes.studies.trial_run import OUTCOME
 from polewise.tasks import RecallTask, TextTask
 from polewise.training import RunFolder
 from polewise.training.errors import TrainingError
+from polewise.training.run_folder import OUTCOME
 
 
 def test_a_finished_study_is_not_run_again_and_its_rows_tell_everything(

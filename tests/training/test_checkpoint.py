@@ -11,7 +11,7 @@ from polewise.training.checkpoint import (
     forget_checkpoints_after,
     list_checkpoints,
     load_checkpoint,
-    named_averages,
+    named_optimizer_state,
     save_checkpoint,
 )
 from polewise.training.durable import replace_folder
@@ -29,7 +29,9 @@ def trained(seed=0, steps=3):
 
 
 def save(folder, model, optimizer, progress, *, keep):
-    return save_checkpoint(folder, model, dict(named_averages(optimizer)), progress, keep=keep)
+    return save_checkpoint(
+        folder, model, dict(named_optimizer_state(optimizer)), progress, keep=keep
+    )
 
 
 def step(model, optimizer):

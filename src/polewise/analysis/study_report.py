@@ -119,7 +119,7 @@ def render_html(studies: Sequence[Study]) -> str:
             if part.table is not None:
                 body.append(_html_table(part.table))
             if part.command:
-                body.append(f"<p>One run of it anew: <code>{_text(part.command)}</code></p>")
+                body.append(f"<p>To rerun one of its runs: <code>{_text(part.command)}</code></p>")
     return _PAGE.format(legend=_text(_LEGEND), body="\n".join(body))
 
 
@@ -153,7 +153,7 @@ def render_markdown(sections: Sequence[Section], figures: Sequence[Sequence[str]
             if part.table is not None:
                 lines += ["", *_markdown_table(part.table)]
             if part.command:
-                lines += ["", "One run of it anew:", "", f"    {part.command}"]
+                lines += ["", "To rerun one of its runs:", "", f"    {part.command}"]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from polewise.training.display import shown
+from polewise.training.display import format_number
 
 EXIT_FAILED = 1
 """The work failed: training met NaN, the demo did not reach 100 %, a file could not be written, or
@@ -26,7 +26,7 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 def pairs(values: dict[str, Any], *without: str) -> str:
     """Return `name=value name=value ...`, but for the names in `without`."""
     return " ".join(
-        f"{name}={shown(value)}" if isinstance(value, float) else f"{name}={value}"
+        f"{name}={format_number(value)}" if isinstance(value, float) else f"{name}={value}"
         for name, value in values.items()
         if name not in without
     )

@@ -1,4 +1,4 @@
-"""The questions that filter functions ask their arguments, and what they share."""
+"""Argument checks that the filter functions share."""
 
 from __future__ import annotations
 

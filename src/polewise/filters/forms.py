@@ -137,7 +137,7 @@ def poles_to_coefficients(poles: Complex[Tensor, "*shape 2"]) -> Float[Tensor, "
 def normal_form_to_poles(
     decay: Float[Tensor, "*shape"], angle: Float[Tensor, "*shape"]
 ) -> Complex[Tensor, "*shape 2"]:
-    r"""The conjugate pair $\rho e^{j\phi}, \rho e^{-j\phi}$.
+    r"""The conjugate pair $\rho e^{j\varphi}, \rho e^{-j\varphi}$.
 
     Raises:
         ValueError: `decay` and `angle` differ in shape.
@@ -152,7 +152,7 @@ def normal_form_to_poles(
 def poles_to_normal_form(
     poles: Complex[Tensor, "*shape 2"],
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    r"""$\rho = |p|$ and $\phi = |\arg p|$ in $[0, \pi]$ of a conjugate (or equal real) pair.
+    r"""$\rho = |p|$ and $\varphi = |\arg p|$ in $[0, \pi]$ of a conjugate (or equal real) pair.
 
     Raises:
         ValueError: a pair is not conjugate. Two different real poles have no normal form: they
@@ -175,7 +175,7 @@ def poles_to_normal_form(
 def normal_form_to_coefficients(
     decay: Float[Tensor, "*shape"], angle: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape 2"]:
-    r"""$a_1 = -2 \rho \cos\phi$, $a_2 = \rho^2$: the denominator of a normal form.
+    r"""$a_1 = -2 \rho \cos\varphi$, $a_2 = \rho^2$: the denominator of a normal form.
 
     The numerator, which depends on the mix, is in `normal_form_to_sos`.
 
@@ -193,7 +193,7 @@ def coefficients_to_normal_form(
     r"""The decay and angle of a section with complex (or equal real) poles.
 
     $$ \rho = \sqrt{a_2}, \qquad
-       \phi = \operatorname{atan2}\left(\sqrt{4 a_2 - a_1^2},\, -a_1\right) \in [0, \pi] $$
+       \varphi = \operatorname{atan2}\left(\sqrt{4 a_2 - a_1^2},\, -a_1\right) \in [0, \pi] $$
 
     Near a double pole the angle depends on the coefficients by a square root: half of the
     digits are lost, and at the double pole itself its gradient, which would be infinite, is
@@ -226,15 +226,15 @@ def direct_form_to_normal_form(
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"], Float[Tensor, "*shape 2"]]:
     r"""The normal form that equals an all-pole section while its coefficients stay fixed.
 
-    $$ h_n = \rho^n \frac{\sin((n + 1) \phi)}{\sin \phi}, \qquad
-       y_t = \operatorname{Re} s_t + \cot\phi \, \operatorname{Im} s_t $$
+    $$ h_n = \rho^n \frac{\sin((n + 1) \varphi)}{\sin \varphi}, \qquad
+       y_t = \operatorname{Re} s_t + \cot\varphi \, \operatorname{Im} s_t $$
 
-    The mix $(1, \cot\phi)$ grows without bound towards a double pole, where the section's
+    The mix $(1, \cot\varphi)$ grows without bound towards a double pole, where the section's
     impulse response $(n + 1) \rho^n$ is no longer a decaying cosine.
 
     Returns:
         decay, angle: as `coefficients_to_normal_form`.
-        mix: $(1, \cot\phi)$.
+        mix: $(1, \cot\varphi)$.
 
     Raises:
         ValueError: a section has real poles, different or equal, or the last axis is not 2.

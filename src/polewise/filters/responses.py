@@ -77,14 +77,14 @@ def normal_form_frequency_response(
 ) -> Complex[Tensor, "*shape frequencies"]:
     r"""The response of a normal form.
 
-    $$ H(f) = \frac12 \left( \frac{m_0 - j m_1}{1 - \rho e^{j(\phi - \omega)}}
-                           + \frac{m_0 + j m_1}{1 - \rho e^{-j(\phi + \omega)}} \right),
+    $$ H(f) = \frac12 \left( \frac{c_0 - j c_1}{1 - \rho e^{j(\varphi - \omega)}}
+                           + \frac{c_0 + j c_1}{1 - \rho e^{-j(\varphi + \omega)}} \right),
        \qquad \omega = 2 \pi f $$
 
     Args:
         decay, angle: pole radius, and angle in radians per sample.
         frequency: in cycles per sample.
-        mix: $(m_0, m_1)$, of any shape that broadcasts to `(*shape, 2)`; None is the real part.
+        mix: $(c_0, c_1)$, of any shape that broadcasts to `(*shape, 2)`; None is the real part.
 
     Returns:
         complex64, or complex128 when `decay` is float64; computed in double precision.
@@ -154,12 +154,12 @@ def normal_form_impulse_response(
     *,
     mix: Float[Tensor, "*mix_shape 2"] | None = None,
 ) -> Float[Tensor, "*shape length"]:
-    r"""The normal form's: $h_n = \rho^n (m_0 \cos n\phi + m_1 \sin n\phi)$.
+    r"""The normal form's: $h_n = \rho^n (c_0 \cos n\varphi + c_1 \sin n\varphi)$.
 
     Args:
         decay, angle: pole radius, and angle in radians per sample.
         length: samples; 0 gives an empty response.
-        mix: $(m_0, m_1)$, of any shape that broadcasts to `(*shape, 2)`; None is the real part.
+        mix: $(c_0, c_1)$, of any shape that broadcasts to `(*shape, 2)`; None is the real part.
 
     Returns:
         float32, or float64 when `decay` is float64; computed in double precision.
@@ -174,8 +174,8 @@ def normal_form_impulse_response(
     _require_length(length)
     n = torch.arange(length, dtype=torch.float64, device=decay.device)
     phase = angle.double()[..., None] * n
-    m0, m1 = mix.double()[..., None].unbind(-2)
-    response = decay.double()[..., None] ** n * (m0 * torch.cos(phase) + m1 * torch.sin(phase))
+    c0, c1 = mix.double()[..., None].unbind(-2)
+    response = decay.double()[..., None] ** n * (c0 * torch.cos(phase) + c1 * torch.sin(phase))
     return response.to(accumulator_dtype(decay))
 
 

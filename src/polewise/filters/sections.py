@@ -63,17 +63,17 @@ def normal_form_to_sos(
 ) -> Float[Tensor, "*shape 6"]:
     r"""The section that a normal form with fixed poles is.
 
-    Adding the two one-pole terms of $m_0 \operatorname{Re} s + m_1 \operatorname{Im} s$ gives
+    Adding the two one-pole terms of $c_0 \operatorname{Re} s + c_1 \operatorname{Im} s$ gives
 
-    $$ H(z) = \frac{m_0 + \rho (m_1 \sin\phi - m_0 \cos\phi) z^{-1}}
-                   {1 - 2 \rho \cos\phi \, z^{-1} + \rho^2 z^{-2}} $$
+    $$ H(z) = \frac{c_0 + \rho (c_1 \sin\varphi - c_0 \cos\varphi) z^{-1}}
+                   {1 - 2 \rho \cos\varphi \, z^{-1} + \rho^2 z^{-2}} $$
 
-    so $b_0 = m_0$, $b_1 = \rho (m_1 \sin\phi - m_0 \cos\phi)$, $b_2 = 0$. At angle 0 a zero
+    so $b_0 = c_0$, $b_1 = \rho (c_1 \sin\varphi - c_0 \cos\varphi)$, $b_2 = 0$. At angle 0 a zero
     cancels one of the two equal poles and an exponential average remains.
 
     Args:
         decay, angle: pole radius, and angle in radians per sample.
-        mix: $(m_0, m_1)$, of any shape that broadcasts to `(*shape, 2)`; None is the real part.
+        mix: $(c_0, c_1)$, of any shape that broadcasts to `(*shape, 2)`; None is the real part.
 
     Raises:
         ValueError: a shape is not as written above.
@@ -81,9 +81,9 @@ def normal_form_to_sos(
 
     Source: ours.
     """
-    m0, m1 = mix_or_real_part(decay, angle, mix).unbind(-1)
-    b1 = decay * (m1 * torch.sin(angle) - m0 * torch.cos(angle))
-    b = torch.stack([m0, b1, torch.zeros_like(b1)], -1)
+    c0, c1 = mix_or_real_part(decay, angle, mix).unbind(-1)
+    b1 = decay * (c1 * torch.sin(angle) - c0 * torch.cos(angle))
+    b = torch.stack([c0, b1, torch.zeros_like(b1)], -1)
     return to_sos(b, normal_form_to_coefficients(decay, angle))
 
 
@@ -97,9 +97,9 @@ def sos_to_normal_form(
 ]:
     r"""Any section with complex poles as a normal form plus a share of the input.
 
-    $$ y_t = m_0 \operatorname{Re} s_t + m_1 \operatorname{Im} s_t + d\, x_t $$
-    $$ d = b_2 / \rho^2, \quad m_0 = b_0 - d, \quad
-       m_1 = \frac{b_1 / \rho + (m_0 + 2 d) \cos\phi}{\sin\phi} $$
+    $$ y_t = c_0 \operatorname{Re} s_t + c_1 \operatorname{Im} s_t + d\, x_t $$
+    $$ d = b_2 / \rho^2, \quad c_0 = b_0 - d, \quad
+       c_1 = \frac{b_1 / \rho + (c_0 + 2 d) \cos\varphi}{\sin\varphi} $$
 
     The inverse of `normal_form_to_sos` where that one applies ($b_2 = 0$, then $d = 0$).
 
@@ -108,7 +108,7 @@ def sos_to_normal_form(
 
     Returns:
         decay, angle, mix: the normal form.
-        feedthrough: $d$, what of $x_t$ is added to the output.
+        skip: $d$, what of $x_t$ is added to the output.
 
     Raises:
         ValueError: a section has real poles, different or equal, or the last axis is not 6.
@@ -123,7 +123,7 @@ def sos_to_normal_form(
     )
     decay, angle = coefficients_to_normal_form(a)
     b0, b1, b2 = b.unbind(-1)
-    feedthrough = b2 / a[..., 1]
-    m0 = b0 - feedthrough
-    m1 = (2 * b1 - (m0 + 2 * feedthrough) * a[..., 0]) / squared.sqrt()
-    return decay, angle, torch.stack([m0, m1], -1), feedthrough
+    skip = b2 / a[..., 1]
+    c0 = b0 - skip
+    c1 = (2 * b1 - (c0 + 2 * skip) * a[..., 0]) / squared.sqrt()
+    return decay, angle, torch.stack([c0, c1], -1), skip

@@ -6,14 +6,14 @@ from polewise.layers.adaptive_filters import (
     require_filters,
     unit_noise_gain,
 )
-from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
+from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features, bin_features
 from polewise.layers.damped_ema import DampedEma
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.fixed_filters import fixed_filters
 from polewise.layers.gated_output import gated_output
 from polewise.layers.heads_for import heads_for
+from polewise.layers.local_attention import local_attention
 from polewise.layers.mixer_input import require_input, steps_before
-from polewise.layers.nearby_attention import nearby_attention
 from polewise.layers.plain import is_plain
 from polewise.layers.position_bias import PositionBias
 from polewise.layers.recurrent_embedder import RecurrentEmbedder
@@ -36,11 +36,12 @@ __all__ = [
     "RmsNorm",
     "ShortConv",
     "StepSize",
+    "bin_features",
     "fixed_filters",
     "gated_output",
     "heads_for",
     "is_plain",
-    "nearby_attention",
+    "local_attention",
     "require_filters",
     "require_input",
     "steps_before",

@@ -25,8 +25,8 @@ published formula there, which sees the future."""
 
 
 def unit_noise_gain(decay: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """What a filter in the normal form is multiplied by: white noise in, unit variance out. Slow
-    poles would drown the others."""
+    """The gain by which white noise leaves a filter in the normal form with unit variance; without
+    it slow poles would drown the others."""
     return ((1 - decay) * (1 + decay)).sqrt()  # 1 - decay^2 would cancel
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polewise.layers.mixer_input import steps_before
+from polewise.layers.recurrent_embedder import RecurrentEmbedder
+from polewise.layers.regularised_conv import RegularisedConv
 from polewise.ops.padding import real_steps
 from polewise.ops.shards import Shards
 
@@ -156,3 +158,12 @@ class BinFeatures(nn.Module):
 def _finite(pooled: Tensor) -> Tensor:
     """Windows that hold no step (at the end of a sequence) count as 0 rather than -inf."""
     return pooled.masked_fill(pooled == -torch.inf, 0)
+
+
+def bin_features(
+    embedder: str, dim: int, bin_length: int, windows: int, *, taps: int, causal: bool
+) -> BinFeatures:
+    """Features of bins by the name of their embedder: "recurrent", in constant memory, or
+    "long_conv", the publication's, with a kernel of so many `taps`."""
+    embed = RegularisedConv(dim, taps) if embedder == "long_conv" else RecurrentEmbedder(dim)
+    return BinFeatures(embed, bin_length, windows, causal=causal)

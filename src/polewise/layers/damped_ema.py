@@ -19,8 +19,9 @@ class DampedEma(nn.Module):
        y_t = n^{-1/2} \sum_{j=1}^{n} \gamma_j h_{j,t} + \omega x_t $$
 
     with $p_j, a_j \in (0, 1)$ and all numbers of their own in every channel. Written as filters
-    instead of the original's FFT: exact at any length, and streaming with the state $h$. Without
-    `skip`, $\omega = 0$: of two that look both ways one lets the input past.
+    instead of the original's FFT: exact at any length, and streaming; the state is $h$ without its
+    factor $p_j \beta_j$. Without `skip`, $\omega = 0$: of two averages, one for each direction,
+    only one adds the input.
 
     Source: Ma et al. 2023 (MEGA), Eq. 2-4, and its published start.
     """
@@ -54,7 +55,7 @@ class DampedEma(nn.Module):
         state: Float[Tensor, "batch memories dim"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim"]]:
-        """`y`, and each memory's sum of past inputs, to which $p \\beta$ is yet to be applied."""
+        """`y`, and the state."""
         dtype = accumulator_dtype(x)
         step = self.step.to(dtype).sigmoid()
         decay = 1 - step * self.damping.to(dtype).sigmoid()

@@ -17,8 +17,8 @@ def gated_output(
     norm: RmsNorm,
     projection: nn.Linear,
 ) -> Float[Tensor, "batch length dim"]:
-    """`norm` and `projection`, as one op where both are the plain modules they were made as; others
-    are called as modules."""
+    """Gate, norm and projection as one op; where a module was replaced or wrapped (adapters,
+    quantisation), the modules are called."""
     plain = is_plain(norm, RmsNorm) and is_plain(projection, nn.Linear)
     gate = gate.to(x.dtype)
     if plain and projection.bias is None:

@@ -19,8 +19,8 @@ def require_input(x: Tensor, dim: int, state: object = None, *, causal: bool = T
         raise ValueError(f"x must have shape (batch, length, {dim}); got {tuple(x.shape)}.")
     if state is not None and not causal:
         raise ValueError(
-            "state must be None without causal: the way back needs the whole sequence. Set "
-            "causal=True to stream."
+            "state must be None without causal: filtering backwards in time needs the whole "
+            "sequence. Set causal=True to stream."
         )
 
 

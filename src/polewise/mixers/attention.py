@@ -32,8 +32,8 @@ class AttentionConfig:
     """Rotary positions: pair i of n channels has a wavelength of 2 pi base^(i / n) steps, i from 0
     to n - 1."""
     positions: int = 0
-    """Learned positions, beside the rotary ones: an embedding for each of so many steps, which is
-    as long as a sequence may be. 0 leaves them out."""
+    """Learned position embeddings beside the rotary ones; no sequence may be longer. 0 leaves them
+    out."""
     conv_width: int = 0
     """Taps of a short convolution that is added to the sequence before queries, keys and values are
     made of it; 0 leaves it out."""
@@ -101,15 +101,7 @@ class Attention(nn.Module):
         state: AttentionState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], AttentionState | None]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         length, steps = x.shape[1], real_steps(x, lengths)

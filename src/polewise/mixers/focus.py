@@ -47,13 +47,12 @@ from polewise.layers import (
     BinFeaturesState,
     PositionBias,
     Realisation,
-    RecurrentEmbedder,
-    RegularisedConv,
     RmsNorm,
     ShortConv,
     StepSize,
+    bin_features,
     gated_output,
-    nearby_attention,
+    local_attention,
     require_filters,
     require_input,
     steps_before,
@@ -83,7 +82,7 @@ class FocusConfig:
     value_dim: int = 64
     """Channels of a head's values."""
     key_dim: int = 64
-    """Channels of a key: a memory tells about as many keys apart. A last odd one does not turn."""
+    """Channels of a key; a memory tells about as many keys apart. An odd last one does not turn."""
     shared_keys: bool = True
     """All heads look up the same key. False: each its own."""
     memory: bool = True
@@ -223,7 +222,10 @@ class Focus(nn.Module):
         self.attention_gain: nn.Parameter | None = None
         if config.filters:
             if config.hypernetwork != "none":
-                self.features = _bin_features(config)
+                self.features = bin_features(
+                    config.hypernetwork, values, config.bin_length, config.windows,
+                    taps=config.taps, causal=config.causal,
+                )  # fmt: skip
             self.filters = AdaptiveFilters(
                 values,
                 config.filters,
@@ -264,7 +266,7 @@ class Focus(nn.Module):
 
     @property
     def units(self) -> dict[str, int]:
-        """Options whose lengths go whole into every piece of a split sequence."""
+        """Lengths by option name; a piece of a split sequence is a multiple of each."""
         units = {}
         if self.filters is not None and self.filters.in_bins:
             units["bin_length"] = self.config.bin_length
@@ -480,7 +482,7 @@ class Focus(nn.Module):
             return None, None
         q, k = q[:, :, : self.key_heads], k[:, :, : self.key_heads]
         v = v.unflatten(-1, (self.key_heads, -1))
-        y, after = nearby_attention(
+        y, after = local_attention(
             q, k, v, config.chunk_length, bias=self.position_bias(), causal=config.causal,
             sliding=config.sliding, lengths=lengths, state=state.attention if state else None,
             shards=self.shards,
@@ -522,10 +524,3 @@ def _keep_angles(weight: Tensor) -> None:
 def _between_0_and_pi(frequency: Tensor) -> Tensor:
     """The angle of the pole, of a conjugate pair, in the upper half plane."""
     return torch.polar(torch.ones_like(frequency), frequency).angle().abs()
-
-
-def _bin_features(config: FocusConfig) -> BinFeatures:
-    long = config.hypernetwork == "long_conv"
-    values = config.values
-    embedder = RegularisedConv(values, config.taps) if long else RecurrentEmbedder(values)
-    return BinFeatures(embedder, config.bin_length, config.windows, causal=config.causal)

@@ -129,15 +129,7 @@ class GatedLinearAttention(nn.Module):
         state: GatedLinearAttentionState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], GatedLinearAttentionState]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         config = self.config
         require_input(x, config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)

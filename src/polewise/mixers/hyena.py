@@ -165,15 +165,7 @@ class Hyena(nn.Module):
         state: HyenaState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], HyenaState]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         mixed, neighbours = self.short_conv(

@@ -15,7 +15,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polewise.layers import PositionBias, nearby_attention, require_input
+from polewise.layers import PositionBias, local_attention, require_input
 from polewise.ops import WindowState
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -95,7 +95,7 @@ class LocalAttention(nn.Module):
 
     @property
     def units(self) -> dict[str, int]:
-        """Options whose lengths go whole into every piece of a split sequence."""
+        """Lengths by option name; a piece of a split sequence is a multiple of each."""
         return {"chunk_length": self.config.chunk_length}
 
     def forward(
@@ -104,22 +104,14 @@ class LocalAttention(nn.Module):
         state: WindowState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], WindowState | None]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         require_input(x, self.config.dim, state, causal=self.causal)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths, **self.units)
         x = hide_padding(x, lengths)
         parts = self.to_query_key_value(x).unflatten(-1, (3, self.config.heads, -1))
         q, k, v = parts.unbind(2)
-        y, state = nearby_attention(
+        y, state = local_attention(
             q, k, v, self.config.chunk_length, bias=self.position_bias(), causal=self.causal,
             sliding=self.config.sliding, lengths=lengths, state=state, shards=self.shards,
         )  # fmt: skip

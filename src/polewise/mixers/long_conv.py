@@ -32,7 +32,7 @@ class LongConvConfig:
     kernels: int = 2
     """Kernels in each channel."""
     squash: float = 0.003
-    """All taps are this much smaller; those that would change their sign are 0."""
+    """Soft threshold: every tap moves this far towards 0 and stops there."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -77,15 +77,7 @@ class LongConv(nn.Module):
         state: LongConvState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], LongConvState]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         history, outputs = state.history if state else None, []

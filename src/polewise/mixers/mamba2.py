@@ -92,7 +92,7 @@ class Mamba2(nn.Module):
         super().__init__()
         self.config = config
         mixed = config.inner + 2 * config.state_dim
-        # Published as one product, the gradients of whose parts are copied into one tensor.
+        # Published as one projection, the gradients of whose parts autograd copies into one tensor.
         self.to_gate = nn.Linear(config.dim, config.inner, bias=False)
         self.to_mixed = nn.Linear(config.dim, mixed, bias=False)
         self.to_step = nn.Linear(config.dim, config.num_heads, bias=False)
@@ -116,15 +116,7 @@ class Mamba2(nn.Module):
         state: Mamba2State | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba2State]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         config = self.config
         require_input(x, config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)

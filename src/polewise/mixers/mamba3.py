@@ -118,7 +118,7 @@ class Mamba3(nn.Module):
         super().__init__()
         self.config = config
         heads, state_dim = config.num_heads, config.state_dim
-        # Published as one product, the gradients of whose parts are copied into one tensor.
+        # Published as one projection, the gradients of whose parts autograd copies into one tensor.
         self.to_gate = nn.Linear(config.dim, config.inner, bias=False)
         self.to_values = nn.Linear(config.dim, config.inner, bias=False)
         self.parts = [state_dim] * 2 + [heads] * 3 + [config.pairs]
@@ -142,15 +142,7 @@ class Mamba3(nn.Module):
         state: Mamba3State | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Mamba3State]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         heads = self.config.num_heads
         require_input(x, self.config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polewise.layers import DampedEma, PositionBias, RmsNorm, nearby_attention, require_input
+from polewise.layers import DampedEma, PositionBias, RmsNorm, local_attention, require_input
 from polewise.ops import WindowState
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -107,7 +107,7 @@ class Mega(nn.Module):
 
     @property
     def units(self) -> dict[str, int]:
-        """Options whose lengths go whole into every piece of a split sequence."""
+        """Lengths by option name; a piece of a split sequence is a multiple of each."""
         return {"chunk_length": self.config.chunk_length}
 
     def reset_parameters(self) -> None:
@@ -124,15 +124,7 @@ class Mega(nn.Module):
         state: MegaState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], MegaState | None]:
-        """Mix the sequence: y like x, and the state for the next segment; the equation opens this
-        module.
-
-        `state` is what the segment before returned, None at the start; `lengths` are the real steps
-        in each row, beyond which y is 0 and no time passes.
-
-        Raises:
-            ValueError: a wrong width, or a state that cannot be gone on from.
-        """
+        """Mix the sequence, as the contract in `polewise.mixers` says."""
         config = self.config
         require_input(x, self.config.dim, state, causal=self.causal)
         if self.shards is not None:
@@ -149,7 +141,7 @@ class Mega(nn.Module):
         # Under autocast the products are narrower than the parameters.
         scale, shift = self.scale.to(z.dtype), self.shift.to(z.dtype)
         q, k = z * scale[0] + shift[0], z * scale[1] + shift[1]
-        attended, attention = nearby_attention(
+        attended, attention = local_attention(
             q[:, :, None], k[:, :, None], v[:, :, None], config.chunk_length,
             bias=self.position_bias(), causal=config.causal, lengths=lengths,
             state=state.attention if state else None, shards=self.shards,

@@ -33,10 +33,9 @@ from polewise.layers import (
     Features,
     PositionBias,
     Realisation,
-    RecurrentEmbedder,
-    RegularisedConv,
     RmsNorm,
-    nearby_attention,
+    bin_features,
+    local_attention,
     require_filters,
     require_input,
     steps_before,
@@ -151,9 +150,10 @@ class PublishedFocusConfig:
         return self._bin_features() if own else None
 
     def _bin_features(self) -> BinFeatures:
-        long = self.hypernetwork.endswith("long_conv")
-        embedder = RegularisedConv(self.dim, self.taps) if long else RecurrentEmbedder(self.dim)
-        return BinFeatures(embedder, self.bin_length, self.windows, causal=self.causal)
+        return bin_features(
+            self.hypernetwork.removeprefix("shared_"), self.dim, self.bin_length, self.windows,
+            taps=self.taps, causal=self.causal,
+        )  # fmt: skip
 
 
 class PublishedFocusState(NamedTuple):
@@ -228,7 +228,7 @@ class PublishedFocus(nn.Module):
 
     @property
     def units(self) -> dict[str, int]:
-        """Options whose lengths go whole into every piece of a split sequence."""
+        """Lengths by option name; a piece of a split sequence is a multiple of each."""
         in_bins = {"bin_length": self.config.bin_length} if self.filters.in_bins else {}
         return in_bins | {"chunk_length": self.config.chunk_length}
 
@@ -326,7 +326,7 @@ class PublishedFocus(nn.Module):
         """Eq. 10: inside chunks, or over the last tokens."""
         config = self.config
         q, k, v = (part.unflatten(-1, (config.heads, -1)) for part in (q, k, v))
-        y, state = nearby_attention(
+        y, state = local_attention(
             q, k, v, config.chunk_length, bias=self.position_bias(), causal=config.causal,
             sliding=config.sliding, lengths=lengths, state=state, shards=self.shards,
         )  # fmt: skip

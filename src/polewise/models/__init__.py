@@ -13,7 +13,7 @@ from polewise.models.block import Block
 from polewise.models.generation import Generation, generate
 from polewise.models.presets import PRESETS
 
-_HUGGING_FACE = (
+HUGGING_FACE = (
     "PolewiseCache",
     "PolewiseConfig",
     "PolewiseForCausalLM",
@@ -30,13 +30,13 @@ __all__ = [
     "Block",
     "Generation",
     "generate",
-    *_HUGGING_FACE,
+    *HUGGING_FACE,
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import transformers only when one of its names is asked for."""
-    if name not in _HUGGING_FACE:
+    if name not in HUGGING_FACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         module = importlib.import_module("polewise.models.huggingface")

@@ -74,7 +74,7 @@ def require_rising(positions: Tensor, real: Tensor | None) -> None:
 
 
 def require_cache(cache: Any) -> None:
-    """Check that what is gone on from is a cache of ours, or nothing.
+    """Check that `cache` is a PolewiseCache or None.
 
     Raises:
         TypeError: another kind.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polewise.layers import RmsNorm
+from polewise.mixers import feed_forward_width, mixer_config
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -32,6 +33,31 @@ class BackboneConfig:
     """Width of the feed-forward; 0 leaves it out."""
     dropout: float = 0.0
     """Share of what each half of a block adds that is dropped in training."""
+
+    @classmethod
+    def named(
+        cls,
+        mixer: str,
+        dim: int,
+        mixer_options: dict[str, Any],
+        *,
+        num_layers: int,
+        intermediate_size: int | None,
+        dropout: float,
+    ) -> BackboneConfig:
+        """Return blocks of a mixer of `polewise.mixers.MIXERS`. None is the feed-forward that goes
+        with it.
+
+        Raises:
+            ValueError: no mixer or no option of that name, or a value that will not do.
+        """
+        config = mixer_config(mixer, dim, mixer_options)
+        return cls(
+            mixer=config,
+            num_layers=num_layers,
+            intermediate_size=feed_forward_width(config, intermediate_size),
+            dropout=dropout,
+        )
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from polewise.did_you_mean import did_you_mean
-from polewise.mixers import all_options, feed_forward_width, mixer_config
+from polewise.mixers import all_options
 from polewise.models.backbone import BackboneConfig
 from polewise.models.pooling import Pooling
 from polewise.options import require_at_least, require_choice
@@ -110,11 +110,12 @@ class PolewiseConfig(PreTrainedConfig):
         for name in ("num_input_features", "prediction_length"):
             require_at_least(name, getattr(self, name), 0)
         require_choice("pooling", self.pooling, get_args(Pooling))
-        mixer = mixer_config(self.mixer, self.hidden_size, self.mixer_options or {})
-        return BackboneConfig(
-            mixer=mixer,
+        return BackboneConfig.named(
+            self.mixer,
+            self.hidden_size,
+            self.mixer_options or {},
             num_layers=self.num_hidden_layers,
-            intermediate_size=feed_forward_width(mixer, self.intermediate_size),
+            intermediate_size=self.intermediate_size,
             dropout=self.dropout,
         )
 

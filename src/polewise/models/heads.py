@@ -42,8 +42,8 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
             attention_mask: (batch, length), 0 where a step does not exist.
             input_values: (batch, length, features), for models of numbers.
             inputs_embeds: (batch, length, hidden_size), in place of either.
-            labels: (batch,) integers; or numbers like the scores, to be met (`num_labels=1`) or
-                each true or false. The loss is that of `config.problem_type`.
+            labels: (batch,) integers; or floats shaped like the scores, targets of a regression
+                (`num_labels=1`) or 0 and 1 for each label. `config.problem_type` decides the loss.
             kwargs: as in `PolewiseModel.forward`.
         """
         _require_whole_rows(kwargs, "label")
@@ -135,7 +135,7 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
 
 
 def _alike(answer: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as precise as a loss is reckoned, where the answer is: bfloat16 would round labels."""
+    """Both in the loss's precision, on the answer's device: bfloat16 would round labels."""
     dtype = accumulator_dtype(answer)
     return answer.to(dtype), labels.to(answer.device, dtype)
 

@@ -103,8 +103,8 @@ def flat_sources() -> dict[str, str]:
         _flat_name(module): _rewritten(module, _read(module), required)
         for module in _reached(ast.walk)
     }
-    # Who saves a model again copies the file that its class is of, with what that imports: to be
-    # the entry, which tells Trainer and pipelines of the classes too.
+    # Saving a loaded model copies the file that defines its class, with what that imports. Make
+    # that the entry file, which registers the classes with Trainer and pipelines.
     sources[_ENTRY_FILE] += (
         f"\nfor _each in (PolewiseConfig, {', '.join(_AUTO_CLASSES)}):\n"
         "    _each.__module__ = __name__\n"

@@ -64,8 +64,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
         With `seq_idx`, no document is asked to predict the next one's first token; nothing under a
         mask is a target, nor is what comes just after it. Without any target the loss is NaN, as
-        everywhere in transformers. `shift_labels` are targets that stand where they are foretold,
-        and are taken as they are.
+        everywhere in transformers. `shift_labels` are targets that are already
+        shifted, and are used unchanged.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         shifted = kwargs.pop("shift_labels", None)
@@ -199,7 +199,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         if form is not None and model_kwargs.get("cache") is not None:
             raise ValueError("cache_implementation must be left out beside a cache.")
         if not generation_config.use_cache and model_kwargs.get("cache") is not None:
-            raise ValueError("use_cache must be True beside a cache, which is gone on from.")
+            raise ValueError("use_cache must be True where a cache is passed; got False.")
         if generation_config.prefill_chunk_size and model_kwargs.get("inputs_embeds") is not None:
             raise ValueError(
                 "prefill_chunk_size must be None beside inputs_embeds: only tokens are read in "
@@ -214,5 +214,5 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
 
 def _num_targets(labels: Tensor) -> Tensor:
-    """How many tokens are to be foretold: the first of a row has nothing before it."""
+    """How many tokens are predicted: the first of a row has nothing before it."""
     return (labels[:, 1:] != -100).sum()

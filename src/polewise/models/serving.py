@@ -85,7 +85,7 @@ for whoever asks and one that forgets the model that is served."""
 
 
 def _answer_for_this_model_alone(build: Callable[..., Any]) -> Callable[..., Any]:
-    """No path but ours; what a request asks in vain is said to it, not to the log alone."""
+    """Serve our paths alone; return errors to the client instead of only logging them."""
 
     @functools.wraps(build)
     def build_server(*args: Any, **kwargs: Any) -> Any:
@@ -127,8 +127,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},), "prediction": (), "reasoning_effort": ("none",),
     "modalities": (["text"],), "audio": (), "web_search_options": (),
 }  # fmt: skip
-"""What is not done for a request, though the library takes it, with a warning in its own log or
-without: these values alone may be named."""
+"""Options of a request that the library takes and ignores; only these values of them, which change
+nothing, are allowed."""
 
 
 def _refuse_what_is_not_done(validate: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polewise.ops._checks import refuse_second_derivative
+from polewise.ops._backends import refuse_second_derivative
 from polewise.ops._segments_triton import (
     AHEAD,
     CONFIGURATIONS,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polewise.ops._checks import refuse_second_derivative
+from polewise.ops._backends import refuse_second_derivative
 
 
 def segment_length(state: Tensor) -> int:

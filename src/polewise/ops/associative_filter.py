@@ -17,12 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from polewise.ops._backends import usable_backend
 from polewise.ops._checks import (
     checked_lengths,
+    dtype_name,
     require_axes,
     require_like,
     state_or_rest,
-    usable_backend,
 )
 from polewise.ops._products import filtered_products
 from polewise.ops.nan_masking import clean_and_mark, put_back_from_then_on
@@ -125,7 +126,8 @@ def associative_filter(
     takes = None
     if q.dtype == torch.float64 or key_dim > LARGEST_KEY:
         takes = (
-            f"up to float32 and keys of at most {LARGEST_KEY} channels; got {q.dtype} and {key_dim}"
+            f"up to float32 and keys of at most {LARGEST_KEY} channels; got {dtype_name(q.dtype)} "
+            f"and {key_dim}"
         )
     run = _BACKENDS[usable_backend(backend, _BACKENDS, q, triton=takes)]
     if length == 1 and backend is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from polewise.ops._checks import is_transformed
+from polewise.ops._backends import is_transformed
 from polewise.ops.eager import values_are_at_hand
 
 

@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from polewise.ops._backends import usable_backend
 from polewise.ops._checks import (
     checked_lengths,
     require_axes,
     require_like,
     require_positive,
     require_rows,
-    usable_backend,
 )
 from polewise.ops.nan_masking import clean_and_mark, put_back
 from polewise.ops.padding import hide_padding, newest, real_steps

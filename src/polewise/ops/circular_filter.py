@@ -13,10 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from polewise.ops._checks import (
-    require_axes,
-    require_coefficients,
-)
+from polewise.ops._bins import require_coefficients
+from polewise.ops._checks import require_axes
 from polewise.ops.precision import accumulator_dtype, without_autocast
 
 

@@ -13,21 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polewise.ops._blockwise import (
-    affine_scan,
+from polewise.ops._backends import refuse_second_derivative, usable_backend
+from polewise.ops._bins import (
     bin_of_each_step,
     cleared_at_bins,
-    spread_over_steps,
-)
-from polewise.ops._checks import (
-    checked_lengths,
-    refuse_second_derivative,
-    require_axes,
     require_coefficients,
     rows_of_offsets,
-    state_or_rest,
-    usable_backend,
+    spread_over_steps,
+    starts_of_bins,
 )
+from polewise.ops._blockwise import affine_scan
+from polewise.ops._checks import require_axes, state_or_rest
 from polewise.ops.padding import real_steps
 
 
@@ -103,7 +99,7 @@ def direct_form_filter(
     run = _BACKENDS[usable_backend(backend, _BACKENDS, x)]
     y, state = run(
         x if run is _triton else x.to(dtype), a, rows_of_offsets(offset, x),
-        real_steps(x, checked_lengths(lengths, x)), state, bin_length, bool(reset),
+        real_steps(x, lengths), state, bin_length, bool(reset),
     )  # fmt: skip
     return y.to(x.dtype), state
 
@@ -144,7 +140,7 @@ def _blockwise(x, a, offsets, lengths, state, bin_length, reset):
         return x.clone(), state.clone()
     time = torch.arange(length, device=x.device)
     real = time < lengths[:, None]
-    fresh = ((offsets[:, None] + time) % bin_length == 0) & real & reset
+    cleared = starts_of_bins(offsets, length, bin_length) & real & reset
     bins = bin_of_each_step(offsets, length, bin_length, a.shape[1])
     a1, a2 = spread_over_steps(a, bins).unbind(-1)
     one, zero = torch.ones_like(a1), torch.zeros_like(a1)
@@ -152,7 +148,7 @@ def _blockwise(x, a, offsets, lengths, state, bin_length, reset):
     identity = torch.eye(2, dtype=x.dtype, device=x.device)
     matrix = torch.where(real[..., None, None, None], companion, identity)
     drive = torch.where(real[..., None], x, 0)
-    states = affine_scan(matrix, torch.stack([drive, zero], -1), fresh, state)
+    states = affine_scan(matrix, torch.stack([drive, zero], -1), cleared, state)
     y = torch.where(real[..., None], states[..., 0], 0)
     return y, states[:, -1].clone()
 

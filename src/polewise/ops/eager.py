@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def values_are_at_hand(x: Tensor) -> bool:
-    """Whether values may decide what is done: an accelerator would be waited for, and a trace
-    has no values."""
+    """Whether Python may branch on the values of `x`: not on an accelerator, which it would have to
+    wait for, nor in a trace, which has none."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     # Fake tensors, and those that vmap hands in, have none either.

@@ -12,13 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from polewise.ops._checks import (
-    checked_lengths,
-    require_axes,
-    require_like,
-    state_or_rest,
-    usable_backend,
-)
+from polewise.ops._backends import usable_backend
+from polewise.ops._checks import checked_lengths, require_axes, require_like, state_or_rest
 from polewise.ops._products import filtered_products
 from polewise.ops.nan_masking import clean_and_mark, put_back_from_then_on
 from polewise.ops.padding import hide_padding

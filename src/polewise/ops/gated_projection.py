@@ -12,14 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from polewise.ops._checks import (
-    float32_alone,
-    refuse_second_derivative,
-    require_axes,
-    require_groups,
-    require_like,
-    usable_backend,
-)
+from polewise.ops._backends import float32_alone, refuse_second_derivative, usable_backend
+from polewise.ops._checks import require_axes, require_groups, require_like
 from polewise.ops.rms_norm import by_tensors, in_float64
 
 
@@ -38,7 +32,7 @@ def gated_projection(
        n = w \odot \frac{u}{\sqrt{\operatorname{mean}(u^2) + \epsilon}}, \qquad
        y = P n $$
 
-    One op, for the map alone would keep $n$ for its gradient, and hand back a gradient as large.
+    One op, because a projection of its own would keep $n$ for its gradient, and make one as large.
 
     Args:
         x: what a memory or filters returned, the channels of all heads side by side.
@@ -51,7 +45,7 @@ def gated_projection(
             keep nothing but the inputs. None takes the fastest that can.
 
     Returns:
-        y: in the dtype of `x` or of `weight`, the wider, but for what autocast narrows.
+        y: in the wider dtype of `x` and `weight`, unless autocast narrows it.
 
     Raises:
         ValueError: a shape or device is not as written above, or the backend cannot run here.

@@ -11,12 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polewise.ops._checks import (
-    checked_lengths,
-    require_axes,
-    require_like,
-    usable_backend,
-)
+from polewise.ops._backends import usable_backend
+from polewise.ops._checks import checked_lengths, require_axes, require_like
 from polewise.ops.cached import Cached
 from polewise.ops.padding import hide_padding, newest
 from polewise.ops.precision import accumulator_dtype, without_autocast

@@ -14,23 +14,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polewise.ops._blockwise import (
-    affine_scan,
+from polewise.ops._backends import refuse_second_derivative, usable_backend
+from polewise.ops._bins import (
     bin_of_each_step,
     cleared_at_bins,
-    spread_over_steps,
-)
-from polewise.ops._checks import (
-    checked_lengths,
-    refuse_second_derivative,
-    require_axes,
     require_bins,
-    require_like,
     require_offset,
-    require_positive,
     rows_of_offsets,
+    spread_over_steps,
+    starts_of_bins,
+)
+from polewise.ops._blockwise import affine_scan
+from polewise.ops._checks import (
+    require_axes,
+    require_like,
+    require_positive,
     state_or_rest,
-    usable_backend,
 )
 from polewise.ops.associative_filter import associative_filter
 from polewise.ops.padding import hide_padding, real_steps
@@ -73,7 +72,7 @@ def normal_form_filter(
             per sample.
         bin_length: $R$, steps in a bin.
         mix: $(c_0, c_1)$, one for all bins or one a bin; None is (1, 0), the real part.
-        skip: $d$, what of `x` goes past the filter, one number a channel; None is nothing.
+        skip: $d$, how much of `x` is added to the output, one number a channel; None is 0.
         offset: $o$, the position of `x[:, 0]` in its bin, in [0, `bin_length`); one for all
             rows or one a row.
         lengths: real steps in each row. From there on the row's state is held and its
@@ -139,7 +138,6 @@ def normal_form_filter(
         mix = mix[None, None]
     if skip is None and run is not _triton:
         skip = torch.zeros(dim, dtype=dtype, device=x.device)
-    lengths = checked_lengths(lengths, x)
     y, state = run(
         x if run is _triton else x.to(dtype), decay, angle, mix, skip, rows_of_offsets(offset, x),
         real_steps(x, lengths), state, bin_length, bool(reset),
@@ -200,7 +198,7 @@ def _blockwise(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, 
         return x.clone(), state.clone()
     time = torch.arange(length, device=x.device)
     real_step = time < lengths[:, None]
-    fresh = ((offsets[:, None] + time) % bin_length == 0) & real_step & reset
+    cleared = starts_of_bins(offsets, length, bin_length) & real_step & reset
     bins = bin_of_each_step(offsets, length, bin_length, decay.shape[1])
     cosine = spread_over_steps(decay * angle.cos(), bins)
     sine = spread_over_steps(decay * angle.sin(), bins)
@@ -209,7 +207,7 @@ def _blockwise(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, 
     matrix = torch.where(real_step[..., None, None, None], rotation, identity)
     x = torch.where(real_step[..., None], x, 0)
     drive = torch.stack([x, torch.zeros_like(x)], -1)
-    states = affine_scan(matrix, drive, fresh, state)
+    states = affine_scan(matrix, drive, cleared, state)
     mix = mix.expand(*decay.shape, 2)
     y = (states * spread_over_steps(mix, bins)).sum(-1) + skip * x
     return torch.where(real_step[..., None], y, 0), states[:, -1].clone()
@@ -227,8 +225,8 @@ def _of_open_length(x, decay, angle, mix, skip, offsets, lengths, state, bin_len
     mix = spread_over_steps(mix.expand(*decay.shape, 2), bins)
     decay, angle = spread_over_steps(decay, bins), spread_over_steps(angle, bins)
     if reset:
-        fresh = (offsets[:, None] + time) % bin_length == 0
-        decay = torch.where(fresh[..., None], 0, decay)
+        cleared = starts_of_bins(offsets, x.shape[1], bin_length)
+        decay = torch.where(cleared[..., None], 0, decay)
     angle = torch.where((time < lengths[:, None])[..., None], angle, 0)
     phase = angle.to(angle_dtype(x.device)).cumsum(1).remainder(2 * torch.pi).to(x.dtype)
     k = torch.stack([phase.cos(), phase.sin()], -1)

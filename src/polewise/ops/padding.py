@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polewise.ops._checks import require_rows
+from polewise.ops._checks import checked_lengths, require_rows
 
 
 def hide_padding(
@@ -29,10 +29,15 @@ def hide_padding(
 def real_steps(
     x: Float[Tensor, "batch length ..."], lengths: Int[Tensor, " batch"] | None
 ) -> Int[Tensor, " batch"]:
-    """How many steps of each row are real."""
+    """How many steps of each row are real, int64.
+
+    Raises:
+        ValueError, TypeError: `lengths` is not one integer a row.
+    """
+    lengths = checked_lengths(lengths, x)
     if lengths is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
-    return lengths.clamp(0, x.shape[1])
+    return lengths
 
 
 def newest(

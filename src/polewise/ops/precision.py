@@ -1,4 +1,4 @@
-"""How precisely to reckon, whatever the precision of what is given."""
+"""The precision of internal arithmetic, whatever the dtype of the input."""
 
 from __future__ import annotations
 

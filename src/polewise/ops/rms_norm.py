@@ -12,13 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from polewise.ops._checks import (
-    float32_alone,
-    refuse_second_derivative,
-    require_axes,
-    require_groups,
-    usable_backend,
-)
+from polewise.ops._backends import float32_alone, refuse_second_derivative, usable_backend
+from polewise.ops._checks import require_axes, require_groups
 from polewise.ops.precision import accumulator_dtype
 
 

@@ -78,11 +78,11 @@ class Shards:
                 )
 
     def gather(self, x: Float[Tensor, ...]) -> Float[Tensor, "size ..."]:
-        """What every process holds under this name, in order of rank."""
+        """`x` of every process, in order of rank."""
         return _Gather.apply(x, self)
 
     def from_before(self, last: Float[Tensor, ...]) -> Float[Tensor, ...]:
-        """What the process before holds under this name; 0 on the first."""
+        """`last` of the process before; 0 on the first."""
         return _Shift.apply(last, self)
 
     def window_before(self, x: Float[Tensor, "batch length ..."], steps: int) -> Tensor:

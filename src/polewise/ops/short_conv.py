@@ -12,13 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from polewise.ops._checks import (
-    checked_lengths,
-    refuse_second_derivative,
-    require_axes,
-    require_like,
-    usable_backend,
-)
+from polewise.ops._backends import float32_alone, refuse_second_derivative, usable_backend
+from polewise.ops._checks import checked_lengths, require_axes, require_like
 from polewise.ops.padding import hide_padding, newest
 from polewise.ops.precision import accumulator_dtype
 
@@ -87,8 +82,7 @@ def short_conv(
 def _backend(backend: str | None, x: Tensor) -> str:
     if backend is None and x.shape[1] <= 1:
         return "torch"  # a single step is the sum itself: any other form costs more to call
-    takes = None if x.dtype == torch.float32 else f"float32 sequences; got {x.dtype}"
-    return usable_backend(backend, _BACKENDS, x, cpu=takes)
+    return usable_backend(backend, _BACKENDS, x, cpu=float32_alone(x))
 
 
 def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:

@@ -2,9 +2,9 @@
 
 y[i] + j y[n + i] = e^{j angle[i]} (x[i] + j x[n + i])
 
-Turning what is asked and what is kept, each by the sum of all angles so far, is turning the memory
-between them: e^{j (theta[t] - theta[s])} is what is left of both. So a memory with complex poles
-runs as one with real poles.
+Turning queries and keys, each by the sum theta of the angles so far, turns the memory between them:
+their products contain e^{j (theta[t] - theta[s])}. So a memory with complex poles runs as one with
+real poles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polewise.ops._checks import refuse_second_derivative, require_floating, usable_backend
+from polewise.ops._backends import refuse_second_derivative, usable_backend
+from polewise.ops._checks import dtype_name, require_floating
 from polewise.ops.precision import accumulator_dtype
 
 
@@ -78,7 +79,8 @@ def _backend(backend: str | None, x: Tensor, angle: Tensor) -> str:
     if not fits:
         takes = (
             "float32 x, (batch, length, heads, channels), and angle, (1 or batch, length, 1 or "
-            f"heads, pairs); got {x.dtype} {tuple(x.shape)} and {angle.dtype} {tuple(angle.shape)}"
+            f"heads, pairs); got {dtype_name(x.dtype)} {tuple(x.shape)} and "
+            f"{dtype_name(angle.dtype)} {tuple(angle.shape)}"
         )
     return usable_backend(backend, _BACKENDS, x, cpu=takes)
 

@@ -89,7 +89,7 @@ class InductionTask:
 
     @property
     def longest_in_training(self) -> int:
-        """Tests may be longer than what is trained on, and keep nothing for a way back."""
+        """Length of a training sequence; longer tests keep nothing for a backward pass."""
         return self.length
 
     def fingerprint(self) -> None:

@@ -62,10 +62,10 @@ class RecallTask:
     unique_keys: bool = False
     """Every key occurs at most once, so that the answer may lie anywhere. Needs `length / 2` keys,
     that is, a vocabulary of at least `length + 2`. Then only the last of all positions can be
-    foretold: see `answer_only`."""
+    predicted: see `answer_only`."""
     answer_only: bool = False
     """Train on the answer alone, not on every position. Where keys occur once nothing else
-    can be foretold, and its loss drowns the answer's."""
+    can be predicted, and its loss drowns the answer's."""
     align_to: int | None = None
     """Chunk length of a chunked mixer: pads with "." on the left to a multiple of it, so that the
     query never stands alone in the last chunk. None pads nothing."""

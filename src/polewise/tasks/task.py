@@ -49,6 +49,10 @@ class TaskSpec:
 class Task(Protocol):
     """A problem to learn. Implementations are frozen dataclasses of options.
 
+    Beside what is here, a task may have `part` ("valid" or "test", the held-out part that it
+    evaluates), `has_test` where not every choice of data has a test part, and
+    `longest_in_training` where tests are longer than what is trained on.
+
     A task is deterministic: what `train_batches` yields at step i depends on the options, the
     seed and i alone, so that training resumes at any step with the batches it would have had.
     """
@@ -56,6 +60,11 @@ class Task(Protocol):
     @property
     def spec(self) -> TaskSpec:
         """Shape of inputs and outputs; known from the options alone where no file decides it."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a training batch."""
         ...
 
     @property

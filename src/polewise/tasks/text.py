@@ -94,7 +94,7 @@ class TextTask:
             )
 
     def fingerprint(self) -> str:
-        """Return a hash of the text's size and content, of more than 256 MiB of parts of it."""
+        """Return a hash of the text's size and content; above 256 MiB, of parts of it."""
         return fingerprint(self._text)
 
     def train_batches(self, seed: int, first_step: int = 0) -> Iterator[Batch]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from polewise.layers import sharding
-from polewise.mixers import feed_forward_width, mixer_config
 from polewise.options import require_memory
 from polewise.tasks import TaskSpec
 from polewise.training.run import ModelOptions, Run
@@ -84,8 +83,7 @@ def planned_model(run: Run) -> nn.Module:
         ValueError: its options do not go together, or it cannot fit into memory.
     """
     spec, hidden = run.task.spec, run.model.hidden_size
-    mixer = mixer_config(run.model.mixer, hidden, run.model.mixer_options)
-    inner = feed_forward_width(mixer, run.model.intermediate_size)
+    inner = run.model.backbone().intermediate_size
     names = "hidden_size, intermediate_size and num_layers"
     # Parameter, gradient and two averages of 4 bytes each; a mixer has one square matrix at least.
     require_memory(names, 16 * run.model.num_layers * hidden * (hidden + inner))
@@ -98,8 +96,8 @@ def planned_model(run: Run) -> nn.Module:
         ) from error
     numbers = sum(parameter.numel() for parameter in model.parameters())
     require_memory("the model's options", 16 * numbers)
-    # Mixers pad a sequence to whole bins and chunks, and a block keeps at least 16 bytes a channel
-    # and position for the way back, or 4 where it is run again; the output has a number per token.
+    # Mixers pad a sequence to whole bins and chunks. For the backward pass a block keeps at least
+    # 16 bytes a channel and position, or 4 where it is run again; the output has a number a token.
     options = run.model.mixer_options.items()
     pieces = (v for name, v in options if name.endswith("_length") and isinstance(v, int))
     length = getattr(run.task, "longest_in_training", spec.length)

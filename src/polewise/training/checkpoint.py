@@ -17,14 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from polewise.states import DAMAGE
 from polewise.training.diagnosis import first_bad_parameter
 from polewise.training.durable import remove_folder, replace_folder
 from polewise.training.errors import NonFiniteError, explained_saving
-from polewise.training.fully_sharded import share_like, whole_tensor
+from polewise.training.fully_sharded import shard_like, whole_tensor
 from polewise.training.json_files import read_json_object
 from polewise.training.manifest import has_manifest, verify_folder
 from polewise.training.progress import Progress
@@ -32,16 +32,13 @@ from polewise.training.random_state import random_state, set_random_state
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "progress.json", "random.safetensors")
 
-_DAMAGE = (
-    ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError, SafetensorError,
-)  # fmt: skip
-"""What reading a file that was made to do harm may raise."""
+_DAMAGE = (OSError, *DAMAGE)
 
 
 def save_checkpoint(
     folder: Path,
     model: nn.Module,
-    averages: dict[str, Tensor],
+    optimizer_state: dict[str, Tensor],
     progress: Progress,
     *,
     keep: int | None,
@@ -49,7 +46,7 @@ def save_checkpoint(
     """Write `folder/step-N` beside its place, put it there, then drop the oldest beyond `keep`
     whole ones; None drops none.
 
-    The averages are the optimiser's, `dict(named_averages(optimizer))`.
+    The optimiser's state is `dict(named_optimizer_state(optimizer))`.
 
     Raises:
         NonFiniteError: a parameter is NaN or infinite. Nothing is written.
@@ -60,7 +57,7 @@ def save_checkpoint(
 
     def write(path: Path) -> None:
         save_model(model, str(path / "model.safetensors"))
-        save_file(averages, path / "optimizer.safetensors")
+        save_file(optimizer_state, path / "optimizer.safetensors")
         save_file(random_state(), path / "random.safetensors")
         described = json.dumps(dataclasses.asdict(progress), indent=2, allow_nan=False)
         (path / "progress.json").write_text(described + "\n")
@@ -87,8 +84,8 @@ def _prune(folder: Path, before: int, keep: int, *, max_bytes: int) -> None:
             keep -= 1
 
 
-def named_averages(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Yield every average of an optimiser, whole, as `PARAMETER.NAME`.
+def named_optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of an optimiser's state, whole, as `PARAMETER.NAME`.
 
     Where they are sharded all processes must go through them.
     """
@@ -103,7 +100,7 @@ def load_checkpoint(
     """Verify a checkpoint; restore model, optimiser and random generators from it.
 
     Returns where the run stood. Without an optimiser only the model is restored. The model must be
-    whole; an optimiser of sharded parameters is given this process's shares.
+    whole; an optimiser of sharded parameters is given this process's shards.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another model.
@@ -231,8 +228,8 @@ def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
         shape = parameters[int(index)].shape
         if value.ndim and value.shape != shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(shape)}")
-        share = share_like(parameters[int(index)], value) if value.ndim else value
-        entries.setdefault(int(index), {})[entry] = share
+        shard = shard_like(parameters[int(index)], value) if value.ndim else value
+        entries.setdefault(int(index), {})[entry] = shard
     # What the groups are, and their rates, is decided by the options of the run.
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
 

@@ -15,27 +15,27 @@ from polewise.filters import coefficients_to_poles
 from polewise.mixers.watching import Placing, watch_poles
 from polewise.tasks import Batch, Task
 from polewise.training.evaluation import compute_logits
-from polewise.training.fully_sharded import own_share
+from polewise.training.fully_sharded import local_shard
 
 
 def first_bad_parameter(model: nn.Module) -> str | None:
     """Return what is wrong with the first parameter or buffer that is not finite, or None.
 
-    Of sharded ones it looks at this process's share.
+    Of sharded ones it looks at this process's shard.
     """
     for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value = own_share(value.detach())
+        value = local_shard(value.detach())
         if value.is_floating_point() and not _is_finite(value):
             return f"the parameter {name} is {_kind(value)}"
     return None
 
 
-def first_bad_average(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+def first_bad_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
     """The same of the optimiser's averages: under one that is infinite its parameter stands still,
     and nothing else shows it."""
     for name, parameter in model.named_parameters():
         for average, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and not _is_finite(value := own_share(value)):
+            if isinstance(value, Tensor) and not _is_finite(value := local_shard(value)):
                 return f"the average {average} of {name} is {_kind(value)}"
     return None
 

@@ -51,7 +51,7 @@ class Display:
         print_line(self.console, f"{self.title}  {text}")
 
 
-def shown(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number in four digits, or as many as it has before the point."""
     return f"{value:.0f}" if 9999.5 <= abs(value) < 1e15 else f"{value:.4g}"
 

@@ -1,4 +1,4 @@
-"""Folders that are whole, the old one or the new one, whatever happens meanwhile.
+"""Replace folders atomically: a crash leaves the old one or the new one, whole.
 
 A folder is filled beside its place (`.NAME.partial`), gets a manifest, is flushed to the disk with
 everything in it, and is renamed into place; the folder it replaces waits as `.NAME.old` until the

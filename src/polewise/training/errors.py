@@ -1,4 +1,5 @@
-"""What can end a run before its budget is spent. The command line answers each with exit code 1."""
+"""Errors of training. The command line answers a TrainingError, which ends a run before its budget
+is spent, with exit code 1, the others, which begin none, with 2."""
 
 from __future__ import annotations
 

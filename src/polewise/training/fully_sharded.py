@@ -1,4 +1,4 @@
-"""Parameters, gradients and averages in pieces: each process keeps its share of every tensor.
+"""Parameters, gradients and averages in pieces: each process keeps its shard of every tensor.
 
 The engine is torch's FSDP2. A block's parameters are whole only while the block works.
 """
@@ -18,7 +18,7 @@ from polewise.models.block import Block
 
 
 def shard_parameters(model: nn.Module, device: torch.device, processes: int) -> None:
-    """From here on every process keeps its share of each parameter, in place.
+    """From here on every process keeps its shard of each parameter, in place.
 
     Parameters become other objects: an optimiser must be made after this.
     """
@@ -43,9 +43,9 @@ def gather_parameters(model: nn.Module, whole: nn.Module) -> None:
 
 @torch.no_grad()
 def spread_parameters(whole: nn.Module, model: nn.Module) -> None:
-    """Fill this process's shares from a whole model of the same kind."""
+    """Fill this process's shards from a whole model of the same kind."""
     for value, target in _pairs(whole, model):
-        target.copy_(share_like(target, value))
+        target.copy_(shard_like(target, value))
 
 
 def whole_tensor(value: Tensor) -> Tensor:
@@ -53,13 +53,13 @@ def whole_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def own_share(value: Tensor) -> Tensor:
+def local_shard(value: Tensor) -> Tensor:
     """Return what this process holds of a tensor."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def share_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return this process's share of a whole tensor, cut as the parameter is."""
+def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return this process's shard of a whole tensor, cut as the parameter is."""
     if not isinstance(parameter, DTensor):
         return value
     mesh = parameter.device_mesh

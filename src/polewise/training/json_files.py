@@ -1,4 +1,4 @@
-"""JSON files that may have been damaged, or made to do harm."""
+"""JSON files that may be damaged or malicious."""
 
 from __future__ import annotations
 

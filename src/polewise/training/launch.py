@@ -33,7 +33,7 @@ def join_processes(options: TrainingOptions) -> Accelerator:
         LostProcessError: they do not come.
     """
     _require_engine(options)
-    # accelerate would shard in a way of its own, and on GPUs only; see `asks_for_shares`.
+    # accelerate would shard in a way of its own, and on GPUs only; see `asks_for_sharding`.
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     # A process may wait for another's data; one that is silent for longer is lost.
     waits = options.accumulate * options.data_timeout + _SECONDS_TO_ANSWER
@@ -75,7 +75,7 @@ def naming_lost_processes() -> Iterator[None]:
         ) from error
 
 
-def asks_for_shares(options: TrainingOptions) -> bool:
+def asks_for_sharding(options: TrainingOptions) -> bool:
     """Whether parameters are to be sharded: the options say so, or `accelerate launch` does."""
     return options.shard_parameters or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from polewise.did_you_mean import did_you_mean
-from polewise.mixers import all_options, feed_forward_width, mixer_config
+from polewise.mixers import all_options
 from polewise.models.backbone import BackboneConfig
 from polewise.models.pooling import Pooling
 from polewise.options import from_json, require_at_least, require_choice, require_types
@@ -53,15 +53,18 @@ class ModelOptions(ModelShape):
         require_at_least("hidden_size", self.hidden_size, 1)
         if self.num_layers > _MOST_LAYERS:
             raise ValueError(f"num_layers must be at most {_MOST_LAYERS}; got {self.num_layers}.")
-        # The mixer's own checks and those of the stack, before anything is built.
-        config = mixer_config(self.mixer, self.hidden_size, self.mixer_options)
-        BackboneConfig(
-            mixer=config,
+        object.__setattr__(self, "mixer_options", all_options(self.backbone().mixer))
+
+    def backbone(self) -> BackboneConfig:
+        """The same choice in plain torch, checked."""
+        return BackboneConfig.named(
+            self.mixer,
+            self.hidden_size,
+            self.mixer_options,
             num_layers=self.num_layers,
-            intermediate_size=feed_forward_width(config, self.intermediate_size),
+            intermediate_size=self.intermediate_size,
             dropout=self.dropout,
         )
-        object.__setattr__(self, "mixer_options", all_options(config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,8 @@ class TrainingOptions:
     """When a checkpoint or the log cannot be written (full disk, no permission): end the run, or
     say so and train on."""
     skip_limit: int = 3
-    """Steps in a row whose loss or gradient is NaN or infinite. Fewer are skipped."""
+    """Consecutive steps with a NaN or infinite loss or gradient after which `on_skip_limit` acts;
+    fewer are skipped."""
     on_skip_limit: Literal["stop", "roll_back"] = "stop"
     """After `skip_limit` skipped steps: stop with a diagnosis, or go back to the last good
     checkpoint and on with new data at half the learning rate, three times at most."""

@@ -7,6 +7,8 @@ model/             the best model so far, for `from_pretrained`
 model-last/        the model at the end
 figures/           PNG files, each with its caption in a .txt beside it
 events.out.*       TensorBoard
+outcome.json       of a study's run: what the whole of it gave
+.lock              held by the process that trains here
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ from polewise.training.environment import describe_environment
 from polewise.training.errors import FolderInUseError, FolderTakenError, explained_saving
 from polewise.training.json_files import read_json_object
 from polewise.training.locks import LockedError, is_locked, lock
-from polewise.training.manifest import MANIFEST, verify_folder
+from polewise.training.manifest import has_manifest, verify_folder
 from polewise.training.progress import Progress, spent_share
 from polewise.training.run import Run, run_from_json, run_to_json
+
+OUTCOME = "outcome.json"
+"""The file that the folder of a study's run has once the run is done."""
 
 _UNIQUE = "[0-9a-f]{32}"
 
@@ -205,7 +210,7 @@ class RunFolder:
                 f"run must be a folder that can be written; {self.path}: {error}."
             ) from error
         with held:
-            names = r"config\.json|metrics\.jsonl|outcome\.json|model|model-last"
+            names = rf"config\.json|metrics\.jsonl|{re.escape(OUTCOME)}|model|model-last"
             clear_up(self.path, f"{names}|{_UNIQUE}")
             clear_up(self.checkpoints_path, r"step-[0-9]+")
             yield
@@ -300,7 +305,7 @@ class RunFolder:
         path = next(iter(self._model_paths()), None)
         if path is None:
             raise ValueError(f"run must hold a saved model; {self.path} has none yet.")
-        if (path / MANIFEST).exists():
+        if has_manifest(path):
             run = self.read_run()
             limit = checkpoint_limit(model_without_numbers(self.spec_of(run), run.model))
             try:

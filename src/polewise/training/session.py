@@ -22,12 +22,12 @@ from polewise.training.checkpoint import (
     find_checkpoint,
     forget_checkpoints_after,
     load_checkpoint,
-    named_averages,
+    named_optimizer_state,
     save_checkpoint,
 )
 from polewise.training.data_source import DataSource
-from polewise.training.diagnosis import diagnose, first_bad_average, first_bad_parameter
-from polewise.training.display import Display, shown
+from polewise.training.diagnosis import diagnose, first_bad_optimizer_state, first_bad_parameter
+from polewise.training.display import Display, format_number
 from polewise.training.errors import NonFiniteError, SaveError, StalledError, explained_saving
 from polewise.training.evaluation import compute_logits, evaluate
 from polewise.training.fully_sharded import (
@@ -36,7 +36,7 @@ from polewise.training.fully_sharded import (
     spread_parameters,
     whole_tensor,
 )
-from polewise.training.launch import asks_for_shares
+from polewise.training.launch import asks_for_sharding
 from polewise.training.log import Kind, MetricsLog
 from polewise.training.optimizer import build_optimizer, set_learning_rate
 from polewise.training.progress import Progress, StepWindow, remaining_seconds, spent_share
@@ -69,7 +69,7 @@ class Session:
         self.folder, self.accelerator, self.display = folder, accelerator, display
         several = accelerator.num_processes > 1
         self.splits = several and self.options.split_sequence
-        self.is_sharded = several and asks_for_shares(self.options)
+        self.is_sharded = several and asks_for_sharding(self.options)
         seed_everything(self.options.seed)
         self.model, self.optimizer = self._prepare(build_model(self.task.spec, run.model))
         self.progress = Progress() if checkpoint is None else self._load(checkpoint)
@@ -204,7 +204,7 @@ class Session:
         if not looks:
             return False
         model = self.bare_model
-        bad = first_bad_parameter(model) or first_bad_average(model, self.optimizer)
+        bad = first_bad_parameter(model) or first_bad_optimizer_state(model, self.optimizer)
         return self.any_says(bad is not None)
 
     def roll_back(self, batches: list[Batch], rate: float) -> None:
@@ -255,7 +255,7 @@ class Session:
         model = self.bare_model
         average = None
         if first_bad_parameter(model) is None:
-            average = first_bad_average(model, self.optimizer)
+            average = first_bad_optimizer_state(model, self.optimizer)
         if self.splits or self.is_sharded or self.options.compile:
             # `diagnose` hooks single modules, which are split, sharded or compiled here.
             whole = self._copy_of_model("cpu")
@@ -323,7 +323,9 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint. All processes must, and the main one does."""
         model, writes = self.whole_model(), self.accelerator.is_main_process
-        averages = {name: value.cpu() for name, value in named_averages(self.optimizer) if writes}
+        optimizer_state = {
+            name: value.cpu() for name, value in named_optimizer_state(self.optimizer) if writes
+        }
         if writes:
             if self.folder.metrics_path.exists():  # a checkpoint counts its lines
                 with explained_saving("the log", self.folder.path):
@@ -331,7 +333,7 @@ class Session:
             save_checkpoint(
                 self.folder.checkpoints_path,
                 model,
-                averages,
+                optimizer_state,
                 self.progress,
                 # In the middle of trouble none goes: a roll back needs one from before.
                 keep=None if self.progress.skipped_in_a_row else self.options.keep_checkpoints,
@@ -398,4 +400,6 @@ class Session:
 
 
 def _in_words(values: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in values.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {format_number(value)}" for name, value in values.items()
+    )

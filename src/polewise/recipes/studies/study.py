@@ -71,8 +71,8 @@ class Comparison:
     """Seconds of one core for a whole run, evaluations included, to plan by; None where nobody has
     measured them."""
     subject: Subject = "learning"
-    """What its runs show; of those of cost a report leaves out what was learned, and where all of a
-    study are, each is named by its length."""
+    """What its runs show. A report leaves out what runs of cost have learned; where a study has no
+    others, it names each by its length."""
     note: str = ""
     """What a reader of the table must know."""
 

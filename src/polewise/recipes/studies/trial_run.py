@@ -38,9 +38,7 @@ from polewise.training import (
 from polewise.training.checkpoint import find_checkpoint, read_progress
 from polewise.training.errors import FolderInUseError, FolderTakenError, explained_saving
 from polewise.training.json_files import read_json_object
-
-OUTCOME = "outcome.json"
-"""The file that a run folder has once its run is done."""
+from polewise.training.run_folder import OUTCOME
 
 
 def processes() -> PartialState:

@@ -10,7 +10,7 @@ from polewise.ops import WindowState, chunked_attention
 from polewise.ops.shards import Shards
 
 
-def nearby_attention(
+def local_attention(
     q: Float[Tensor, "batch length heads head_dim"],
     k: Float[Tensor, "batch length heads head_dim"],
     v: Float[Tensor, "batch length heads value_dim"],
