@@ -6,7 +6,9 @@ from torch.nn import functional
 
 from polewise.analysis import PlacedFilters, placed_filters
 from polewise.analysis.figures import draw_frequency_responses, draw_poles
+from polewise.layers import AdaptiveFilters
 from polewise.mixers import FocusConfig
+from polewise.mixers.watching import watch_poles
 from polewise.tasks import RecallTask
 from polewise.training import ModelOptions, build_model
 
@@ -92,7 +94,7 @@ def test_the_response_is_that_of_the_filter_the_mixer_runs(realisation):
         name="focus",
         realisation=realisation,
         coefficients=coefficients.detach(),
-        mix=focus.filters.mix[0].detach(),
+        mix=focus.filters.mix.detach(),
     )
     frequency = torch.linspace(0, 0.5, 1025, dtype=torch.float64)
     torch.testing.assert_close(placed.frequency_response(frequency)[0, 0], wanted)
@@ -131,3 +133,70 @@ def test_a_model_without_filters_shows_none(mixer, options):
     chosen = ModelOptions(mixer=mixer, mixer_options=options, hidden_size=8, num_layers=1)
     model = build_model(task.spec, chosen)
     assert placed_filters(model, next(task.train_batches(0))) == []
+
+
+def impulse_responses(model, dim, length):
+    """What the first layer's filters make of an impulse in the middle, by frequency."""
+    x = torch.zeros(1, length, dim, dtype=torch.float64)
+    x[:, length // 2] = 1
+    y, _ = model(x, None, torch.zeros(1, dtype=torch.int64))
+    turned = torch.fft.rfft(y[0].detach().roll(-(length // 2), 0), dim=0)
+    return turned.T
+
+
+@pytest.mark.parametrize("realisation", ["normal", "direct"])
+def test_the_response_of_a_layer_that_looks_both_ways_is_that_of_both(realisation):
+    config = FocusConfig(
+        dim=3, heads=1, value_dim=3, filters=2, realisation=realisation, max_decay=0.95,
+        causal=False, memory=False,
+    )  # fmt: skip
+    focus = config.build().double()
+    with torch.no_grad():
+        focus.filters.mix.normal_()
+    placed = PlacedFilters(
+        name="focus",
+        realisation=realisation,
+        coefficients=focus.coefficients(torch.zeros(1, 1, 3, dtype=torch.float64)).detach(),
+        mix=focus.filters.mix.detach(),
+    )
+    frequency = torch.linspace(0, 0.5, 513, dtype=torch.float64)
+    wanted = impulse_responses(focus.filters, 3, 1024)
+    torch.testing.assert_close(placed.frequency_response(frequency)[0, 0], wanted)
+
+
+def test_the_published_transform_multiplies_by_the_conjugate():
+    filters = AdaptiveFilters(2, 1, 256, realisation="circular", causal=False).double()
+    x = torch.zeros(1, 256, 2, dtype=torch.float64)
+    x[:, 0] = 1
+    placed = PlacedFilters(
+        name="published",
+        realisation="circular",
+        coefficients=filters.coefficients(x, None).detach(),
+        mix=filters.mix.detach(),
+    )
+    y, _ = filters(x, None, torch.zeros(1, dtype=torch.int64))
+    response = placed.frequency_response(torch.arange(129, dtype=torch.float64) / 256)
+    torch.testing.assert_close(response[0, 0], torch.fft.rfft(y[0].detach(), dim=0).T)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_shorter_row_has_the_filters_that_it_has_alone(causal):
+    config = FocusConfig(
+        dim=4, memory=False, filters=1, hypernetwork="recurrent", windows=1, bin_length=8,
+        causal=causal,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    mixer, x = config.build(), torch.randn(2, 32, 4)
+    with watch_poles(mixer) as seen:
+        mixer(x, None, torch.tensor([32, 11]))
+    (placing,) = seen.values()
+    alone = mixer.coefficients(x[1:, :11]).double()
+    torch.testing.assert_close(placing.coefficients()[1:, :2], alone)
+
+
+def test_poles_that_the_past_chooses_are_watched_in_whole_sequences():
+    mixer = FocusConfig(dim=4, memory=False, filters=1, hypernetwork="recurrent").build()
+    x = torch.randn(1, 9, 4)
+    _, state = mixer(x)
+    with watch_poles(mixer), pytest.raises(ValueError, match="state must be None while poles"):
+        mixer(x, state)

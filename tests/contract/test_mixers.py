@@ -104,6 +104,15 @@ def test_every_mixer_names_an_input_or_an_option_that_does_not_fit(name):
             built(name, {})(torch.zeros(2, 5, 8), lengths=lengths)
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_state_of_other_rows_is_named(name):
+    mixer = built(name, {})
+    _, state = mixer(torch.zeros(3, 5, 8))
+    if state is not None:
+        with pytest.raises(ValueError, match="state must be of as many rows as x, 2; got 3"):
+            mixer(torch.zeros(2, 5, 8), state)
+
+
 @pytest.mark.parametrize("hypernetwork", ["recurrent", "shared_recurrent", "shared_long_conv"])
 def test_a_whole_backbone_keeps_the_contract(hypernetwork):
     mixer = PublishedFocusConfig(dim=8, **SMALL["published_focus"], hypernetwork=hypernetwork)
@@ -115,6 +124,8 @@ def test_a_backbone_whose_layers_differ_keeps_the_contract():
     torch.manual_seed(0)
     config = BackboneConfig(mixer=MIXERS["focus"](dim=8), num_layers=3, intermediate_size=0)
     check_mixer(Backbone(config), dim=8)
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, length, 8\); got \(5, 8\)"):
+        Backbone(config)(torch.zeros(5, 8))
 
 
 @pytest.mark.parametrize("name", ["mamba2", "mamba3", "gated_linear_attention"])

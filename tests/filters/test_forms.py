@@ -67,6 +67,13 @@ def test_a_cap_on_the_decay_holds_for_any_number_in_float32(u, v):
     assert np.abs(np.roots([1, *a.double().tolist()])).max() < 0.99 + 5e-4
 
 
+@pytest.mark.parametrize("max_decay", [0.99, 0.9999, 0.99999])
+def test_no_rounding_leads_out_of_the_triangle(max_decay):
+    torch.manual_seed(0)
+    a = filters.unconstrained_to_coefficients(8 * torch.randn(100_000, 2), max_decay=max_decay)
+    assert filters.is_stable(a).all()
+
+
 @given(a1=st.floats(-2.5, 2.5), a2=st.floats(-1.5, 1.5))
 @property_test
 def test_is_stable_agrees_with_the_roots(a1, a2):

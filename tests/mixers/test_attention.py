@@ -93,3 +93,21 @@ def test_a_sequence_longer_than_the_learned_positions_is_refused_in_pieces_too()
 def test_a_wrong_option_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         AttentionConfig(**options)
+
+
+def test_it_goes_through_every_transform():
+    torch.manual_seed(0)
+    mixer = AttentionConfig(dim=4, heads=1).build().double()
+    x, direction = torch.randn(2, 1, 5, 4, dtype=torch.float64)
+
+    def total(x):
+        return mixer(x)[0].square().sum()
+
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(total(leaf), leaf)
+    _, slope = torch.func.jvp(total, (x,), (direction,))
+    torch.testing.assert_close(slope, (wanted * direction).sum())
+    curvature = torch.func.hessian(total)(x).reshape(20, 20) @ direction.flatten()
+    before, after = (torch.func.grad(total)(x + step * direction) for step in (-1e-6, 1e-6))
+    change = ((after - before) / 2e-6).flatten()
+    torch.testing.assert_close(curvature, change, rtol=1e-5, atol=1e-6)

@@ -162,3 +162,21 @@ def test_what_was_read_before_is_no_part_of_a_class():
     cache = model.model(tokens(1, 9), use_cache=True).cache
     with pytest.raises(ValueError, match="cache must be None"):
         model(tokens(1, 9), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "problem", "labels", "message"),
+    [
+        (3, "regression", torch.ones(4), r"\(4, 3\), a number for each score; got \(4,\)"),
+        (1, None, torch.ones(1), r"\(4,\) or \(4, 1\), a number for each score; got \(1,\)"),
+        (3, None, torch.ones(4, 3).long(), r"an integer for each row; got \(4, 3\)"),
+        (3, "single_label_classification", [0, 1, 2, 0], "an integer for each row; got list"),
+    ],
+)
+def test_labels_of_another_shape_are_refused_and_not_spread(num_labels, problem, labels, message):
+    config = PolewiseConfig(
+        hidden_size=8, num_hidden_layers=1, vocab_size=30, mixer_options=FOCUS,
+        num_labels=num_labels, problem_type=problem,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"labels must have shape .*{message}"):
+        PolewiseForSequenceClassification(config)(tokens(4, 6), labels=labels)

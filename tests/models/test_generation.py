@@ -86,10 +86,23 @@ def test_what_generation_cannot_go_on_from_is_explained(model):
     _, state = model.step(ids)
     with pytest.raises(TypeError, match=r"cache must be a PolewiseCache; got BackboneState"):
         model.generate(ids, cache=state, max_new_tokens=2)
-    with pytest.raises(ValueError, match="use_cache must be True beside a cache"):
+    with pytest.raises(ValueError, match="use_cache must be True where a cache is passed"):
         model.generate(ids, cache=PolewiseCache(), use_cache=False, max_new_tokens=2)
     with pytest.raises(ValueError, match="prefill_chunk_size must be None beside inputs_embeds"):
         model.generate(inputs_embeds=model.model.embed(ids), prefill_chunk_size=3, max_new_tokens=2)
+
+
+def test_beams_return_no_cache_and_take_one_with_their_rows(model):
+    ids = tokens(2, 6)
+    beams = {"num_beams": 3, "do_sample": False, "max_new_tokens": 4}
+    found = model.generate(ids, **beams, return_dict_in_generate=True)
+    assert "cache" not in found
+    assert found.sequences.shape == (2, 10)
+    read = model(ids[:, :4], use_cache=True).cache
+    with pytest.raises(ValueError, match=r"repeat its rows, cache\.batch_repeat_interleave\(3\)"):
+        model.generate(ids, cache=read, **beams)
+    read.batch_repeat_interleave(3)
+    assert torch.equal(model.generate(ids, cache=read, **beams), found.sequences)
 
 
 @pytest.mark.parametrize("whole_text", [True, False])

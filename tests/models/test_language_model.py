@@ -79,6 +79,12 @@ def test_labels_may_be_shifted_by_who_gives_them(model):
     shifted = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], 1)
     loss = model(ids, labels=ids, shift_labels=shifted).loss
     torch.testing.assert_close(loss, model(ids, labels=ids).loss)
+    with pytest.raises(ValueError, match=r"labels must have shape \(2, 6\), .*; got \(2, 5\)"):
+        model(ids, labels=ids[:, 1:])
+    with pytest.raises(TypeError, match="input_ids must be int32 or int64; got float32"):
+        model(ids.float())
+    with pytest.raises(TypeError, match="input_ids must be a tensor; got list"):
+        model(ids.tolist())
 
 
 def test_labels_are_smoothed_where_they_stand():

@@ -220,6 +220,15 @@ def test_extreme_decays_are_exact(value, backend):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_products_of_an_empty_segment_keep_their_gradient(backend):
+    (q, k, v, decay), state = products(0, False)
+    y, last = associative_filter(q, k, v, decay, state=state, backend=backend)
+    (grad,) = torch.autograd.grad(y.sum() + last.sum(), state)
+    assert torch.equal(grad, torch.ones_like(state))
+    assert y.requires_grad
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("place", ["k", "v", "decay", "step"])
 def test_nan_in_the_products_reaches_no_earlier_output(place, backend):

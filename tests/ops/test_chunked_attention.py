@@ -90,3 +90,15 @@ def test_a_window_that_autocast_began_goes_on_without_it():
     torch.testing.assert_close(y, wanted[:, 7:], rtol=0.05, atol=0.05)
     with pytest.raises(TypeError, match=r"state\.keys must be float32"):
         chunked_attention(q, q, q, 4, state=state._replace(keys=state.keys.long()))
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_huge_numbers_in_the_padding_change_nothing(sliding):
+    draw = Draw()
+    q, k, v = (draw.normal(2, 10, 2, 4).float() for _ in range(3))
+    lengths = torch.tensor([6, 10])
+    wanted, _ = chunked_attention(q, k, v, 8, lengths=lengths, sliding=sliding)
+    k, v = k.clone(), v.clone()
+    k[0, 6:], v[0, 6:] = 3e38, torch.inf
+    y, _ = chunked_attention(q, k, v, 8, lengths=lengths, sliding=sliding)
+    assert torch.equal(y, wanted)

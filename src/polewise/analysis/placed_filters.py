@@ -35,9 +35,10 @@ class PlacedFilters:
     """What the coefficients are: (decay, angle), or (a1, a2)."""
     coefficients: Float[Tensor, "batch bins dim filters 2"]
     """What was chosen."""
-    mix: Float[Tensor, "filters dim 2"] | None
-    """The learned weights with which the filters are summed. None where they are a memory's, which
-    filters products of keys and values: they have poles and, of a channel, no response."""
+    mix: Float[Tensor, "directions filters dim 2"] | None
+    """The learned weights with which the filters are summed: forwards in time, and of a mixer that
+    looks both ways backwards. None where they are a memory's, which filters products of keys and
+    values: they have poles and, of a channel, no response."""
 
     @property
     def moving(self) -> bool:
@@ -63,7 +64,16 @@ class PlacedFilters:
         """
         if self.mix is None:
             raise ValueError(f"{self.name} must filter channels; it filters keys and values.")
-        mix = self.mix.transpose(0, 1)
+        forwards = self._response(self.mix[0], frequency)
+        if self.realisation == "circular":  # multiplies by the conjugate, once
+            return forwards.conj()
+        if len(self.mix) == 1:
+            return forwards
+        # Of a real filter that runs backwards the response is the conjugate.
+        return forwards + self._response(self.mix[1], frequency).conj()
+
+    def _response(self, mix: Tensor, frequency: Tensor) -> Tensor:
+        mix = mix.transpose(0, 1)
         if self.realisation == "normal":
             decay, angle = self.coefficients.unbind(-1)
             gain = unit_noise_gain(decay)[..., None] * mix
@@ -101,4 +111,4 @@ def placed_filters(model: nn.Module, batch: Batch) -> list[PlacedFilters]:
 
 def _mix(focus: Any) -> Tensor | None:
     """The weights of its filters of channels, if it has some."""
-    return None if focus.filters is None else focus.filters.mix[0].detach().double().cpu()
+    return None if focus.filters is None else focus.filters.mix.detach().double().cpu()

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def squared_distance(a: Tensor) -> Tensor:
-    """4 a2 - a1^2, the squared distance of the poles, 0 where rounding alone parts them."""
+    """4 a2 - a1^2, the squared distance of the poles, 0 where rounding alone parts them.
+
+    It overflows where a1^2 does.
+    """
     a1, a2 = a.unbind(-1)
     squared = 4 * a2 - a1 * a1
     return torch.where(squared.abs() <= tolerance(a) * a1 * a1, 0, squared)

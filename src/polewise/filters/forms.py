@@ -33,7 +33,7 @@ def unconstrained_to_coefficients(
         unconstrained: $(u, v)$.
         max_decay: the largest pole radius, in (0, 1]. At 1, `tanh` rounds to 1 beyond about
             9 in float32 (19 in float64) and the section sits on the edge, unstable; a cap
-            keeps it inside for every finite number.
+            keeps it inside for every finite number, as far as the dtype tells its square from 1.
 
     Raises:
         ValueError: the last axis is not 2, or `max_decay` is outside (0, 1].
@@ -48,6 +48,9 @@ def unconstrained_to_coefficients(
     # 2 sigmoid(2 v) is 1 + tanh(v) without its cancellation at the lower corner.
     a1 = max_decay * 2 * torch.sigmoid(2 * v) * torch.tanh(u)
     a2 = max_decay**2 * torch.tanh(v)
+    if max_decay < 1:  # near the corners both round, and the sum may land beyond the edge
+        edge = (1 + a2) * (1 - 2 * torch.finfo(a2.dtype).eps)
+        a1 = torch.minimum(torch.maximum(a1, -edge), edge)
     return torch.stack([a1, a2], -1)
 
 

@@ -7,13 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polewise.ops.shards import Shards
+from polewise.states import tensors
 
 
 def require_input(x: Tensor, dim: int, state: object = None, *, causal: bool = True) -> None:
-    """Check that `x` is a sequence of `dim` channels, and that a state can be gone on from.
+    """Check that `x` is a sequence of `dim` channels, and that a state can be used with it.
 
     Raises:
-        ValueError: another shape, or a state where the mixer looks both ways.
+        ValueError: another shape, a state of other rows, or one where the mixer looks both ways.
     """
     if x.ndim != 3 or x.shape[-1] != dim:
         raise ValueError(f"x must have shape (batch, length, {dim}); got {tuple(x.shape)}.")
@@ -22,6 +23,11 @@ def require_input(x: Tensor, dim: int, state: object = None, *, causal: bool = T
             "state must be None without causal: filtering backwards in time needs the whole "
             "sequence. Set causal=True to stream."
         )
+    for part in tensors(state):
+        if part.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"state must be of as many rows as x, {x.shape[0]}; got {part.shape[0]}."
+            )
 
 
 def steps_before(

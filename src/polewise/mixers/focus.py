@@ -392,7 +392,9 @@ class Focus(nn.Module):
         return "normal" if self.config.memory else None
 
     def coefficients(
-        self, x: Float[Tensor, "batch length dim"]
+        self,
+        x: Float[Tensor, "batch length dim"],
+        lengths: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch bins channels filters 2"]:
         """The filters chosen for every bin of `x`: (decay, angle) in radians a sample for the
         normal form, (a1, a2) for the direct one. Without filters, the poles of the memory: every
@@ -402,8 +404,8 @@ class Focus(nn.Module):
             ValueError: there is neither.
         """
         if self.filters is not None:
-            v, _ = self.value_conv(self.to_values(x))
-            features = None if self.features is None else self.features(v)[0]
+            v, _ = self.value_conv(self.to_values(x), None, lengths)
+            features = None if self.features is None else self.features(v, None, lengths)[0]
             return self.filters.coefficients(v, features)
         if self.to_lookup is None or self.log_rate is None:
             raise ValueError("filters must be at least 1, or memory True, to have coefficients.")

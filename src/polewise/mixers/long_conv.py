@@ -7,6 +7,7 @@ output   = a * sigmoid(b),   (a, b) = W GELU(y_1 ... y_C)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -38,8 +39,8 @@ class LongConvConfig:
         require_types(self)
         for name in ("dim", "taps", "kernels"):
             require_at_least(name, getattr(self, name), 1)
-        if not self.squash >= 0:
-            raise ValueError(f"squash must be at least 0; got {self.squash}.")
+        if not 0 <= self.squash < inf:
+            raise ValueError(f"squash must be at least 0, and finite; got {self.squash}.")
 
     def build(self) -> LongConv:
         return LongConv(self)

@@ -289,6 +289,7 @@ class PublishedFocus(nn.Module):
     def coefficients(
         self,
         x: Float[Tensor, "batch length dim"],
+        lengths: Int[Tensor, " batch"] | None = None,
         *,
         shared: Features | None = None,
     ) -> Float[Tensor, "batch bins dim filters 2"]:
@@ -301,7 +302,7 @@ class PublishedFocus(nn.Module):
         self._require_features(shared)
         x = self.norm(x)
         if self.features is not None:
-            shared, _ = self.features(x)
+            shared, _ = self.features(x, None, lengths)
         return self.filters.coefficients(x, shared)
 
     def _query_key(

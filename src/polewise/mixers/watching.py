@@ -23,6 +23,8 @@ class Placing(NamedTuple):
     """What its coefficients are: (decay, angle), or (a1, a2)."""
     x: Tensor
     """No longer than its longest row."""
+    lengths: Tensor | None
+    """Real steps of its rows."""
     shared: dict[str, Any]
     """The model's features, where one network serves all layers; else nothing."""
 
@@ -30,14 +32,15 @@ class Placing(NamedTuple):
     def coefficients(self) -> Tensor:
         """The filters of every bin of `x`, (batch, bins, channels, filters, 2), in float64 on the
         CPU: not every device has it."""
-        return self.mixer.coefficients(self.x, **self.shared).cpu().double()
+        return self.mixer.coefficients(self.x, self.lengths, **self.shared).cpu().double()
 
 
 @contextmanager
 def watch_poles(model: nn.Module) -> Iterator[dict[str, Placing]]:
     """Note what enters every mixer of the model that places poles, by its name, while it is open.
 
-    They come in the order in which they run; one that filters nothing does not come.
+    They come in the order in which they run; one that filters nothing does not come. Where poles
+    are chosen by what came before, a call with a state raises ValueError.
     """
     seen: dict[str, Placing] = {}
     with ExitStack() as hooks:
@@ -56,9 +59,14 @@ def _note(
     positional: Any,
     named: dict[str, Any],
 ) -> None:
-    x = positional[0] if positional else named["x"]
-    lengths = positional[2] if len(positional) > 2 else named.get("lengths")
+    given = dict(zip(("x", "state", "lengths"), positional, strict=False)) | named
+    x, lengths = given["x"], given.get("lengths")
+    shared = {key: value for key, value in given.items() if key == "shared"}
+    if given.get("state") is not None and (shared or mixer.features is not None):
+        raise ValueError(
+            "state must be None while poles are watched that past bins choose: watch the whole "
+            "sequence; got one."
+        )
     if lengths is not None:
         x = x[:, : max(int(lengths.max()), 1)]
-    shared = {key: value for key, value in named.items() if key == "shared"}
-    seen[name] = Placing(mixer, realisation, x.detach(), shared)
+    seen[name] = Placing(mixer, realisation, x.detach(), lengths, shared)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polewise.layers import RmsNorm
+from polewise.layers import RmsNorm, require_input
 from polewise.mixers import feed_forward_width, mixer_config
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        dim = config.mixer.dim
+        self.dim = dim = config.mixer.dim
         build_shared = getattr(config.mixer, "build_shared", lambda: None)
         self.shared = build_shared()
         in_layer = getattr(config.mixer, "in_layer", lambda layer, num_layers: config.mixer)
@@ -115,6 +115,7 @@ class Backbone(nn.Module):
         """
         if state is not None and len(state.layers) != len(self.blocks):
             raise ValueError(f"state must hold {len(self.blocks)} layers; got {len(state.layers)}.")
+        require_input(x, self.dim)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
             x = self.shards.piece(x)

@@ -102,6 +102,6 @@ class PolewiseCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
             raise ValueError(
-                "tokens_to_remove must be 0: a state cannot be rolled back. Keep `cache.copy()` "
-                "from before and go back to it."
+                "tokens_to_remove must be 0: a state cannot be rolled back, so such a model is no "
+                "assistant of another. Keep `cache.copy()` from before and go back to it."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from polewise.did_you_mean import did_you_mean
 from polewise.mixers import all_options
 from polewise.models.backbone import BackboneConfig
 from polewise.models.pooling import Pooling
-from polewise.options import require_at_least, require_choice
+from polewise.options import require_at_least, require_choice, require_type
 
 
 @strict
@@ -73,10 +74,14 @@ class PolewiseConfig(PreTrainedConfig):
                 raise ValueError(f"{unknown} A mixer's own options go into mixer_options.")
             # A file, in which tools leave notes of their own.
             warnings.warn(f"{unknown} It is kept as a note.", stacklevel=2)
+        for name, hint in inspect.get_annotations(PolewiseConfig, eval_str=True).items():
+            require_type(name, getattr(self, name), hint)
         backbone = self.backbone()
         self.mixer_options = all_options(backbone.mixer)
         self.intermediate_size = backbone.intermediate_size
         super().__post_init__(**kwargs)
+        if self.problem_type is not None:
+            require_choice("problem_type", self.problem_type, _PROBLEM_TYPES)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -119,6 +124,8 @@ class PolewiseConfig(PreTrainedConfig):
             dropout=self.dropout,
         )
 
+
+_PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 _KEYS_OF_TRANSFORMERS = (
     "architectures", "auto_map", "dtype", "id2label", "label2id", "model_type", "name_or_path",

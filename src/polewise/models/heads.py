@@ -56,9 +56,11 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
         loss = None
         if labels is not None:
             scores, kind = logits, self.config.problem_type
+            integers = isinstance(labels, Tensor) and labels.dtype in (torch.int32, torch.int64)
             names_classes = kind == "single_label_classification" or (
-                kind is None and logits.shape[-1] > 1 and labels.dtype in (torch.int32, torch.int64)
+                kind is None and logits.shape[-1] > 1 and integers
             )
+            _require_labels(labels, logits, classes=names_classes)
             if names_classes:
                 labels = labels.long()
             else:  # numbers to be met, or one true or false for every score
@@ -117,7 +119,7 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         """
         _require_whole_rows(kwargs, "forecast")
         output = self.model(
-            None, attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
+            attention_mask=attention_mask, inputs_embeds=inputs_embeds, input_values=input_values,
             **kwargs | {"use_cache": False, "return_dict": True},
         )  # fmt: skip
         last = pool(output.last_hidden_state, attention_mask, "last")
@@ -132,6 +134,17 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=forecast, hidden_states=output.hidden_states
         )
+
+
+def _require_labels(labels: Tensor, scores: Tensor, *, classes: bool) -> None:
+    """Check that there is a class for every row, or a number for every score."""
+    rows, count = scores.shape
+    shapes = {(rows, 1), (rows,)} if classes or count == 1 else {(rows, count)}
+    got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+    if got not in shapes:
+        each = "an integer for each row" if classes else "a number for each score"
+        wanted = " or ".join(map(str, sorted(shapes)))
+        raise ValueError(f"labels must have shape {wanted}, {each}; got {got}.")
 
 
 def _alike(answer: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

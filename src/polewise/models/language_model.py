@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
+from transformers.generation import GenerateBeamDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
@@ -22,6 +23,8 @@ from polewise.models.modeling import (
     former_name_of_the_cache,
 )
 from polewise.models.rows import first_of_documents, real_tokens_first
+
+_CACHES = ("cache", "past_key_values")
 
 _COMPILED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
 """How a single step is compiled unless told otherwise."""
@@ -74,6 +77,12 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             use_cache=use_cache, seq_idx=seq_idx, return_dict=True, **kwargs,
         )  # fmt: skip
         logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+        for name, targets in (("labels", labels), ("shift_labels", shifted)):
+            if targets is not None and targets.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"{name} must have shape {tuple(logits.shape[:2])}, a token for each row of "
+                    f"logits; got {tuple(targets.shape)}."
+                )
         loss = None
         if shifted is not None:  # targets as they stand, of a caller who knows all of this
             loss = self.loss_function(
@@ -149,13 +158,18 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
 
         Greedy, sampling, beams, streamers, stopping criteria, left padding, `inputs_embeds`, and
         going on from a returned cache. A state cannot be rolled back, so assisted decoding is
-        refused.
+        refused. Beams return no cache: theirs is that of the beams under way, in another order
+        than the sequences, some of which ended long before.
 
         Raises:
             ValueError: an empty prompt or batch, or what such a model cannot do.
         """
         require_prompt(inputs, kwargs)
-        return super().generate(inputs, *args, **kwargs)
+        written = super().generate(inputs, *args, **kwargs)
+        if isinstance(written, GenerateBeamDecoderOnlyOutput):
+            kept = {name: value for name, value in written.items() if name not in _CACHES}
+            return GenerateBeamDecoderOnlyOutput(**kept)
+        return written
 
     def generate_batch(self, *_: Any, **__: Any) -> Any:
         """Refused: continuous batching pages keys and values, and a recurrent state has none.
@@ -209,6 +223,14 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             # As transformers marks it: whoever has it may go on from it, so no token too many is
             # read before the end is noticed.
             model_kwargs["cache"]._is_user_defined = True
+            rows, found = args[1], model_kwargs["cache"].batch_size
+            beams = max(generation_config.num_beams, generation_config.num_return_sequences)
+            if found not in (-1, rows * beams):
+                raise ValueError(
+                    f"cache must have a row for each of {rows * beams} sequences; got {found}. For "
+                    "several beams or sequences of a prompt repeat its rows, "
+                    f"cache.batch_repeat_interleave({beams})."
+                )
         elif model_kwargs.get("cache") is None and generation_config.use_cache:
             model_kwargs["cache"] = PolewiseCache()
 

@@ -300,6 +300,10 @@ class PolewiseModel(PolewisePreTrainedModel):
             raise ValueError("input_ids must be given: this model reads tokens, no numbers.")
         if not input_ids.numel():  # a tokenizer makes floats of an empty text
             input_ids = input_ids.long()
+        if input_ids.dtype not in (torch.int32, torch.int64):
+            raise TypeError(
+                f"input_ids must be int32 or int64; got {str(input_ids.dtype).split('.')[-1]}."
+            )
         try:
             return self.embed_tokens(input_ids)
         except IndexError:
@@ -318,6 +322,8 @@ class PolewiseModel(PolewisePreTrainedModel):
             ("input_values", input_values, (config.num_input_features,)),
             ("inputs_embeds", inputs_embeds, (config.hidden_size,)),
         ):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(f"{name} must be a tensor; got {type(given).__name__}.")
             if name == "input_values" and not config.num_input_features:
                 continue  # a model of tokens: another message
             if given is not None and (given.ndim != 2 + len(last) or given.shape[2:] != last):

@@ -8,9 +8,9 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from polewise.ops._checks import dtype_name
+from polewise.ops.eager import is_transformed
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -54,21 +54,6 @@ def float32_alone(*tensors: Tensor) -> str | None:
     if dtypes == {torch.float32}:
         return None
     return f"float32 tensors throughout; got {', '.join(sorted(map(dtype_name, dtypes)))}"
-
-
-def is_transformed() -> bool:
-    """Whether `torch.func` (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
-
-    They see through tensor operations, not into compiled loops, whose forward derivative
-    would come out as 0 without a word.
-    """
-    in_func = torch._C._functorch.peek_interpreter_stack() is not None
-    return in_func or forward_ad._current_level >= 0
-
-
-# `torch.compile` asks once, while it traces, with the transforms that it then is inside of. What
-# `torch.compiler.assume_constant_result` does, without importing all of the compiler for it.
-is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require_untransformed(backend: str) -> None:

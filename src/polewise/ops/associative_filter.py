@@ -206,7 +206,7 @@ def _step_by_step(q, k, v, decay, angle, state):
                 [cosine * real - sine * imag + product, sine * real + cosine * imag], 2
             )
         outputs.append((q[:, t, :, None, :] @ state[:, :, 0])[:, :, 0])
-    return torch.stack(outputs, 1) if outputs else torch.zeros_like(v), state
+    return torch.stack(outputs, 1) if outputs else v.clone(), state
 
 
 def _by_chunks(q, k, v, decay, angle, state):
@@ -226,7 +226,7 @@ def _by_chunks(q, k, v, decay, angle, state):
         y, state = _span(q[:, span], k[:, span], v[:, span], poles[:, span], state)
         outputs.append(y[:, : span.stop - start])
     if not outputs:
-        return torch.zeros_like(v), state.clone()
+        return v.clone(), state.clone()
     return put_back_from_then_on(torch.cat(outputs, 1), state, marks)
 
 

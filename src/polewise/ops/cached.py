@@ -7,8 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from polewise.ops._backends import is_transformed
-from polewise.ops.eager import values_are_at_hand
+from polewise.ops.eager import is_transformed, values_are_at_hand
 
 
 class Cached:

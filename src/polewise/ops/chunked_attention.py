@@ -104,7 +104,8 @@ def chunked_attention(
     q, k, v = (part.to(wide) for part in (q, k, v))
     lengths = checked_lengths(lengths, q)
     steps = real_steps(q, lengths)
-    q = hide_padding(q, lengths)  # 0 * NaN would reach the gradients of real keys
+    # Padding may be anything, and 0 times infinity is NaN.
+    q, k, v = (hide_padding(part, lengths) for part in (q, k, v))
     if not causal:
         y = run(q, k, v, chunk_length, bias, steps, None, sliding, False)
         return hide_padding(y, lengths).to(given), None

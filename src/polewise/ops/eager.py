@@ -1,9 +1,10 @@
-"""Whether the numbers of a tensor may be looked at."""
+"""Whether the numbers of a tensor may be looked at, and by what it is looked through."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def values_are_at_hand(x: Tensor) -> bool:
@@ -14,3 +15,18 @@ def values_are_at_hand(x: Tensor) -> bool:
     # Fake tensors, and those that vmap hands in, have none either.
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
     return type(x) in (Tensor, torch.nn.Parameter) and not wrapped
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
+
+    They see through tensor operations, not into compiled loops, whose forward derivative
+    would come out as 0 without a word.
+    """
+    in_func = torch._C._functorch.peek_interpreter_stack() is not None
+    return in_func or forward_ad._current_level >= 0
+
+
+# `torch.compile` asks once, while it traces, with the transforms that it then is inside of. What
+# `torch.compiler.assume_constant_result` does, without importing all of the compiler for it.
+is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]

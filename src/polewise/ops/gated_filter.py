@@ -105,7 +105,7 @@ def _step_by_step(q, k, v, decay, state):
         product = k[:, t, :, :, None] * v[:, t, :, None, :]
         state = decay[:, t, :, :, None] * state + product
         outputs.append((q[:, t, :, None, :] @ state)[:, :, 0])
-    return torch.stack(outputs, 1) if outputs else torch.zeros_like(v), state
+    return torch.stack(outputs, 1) if outputs else v.clone(), state
 
 
 def _by_chunks(q, k, v, decay, state):
@@ -115,7 +115,7 @@ def _by_chunks(q, k, v, decay, state):
     """
     length = q.shape[1]
     if not length:
-        return torch.zeros_like(v), state.clone()
+        return v.clone(), state.clone()
     (k, v, decay), marks = clean_and_mark(k, v, decay)
     q, k, v = (_chunks(part) for part in (q, k, v))
     decay = _chunks(decay, fill=1.0)

@@ -202,14 +202,15 @@ def _blockwise(x, decay, angle, mix, skip, offsets, lengths, state, bin_length, 
     bins = bin_of_each_step(offsets, length, bin_length, decay.shape[1])
     cosine = spread_over_steps(decay * angle.cos(), bins)
     sine = spread_over_steps(decay * angle.sin(), bins)
+    mix = spread_over_steps(mix.expand(*decay.shape, 2), bins)
+    mix = torch.where(real_step[..., None, None], mix, 0)  # padding's may be NaN, and so 0 * NaN
     rotation = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
     identity = torch.eye(2, dtype=x.dtype, device=x.device)
     matrix = torch.where(real_step[..., None, None, None], rotation, identity)
     x = torch.where(real_step[..., None], x, 0)
     drive = torch.stack([x, torch.zeros_like(x)], -1)
     states = affine_scan(matrix, drive, cleared, state)
-    mix = mix.expand(*decay.shape, 2)
-    y = (states * spread_over_steps(mix, bins)).sum(-1) + skip * x
+    y = (states * mix).sum(-1) + skip * x
     return torch.where(real_step[..., None], y, 0), states[:, -1].clone()
 
 
