@@ -72,7 +72,8 @@ def chunked_attention(
             `scaled_dot_product_attention`.
 
     Returns:
-        y: like `v`, in its dtype.
+        y: like `v`, in its dtype. A product of query and key that overflows may make earlier
+            outputs of its chunk NaN.
         state: for the next segment; None without `causal`.
 
     Raises:
