@@ -23,14 +23,16 @@ def main() -> int:
         )
     try:
         from polewise.cli import main as run
+    except KeyboardInterrupt:
+        return _fail("stopped before it began", 130)
     except ImportError as error:  # a package of another version than the extra asks for
         return _fail(f'{error}. In a checkout of Polewise pip install ".[train]" mends it')
     return run()
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, exit_code: int = 2) -> int:
     print(f"polewise: error: {message}", file=sys.stderr)
-    return 2
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ def files_in(folder):
         ("train", "train must be followed by a task, recall, mqar, "),
         ("train recal", "Did you mean 'recall'?"),
         ("train recall --lenght 8", "unknown option --lenght 8. Did you mean --length?"),
+        ("train text --learning-rat 3", "Did you mean --learning-rate?"),
+        ("train text --splitsequence --nosuch 3", "Did you mean --split-sequence?"),
         ("train recall --length x", "--length must be an integer; got 'x'."),
+        ("train text --max-steps 1e3", "--max-steps must be None or an integer; got '1e3'."),
+        ("train text --out caf\udce9", "out must be a path in UTF-8"),
         ("train recall --length 7", "length must be even"),
         ("train recall --length", "--length"),
         ("train recall --mixer fokus", "Did you mean 'focus'?"),
@@ -91,6 +95,13 @@ def test_a_mistake_is_one_line_and_creates_nothing(words, answer, capsys, tmp_pa
     assert printed.err.count("\n") == 1
     assert answer in printed.err
     assert files_in(tmp_path) == []
+
+
+def test_the_nearest_option_is_the_same_in_a_narrow_terminal(capsys, monkeypatch):
+    for columns in ("20", "40", "60"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["train", "text", "--splitsequence", "--nosuchoptionatall", "3"]) == 2
+        assert "Did you mean --split-sequence?" in capsys.readouterr().err
 
 
 def test_with_traceback_the_whole_account_is_raised():

@@ -106,6 +106,15 @@ def test_a_column_that_never_changes_is_left_at_zero(tmp_path):
     assert not next(task.train_batches(0))["inputs"][..., 1].any()
 
 
+@pytest.mark.parametrize("large", ["1e300", "1.5e308"])
+def test_numbers_that_cannot_be_scaled_are_refused(large, tmp_path):
+    path = tmp_path / "large.csv"
+    rows = (f"day {n},{large if n % 2 else '-' + large}\n" for n in range(60))
+    path.write_text("date,value\n" + "".join(rows))
+    with pytest.raises(ValueError, match="source must hold numbers that float32 can"):
+        ForecastTask(source=str(path), length=8, horizon=4).prepare()
+
+
 def test_other_numbers_have_another_fingerprint(source, tmp_path):
     table = TABLE.copy()
     table[99, 0] += 1e-4

@@ -13,8 +13,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from polewise.tasks import ImagesTask, RecallTask, TextTask
-from polewise.training import NonFiniteError, Outcome, Run, RunFolder, evaluate, resume, train
+from polewise.training import (
+    NonFiniteError,
+    Outcome,
+    Run,
+    RunFolder,
+    TrainingOptions,
+    evaluate,
+    resume,
+    train,
+)
 from polewise.training.display import Display, format_seconds
+from polewise.training.progress import Progress, remaining_seconds
 from polewise.training.stopping import stop_requests
 
 
@@ -268,14 +278,6 @@ def test_a_spent_run_resumes_only_with_a_larger_budget(tmp_path, small_run):
     assert outcome.folder.read_run().training.max_steps == 8
 
 
-def test_a_cut_off_line_of_the_log_is_left_out(tmp_path, small_run):
-    folder = RunFolder.create(tmp_path / "run", small_run())
-    folder.append_metrics({"kind": "train", "step": 1})
-    with folder.metrics_path.open("a") as file:
-        file.write('{"kind": "tra')
-    assert folder.read_metrics() == [{"kind": "train", "step": 1}]
-
-
 def test_evaluation_weighs_batches_by_what_they_hold(tmp_path, small_run):
     run = small_run()
     model = train(run, tmp_path / "run", console=quiet()).folder.load_model()
@@ -303,6 +305,31 @@ def test_progress_is_plain_lines_without_a_terminal_that_moves(terminal):
 )
 def test_durations_read_like_a_clock(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_time_that_remains_is_told_once_a_step_was_timed():
+    progress, options = Progress(), TrainingOptions(max_steps=10)
+    progress.step = 1  # the first, which compiles, is not timed
+    assert remaining_seconds(progress, options) is None
+    progress.step, progress.seconds = 2, 3.0
+    assert remaining_seconds(progress, options) == pytest.approx(12.0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "eval", "step": 1}',
+        '{"kind": "train", "step": 1, "seconds": 1.0, "loss": "x"}',
+        '{"kind": "train", "step": true, "seconds": 1.0}',
+        "[1]",
+        '{"kind": "tra',
+    ],
+)
+def test_a_damaged_line_of_the_log_is_left_out(line, tmp_path, small_run):
+    folder = RunFolder.create(tmp_path / "run", small_run())
+    whole = {"kind": "train", "step": 1, "seconds": 1.5, "loss": 2}
+    folder.metrics_path.write_text(f"{json.dumps(whole)}\n{line}\n")
+    assert folder.read_metrics() == [whole]
 
 
 def test_config_is_json_that_names_the_task(tmp_path, small_run):

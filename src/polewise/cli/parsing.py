@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import re
@@ -98,6 +99,11 @@ def _one_line(panel: str, command: str) -> str:
         return f"{body[1]} is missing. Try: polewise {command} --help"
     what = re.sub(r"^Error parsing (task|model|training|options): ", "", what)
     what = re.sub(
+        r"^Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\].*",
+        lambda found: f"{found[1]} must be {_kinds(found[2])}; got {found[3]!r}.",
+        what,
+    )
+    what = re.sub(
         r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)",
         r"\1 must be an integer; got \2.",
         what,
@@ -105,9 +111,18 @@ def _one_line(panel: str, command: str) -> str:
     if what.startswith("Unrecognized options: "):
         what = what.replace("Unrecognized options: ", "unknown option ").replace(", ", " ")
     near = re.findall(r"^(--[a-z][\w-]*)", "\n".join(body[rules[0] :]), flags=re.MULTILINE)
+    unknown = re.findall(r"--[^\s=]+", what)
+    near = [option for option in near if option not in unknown]
     if near and what.startswith("unknown option"):
-        return f"{what}. Did you mean {near[0]}?"
+        nearest = difflib.get_close_matches(unknown[0], near, n=1, cutoff=0)[0]
+        return f"{what}. Did you mean {nearest}?"
     return f"{what}" if what.endswith(".") else f"{what}. Try: polewise {command} --help"
+
+
+def _kinds(types: str) -> str:
+    """`{None}|INT` in words."""
+    words = {"{None}": "None", "INT": "an integer", "FLOAT": "a number"}
+    return " or ".join(words.get(each, each) for each in types.split("|"))
 
 
 def _is_rule(line: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from typing import Any, get_args
 
@@ -74,7 +73,7 @@ class PolewiseConfig(PreTrainedConfig):
                 raise ValueError(f"{unknown} A mixer's own options go into mixer_options.")
             # A file, in which tools leave notes of their own.
             warnings.warn(f"{unknown} It is kept as a note.", stacklevel=2)
-        for name, hint in inspect.get_annotations(PolewiseConfig, eval_str=True).items():
+        for name, hint in _TYPES.items():
             require_type(name, getattr(self, name), hint)
         backbone = self.backbone()
         self.mixer_options = all_options(backbone.mixer)
@@ -124,6 +123,13 @@ class PolewiseConfig(PreTrainedConfig):
             dropout=self.dropout,
         )
 
+
+_TYPES: dict[str, Any] = {
+    "mixer_options": dict | None, "max_position_embeddings": int, "tie_word_embeddings": bool,
+    "use_cache": bool, "pad_token_id": int | None, "bos_token_id": int | None,
+    "eos_token_id": int | list[int] | None,
+}  # fmt: skip
+"""Of what nothing else checks."""
 
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 

@@ -99,6 +99,11 @@ class ForecastTask:
                 f"length and horizon must fit into the {last - first:,} rows to train; got "
                 f"{self.length} and {self.horizon}."
             )
+        if not np.isfinite(self._scaled).all():
+            raise ValueError(
+                "source must hold numbers that float32 can, once scaled by the mean and deviation "
+                "of the rows to train; got some that overflow."
+            )
         first, last = self._bounds(self.part)
         if last - first < self.horizon:
             raise ValueError(
@@ -161,8 +166,11 @@ class ForecastTask:
     def _scaled(self) -> np.ndarray:
         table = self._table[:, -1:] if self.univariate else self._table
         train = table[slice(*self._bounds("train"))]
-        deviation = train.std(0)
-        return ((table - train.mean(0)) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # `prepare` says so
+            deviation, mean = train.std(0), train.mean(0)
+            scaled = (table - mean) / np.where(deviation > 0, deviation, 1)
+            # A deviation that overflows would make everything 0.
+            return np.where(np.isfinite(deviation), scaled, np.nan).astype(np.float32)
 
     @cached_property
     def _table(self) -> np.ndarray:

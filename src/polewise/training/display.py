@@ -37,9 +37,10 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, share: float, status: str, remaining: float) -> None:
+    def update(self, share: float, status: str, remaining: float | None) -> None:
         """Show the share of the budget that is spent, the measures, and the seconds that remain."""
-        status = f"{status}, {format_seconds(remaining)} left"
+        if remaining is not None:
+            status = f"{status}, {format_seconds(remaining)} left"
         if self._bar is not None:
             self._bar.update(self._row, completed=share, status=status)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:

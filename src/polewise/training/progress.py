@@ -132,9 +132,11 @@ def spent_share(progress: Progress, options: TrainingOptions) -> float:
     return max(by_steps, by_seconds)
 
 
-def remaining_seconds(progress: Progress, options: TrainingOptions) -> float:
-    """Return the seconds of training that remain at the rate so far."""
+def remaining_seconds(progress: Progress, options: TrainingOptions) -> float | None:
+    """Return the seconds of training that remain at the rate so far; None before there is one."""
     spent = spent_share(progress, options)
+    if spent < 1 and not progress.seconds:  # the first step is not timed
+        return None
     return progress.seconds * (1 - spent) / spent if spent > 0 else 0.0
 
 

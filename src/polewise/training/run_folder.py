@@ -61,6 +61,13 @@ class RunFolder:
         """
         folder = cls(path)
         try:
+            os.fsencode(folder.path).decode()
+        except UnicodeError:
+            raise ValueError(
+                f"out must be a path in UTF-8, or TensorBoard cannot write there; got "
+                f"{os.fsencode(folder.path)!r}."
+            ) from None
+        try:
             require_free(folder.path)
             if folder.path.exists():
                 folder._take(run)
@@ -217,7 +224,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of `metrics.jsonl`; one that is cut off or damaged is left out."""
-        if not self.metrics_path.exists():
+        if not self.metrics_path.is_file():
             return []
         records = []
         for line in self.metrics_path.read_bytes().splitlines():
@@ -225,9 +232,7 @@ class RunFolder:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if not isinstance(record, dict):
-                continue
-            if isinstance(record.get("step"), int) and isinstance(record.get("kind"), str):
+            if isinstance(record, dict) and _is_record(**record):
                 records.append(record)
         return records
 
@@ -339,6 +344,16 @@ class RunFolder:
         while it was being replaced."""
         found = (self.model_path, self.path / ".model.old", self.last_model_path)
         return [path for path in found if path.is_dir()]
+
+
+def _is_record(kind: Any = None, step: Any = None, seconds: Any = None, **measures: Any) -> bool:
+    """Whether a line of `metrics.jsonl` is one that a run writes."""
+    numbers = (seconds, *measures.values())
+    return (
+        isinstance(kind, str)
+        and type(step) is int
+        and all(type(number) in (int, float) for number in numbers)
+    )
 
 
 def require_free(path: Path) -> None:
