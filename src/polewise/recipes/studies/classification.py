@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from polewise.recipes.studies.plan import in_seconds, in_steps, study_of
 from polewise.recipes.studies.study import Comparison, Size, Study
 from polewise.recipes.studies.systems import (
@@ -15,6 +17,7 @@ from polewise.recipes.studies.systems import (
 from polewise.tasks import ImagesTask, SpokenDigitsTask
 
 CLASSIFIERS = (*(name for name in PEERS if name != "hyena"), "mamba2-deep", "s4d-deep")
+_WITH_FILTERS = ("focus", "mega", "s4d", "mamba2-deep")
 TOO_MANY = ("mamba2", "s4d-deep", "focus-convolution", "focus-filters")
 """Not asked for pixels in twenty minutes: Mamba-2 takes part as its authors stack it, without
 feed-forwards, S4D so makes one step while Focus makes four, a convolution sees 31 pixels, and poles
@@ -29,6 +32,24 @@ def table4(size: Size) -> Study:
 def permuted(size: Size) -> Study:
     """Who names a digit best from its pixels in an order that hides what is near?"""
     return study_of(permuted, size, _digits(size, permuted=True))
+
+
+def slow_filters(size: Size) -> Study:
+    """Should filters learn more slowly than matrices?
+
+    Study `permuted`, those of its systems that have filter parameters; for these three tenths of
+    the rate.
+    """
+    whole = _digits(size, permuted=True)
+    return study_of(
+        slow_filters,
+        size,
+        replace(
+            whole,
+            systems=tuple(each for each in whole.systems if each.name in _WITH_FILTERS),
+            training=replace(whole.training, filter_learning_rate=0.3),
+        ),
+    )
 
 
 def _digits(size: Size, *, permuted: bool) -> Comparison:

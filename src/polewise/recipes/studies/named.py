@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from polewise.options import require_choice
 from polewise.recipes.studies.ablations import ablations
-from polewise.recipes.studies.classification import audio, permuted, table4
+from polewise.recipes.studies.classification import audio, permuted, slow_filters, table4
 from polewise.recipes.studies.cost import table5
 from polewise.recipes.studies.elsewhere import elsewhere
 from polewise.recipes.studies.plan import question_of
@@ -29,6 +29,7 @@ STUDIES: dict[str, Callable[[Size], Study]] = {
     "text": text,
     "table4": table4,
     "permuted": permuted,
+    "slow_filters": slow_filters,
     "audio": audio,
     "table5": table5,
     "mqar": mqar,
