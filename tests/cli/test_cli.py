@@ -97,6 +97,24 @@ def test_a_mistake_is_one_line_and_creates_nothing(words, answer, capsys, tmp_pa
     assert files_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("train recall --lenth 5", "unknown option --lenth 5. Did you mean --length?"),
+        ("train recall --length x", "--length must be an integer; got 'x'."),
+        ("eval", "RUN is missing."),
+    ],
+)
+def test_a_mistake_on_a_terminal_is_the_same_line(words, answer, capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert answer in error
+    assert error.count("\n") == 1
+    assert "\x1b" not in error
+
+
 def test_the_nearest_option_is_the_same_in_a_narrow_terminal(capsys, monkeypatch):
     for columns in ("20", "40", "60"):
         monkeypatch.setenv("COLUMNS", columns)

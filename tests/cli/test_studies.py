@@ -36,6 +36,7 @@ def tiny(monkeypatch):
         ("study tabel1", "Did you mean 'table1'?"),
         ("study table1 --size huge", "--size"),
         ("study table1 --only nothing", "only must match a run of table1, such as 30/focus/"),
+        ("study table1 --only nothing --list", "only must match a run of table1"),
         ("study table1 --jobs 0", "jobs must be an integer of at least 1; got 0."),
         ("report", "results must be given; there is no benchmarks/results/study-*.json here."),
         ("report nothing.json", "results must be the results file of a study; nothing.json"),

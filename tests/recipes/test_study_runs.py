@@ -9,6 +9,7 @@ import pickle
 import resource
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from polewise.tasks import RecallTask, TextTask
 from polewise.training import RunFolder
 from polewise.training.errors import TrainingError
 from polewise.training.run_folder import OUTCOME
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def test_a_finished_study_is_not_run_again_and_its_rows_tell_everything(
@@ -319,6 +322,38 @@ def test_only_takes_a_pattern_or_one_whole_name(tiny_study, tmp_path):
     assert run_study(study, **places, only="short/attention/rate-0.01-seed-1").num_done == 2
     with pytest.raises(ValueError, match=r"only must match a run of tiny, such as short/attention"):
         run_study(study, **places, only="*/focus/*")
+
+
+def test_results_of_another_study_are_left_alone(tiny_study, tmp_path):
+    path = tmp_path / "study.json"
+    study = tiny_study(rates=(1e-3,), names=("attention",))
+    run_study(study, out=tmp_path / "runs", results=path)
+    written = path.read_bytes()
+    other = replace(study, name="other")
+    with pytest.raises(ValueError, match=r"results must be those of study other, .* study tiny"):
+        run_study(other, out=tmp_path / "others", results=path)
+    assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("metrics", None),
+        ("metrics", {}),
+        ("metrics", {"accuracy": "x"}),
+        ("steps", None),
+        ("parameters", "many"),
+        ("curve", 5),
+        ("curve", [{}]),
+        ("environment", -1),
+    ],
+)
+def test_a_damaged_row_is_explained(place, value, tmp_path):
+    values = json.loads((RESULTS / "study-table1-cpu.json").read_text())
+    values["rows"][0][place] = value
+    (tmp_path / "damaged.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="results must be the results file of a study"):
+        read_results(tmp_path / "damaged.json")
 
 
 def test_a_folder_with_other_options_is_left_alone(tiny_study, tmp_path):

@@ -300,6 +300,18 @@ def test_progress_is_plain_lines_without_a_terminal_that_moves(terminal):
     ]
 
 
+def test_on_a_narrow_terminal_title_share_and_time_are_whole():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, _environ={"TERM": "xterm"})
+    status = "loss 3.346, gradient norm 0.8048, positions per second 5690"
+    with Display("mnist/focus/rate-0.002", console) as display:
+        display.update(0.25, status, 65)
+        display._bar.refresh()
+    frame = console.file.getvalue()
+    assert "mnist/focus/rate-0.002" in frame
+    assert "25%" in frame
+    assert "1:05 left, loss" in frame
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (725, "12:05"), (3723, "1:02:03")]
 )

@@ -89,6 +89,7 @@ def _with_one_budget(words: list[str]) -> list[str]:
 
 def _one_line(panel: str, command: str) -> str:
     """Fold the panel that tyro prints into one line: what is wrong, and the nearest option."""
+    panel = re.sub(r"\x1b\[[0-9;]*m", "", panel)  # colours, where stdout is a terminal
     lines = [line.strip(" │") for line in panel.splitlines()]
     # The first line is the title; where the terminal has no box characters, a rule follows it.
     body = [line for line in lines[1:] if line and not line.startswith("╰")]

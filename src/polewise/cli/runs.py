@@ -82,7 +82,9 @@ def info(run: RunPath) -> int:
     print(f"parameters  {model.num_parameters():,}")
     if spec.kind == "language":
         length = spec.length
-        size = model.state_num_bytes(length=length)
+        size = model.state_num_bytes(length=1)
+        if size != model.state_num_bytes(length=2):  # it grows, and only reading tells how far
+            size = model.state_num_bytes(length=length)
         streaming = f"{size:,} bytes a sequence when streaming, after {length:,} steps"
         print(f"state       {streaming if size else 'none: with these options it cannot stream'}")
     if evaluations := folder.read_evaluations():
@@ -108,12 +110,14 @@ def export(run: RunPath, to_hub_folder: Path) -> int:
     if to_hub_folder.exists() and (not to_hub_folder.is_dir() or any(to_hub_folder.iterdir())):
         raise ValueError(f"to_hub_folder must be a new or empty folder; {to_hub_folder} exists.")
     from polewise.models.hub import export_for_hub
+    from polewise.models.progress_bars import without_progress_bars
 
     model: Any = folder.load_model()
     with explained_saving("the model", to_hub_folder, then="export it again"):
         to_hub_folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=to_hub_folder, prefix=".") as partial:
-            export_for_hub(model, partial)
+            with without_progress_bars():
+                export_for_hub(model, partial)
             for path in Path(partial).iterdir():
                 path.rename(to_hub_folder / path.name)
     print(f"everything is in {to_hub_folder}; its README.md says how to load it")
@@ -137,6 +141,7 @@ def serve(run: RunPath, host: str = "127.0.0.1", port: int = 8000) -> int:
     path = require_text_run(run).verified_model_path()
     from polewise.models import serving
 
+    serving.require_free(host, port)
     print(f'http://{host}:{port}/v1 will answer requests for "model": "{path}"', flush=True)
     try:
         serving.serve(path, host=host, port=port)

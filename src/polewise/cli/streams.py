@@ -210,6 +210,8 @@ def _read_state(path: Path | None, model: Any) -> ByteStreamState:
         raise ValueError(f"state must be one of this model: {error}") from error
     if not torch.equal(made_by, weights):
         raise ValueError(f"state must be one of this model: other weights made {path}.")
+    if any(bool(part.isnan().any()) for part in states.tensors(kept)):
+        raise ValueError(f"state must hold numbers; {path} holds NaN.")
     return kept
 
 

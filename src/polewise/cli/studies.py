@@ -66,6 +66,8 @@ def study(
     called = f"{name}-{size}"
     runs = (out or Path("runs/studies")) / called
     results = (out or _RESULTS) / f"study-{called}.json"
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"out must be a folder; {out} is none.")
     if list:
         return _list(chosen, only, Results(chosen, results))
     outcome = run_study(
@@ -78,7 +80,8 @@ def study(
         console=Console(),
     )
     print(f"{outcome.status}: {outcome.num_done} runs done, {outcome.num_left} left")
-    print(f"results are in {outcome.results}")
+    if outcome.results.exists():
+        print(f"results are in {outcome.results}")
     for failed in outcome.failed:
         print(f"broke off, the same command goes on with it: {failed}")
     return outcome.exit_code
@@ -134,6 +137,7 @@ def report(
 
 def _list(study: Study, only: str, results: Results) -> int:
     """Print every run whose rate is known, and what it measured."""
+    study.require_match(only)
     print(study.question)
     measured = results.measured()
     done = [trial for trial in study.trials() if trial.name in measured]

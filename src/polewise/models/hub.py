@@ -48,7 +48,8 @@ from transformers import {auto_class}
 model = {auto_class}.from_pretrained("path/of/this/folder", trust_remote_code=True)
 ```
 
-The Python files beside this one are the model's code. Where Polewise is installed,
+The Python files beside this one are the model's code, which a tokenizer's `from_pretrained` wants
+`trust_remote_code=True` for as well. Where Polewise is installed,
 `import polewise.models.huggingface` lets the same folder load without `trust_remote_code`.
 """
 

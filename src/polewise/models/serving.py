@@ -55,7 +55,7 @@ def start(model_folder: str | Path, *, host: str, port: int, in_background: bool
             f"model_folder must hold a tokenizer; {folder} has none. For a model of bytes: "
             "polewise.models.tokenizer.byte_tokenizer().save_pretrained(folder)."
         )
-    _require_free(host, port)
+    require_free(host, port)
     _prepare_server()
     from transformers.cli.serve import Serve
 
@@ -65,8 +65,12 @@ def start(model_folder: str | Path, *, host: str, port: int, in_background: bool
     )  # fmt: skip
 
 
-def _require_free(host: str, port: int) -> None:
-    """Before a model is loaded for nothing."""
+def require_free(host: str, port: int) -> None:
+    """Check that a server can listen there, before a model is loaded for nothing.
+
+    Raises:
+        ValueError: it is no address of this machine, or somebody listens at it.
+    """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
@@ -98,7 +102,7 @@ def _answer_for_this_model_alone(build: Callable[..., Any]) -> Callable[..., Any
             message = f"a request must have {error}" if isinstance(error, KeyError) else str(error)
             return JSONResponse({"error": {"message": message}}, status_code=400)
 
-        for mistake in (ValueError, KeyError, TypeError):
+        for mistake in (ValueError, KeyError, TypeError, AttributeError):
             app.add_exception_handler(mistake, explain)
 
         return app

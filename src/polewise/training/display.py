@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -25,7 +26,7 @@ class Display:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[status]}"),
+                _StatusColumn(),
                 console=self.console,
                 transient=True,
             )
@@ -39,17 +40,25 @@ class Display:
 
     def update(self, share: float, status: str, remaining: float | None) -> None:
         """Show the share of the budget that is spent, the measures, and the seconds that remain."""
-        if remaining is not None:
-            status = f"{status}, {format_seconds(remaining)} left"
-        if self._bar is not None:
+        left = None if remaining is None else f"{format_seconds(remaining)} left"
+        if self._bar is not None:  # what a narrow terminal cuts off comes last
+            status = f"{left or 'beginning'}, {status}"
             self._bar.update(self._row, completed=share, status=status)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            print_line(self.console, f"{self.title} {share:4.0%}  {status}")
+            tail = "" if left is None else f", {left}"
+            print_line(self.console, f"{self.title} {share:4.0%}  {status}{tail}")
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
         print_line(self.console, f"{self.title}  {text}")
+
+
+class _StatusColumn(ProgressColumn):
+    """The one column that a narrow terminal shortens."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["status"], no_wrap=True, overflow="ellipsis")
 
 
 def format_number(value: float) -> str:

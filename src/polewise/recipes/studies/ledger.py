@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from polewise.did_you_mean import did_you_mean
 from polewise.recipes.studies.results import Results
 from polewise.recipes.studies.study import Study, Trial
 from polewise.recipes.studies.trial_run import has_outcome, processes, read_row
@@ -38,12 +37,7 @@ class Ledger:
         Raises:
             ValueError: `only` matches no run.
         """
-        names = [trial.name for trial in study.trials()]
-        if not any(fnmatchcase(name, only) for name in names):
-            raise ValueError(
-                f"only must match a run of {study.name}, such as {names[0]}; got "
-                f"{only!r}.{did_you_mean(only, names)}"
-            )
+        study.require_match(only)
         ledger = cls(study, out, results, only, console)
         if outdated := results.outdated:
             ledger.say(

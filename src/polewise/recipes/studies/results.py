@@ -57,7 +57,13 @@ class Results:
         if not self.path.exists():
             return
         trials = {trial.name: trial for trial in self.study.trials()}
-        for row in read_results(self.path)["rows"]:
+        found = read_results(self.path)
+        if (found["study"], found["size"]) != (self.study.name, self.study.size):
+            raise ValueError(
+                f"results must be those of study {self.study.name}, size {self.study.size}; "
+                f"{self.path} holds those of {found['study']}, size {found['size']}."
+            )
+        for row in found["rows"]:
             name = row["run"]
             row.pop("of_another_study", None)
             if name in self.rows:
@@ -132,11 +138,17 @@ def read_results(path: Path) -> dict[str, Any]:
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']} is not {FORMAT}")
         _require("the file", values, "study", "size", "question", "comparisons", "rows")
+        headlines = {}
         for comparison in values["comparisons"]:
             _require("a comparison", comparison, *_COMPARISON)
+            _require_kind("learning_rates", comparison["learning_rates"], list)
+            headlines[comparison["name"]] = comparison["headline"]
         for row in values["rows"]:
+            _require_kind("environment", row["environment"], int)
+            if row["environment"] < 0:
+                raise ValueError("environment must be the number of one")
             row["environment"] = values["environments"][row["environment"]]
-            _require_row(row)
+            _require_row(row, headlines)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"results must be the results file of a study; {path}: {error!r}."
@@ -144,11 +156,27 @@ def read_results(path: Path) -> dict[str, Any]:
     return values
 
 
-def _require_row(row: Any) -> None:
+def _require_row(row: Any, headlines: dict[str, str]) -> None:
     _require("a row", row, *_ROW)
     _require(f"the machine of {row['run']}", row["environment"], *_MACHINE)
+    _require_kind("curve", row["curve"], list)
+    for point in row["curve"]:
+        _require("a point of a curve", point, "step")
+    _require_kind("parameters", row.get("parameters"), int | None)
     if row["status"] == "done":
         _require(row["run"], row, "metrics", "steps")
+        _require_kind("steps", row["steps"], int)
+        # A row of another version of the study may be of a comparison that is no more.
+        if headline := headlines.get(row["comparison"]):
+            _require(f"metrics of {row['run']}", row["metrics"], headline)
+        _require_kind("metrics", row["metrics"], dict)
+        for name, value in row["metrics"].items():
+            _require_kind(name, value, int | float)
+
+
+def _require_kind(name: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, not {value!r:.60}")
 
 
 def _require(what: str, part: Any, *names: str) -> None:

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from math import isnan
 from typing import Any, Literal, NamedTuple
 
+from polewise.did_you_mean import did_you_mean
 from polewise.options import require_at_least
 from polewise.tasks import best_of
 from polewise.training import ModelOptions, Run, TrainingOptions
@@ -191,6 +193,19 @@ class Study:
             for rate in comparison.learning_rates:
                 for system in comparison.systems:
                     yield from seed_trials(comparison, system, rate)
+
+    def require_match(self, only: str) -> None:
+        """Check that a pattern matches the name of a run.
+
+        Raises:
+            ValueError: none; the nearest name is suggested.
+        """
+        names = [trial.name for trial in self.trials()]
+        if not any(fnmatchcase(name, only) for name in names):
+            raise ValueError(
+                f"only must match a run of {self.name}, such as {names[0]}; got "
+                f"{only!r}.{did_you_mean(only, names)}"
+            )
 
     def open_trials(self, measured: Mapping[str, Measured]) -> list[Trial]:
         """Return the runs that are missing and whose rate is known by now, in their order.
