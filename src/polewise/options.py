@@ -121,8 +121,9 @@ def _has_type(value: Any, hint: Any) -> bool:
         hints = _hints_of_items(hint, len(value))
         return len(hints) == len(value) and all(map(_has_type, value, hints))
     if origin is list:
-        (each,) = typing.get_args(hint)
-        return isinstance(value, list) and all(_has_type(item, each) for item in value)
+        return isinstance(value, list) and all(
+            _has_type(item, each) for item in value for each in typing.get_args(hint)
+        )
     if origin is dict:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint is None or hint is type(None):

@@ -108,9 +108,9 @@ def test_every_mixer_names_an_input_or_an_option_that_does_not_fit(name):
 def test_a_state_of_other_rows_is_named(name):
     mixer = built(name, {})
     _, state = mixer(torch.zeros(3, 5, 8))
-    if state is not None:
-        with pytest.raises(ValueError, match="state must be of as many rows as x, 2; got 3"):
-            mixer(torch.zeros(2, 5, 8), state)
+    assert state is not None
+    with pytest.raises(ValueError, match="state must have as many rows as x, 2; got 3"):
+        mixer(torch.zeros(2, 5, 8), state)
 
 
 @pytest.mark.parametrize("hypernetwork", ["recurrent", "shared_recurrent", "shared_long_conv"])

@@ -105,6 +105,8 @@ def test_it_goes_through_every_transform():
 
     leaf = x.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(total(leaf), leaf)
+    by_row = torch.func.vmap(torch.func.grad(total))(torch.stack([x, x]))
+    torch.testing.assert_close(by_row[1], wanted)
     _, slope = torch.func.jvp(total, (x,), (direction,))
     torch.testing.assert_close(slope, (wanted * direction).sum())
     curvature = torch.func.hessian(total)(x).reshape(20, 20) @ direction.flatten()

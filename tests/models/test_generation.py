@@ -99,8 +99,12 @@ def test_beams_return_no_cache_and_take_one_with_their_rows(model):
     assert "cache" not in found
     assert found.sequences.shape == (2, 10)
     read = model(ids[:, :4], use_cache=True).cache
-    with pytest.raises(ValueError, match=r"repeat its rows, cache\.batch_repeat_interleave\(3\)"):
+    with pytest.raises(
+        ValueError, match=r"Repeat its rows first, cache\.batch_repeat_interleave\(3\)"
+    ):
         model.generate(ids, cache=read, **beams)
+    with pytest.raises(ValueError, match=r"a row for each of 3 sequences; got 2\.$"):
+        model.generate(tokens(3, 6), cache=read.copy(), max_new_tokens=2)
     read.batch_repeat_interleave(3)
     assert torch.equal(model.generate(ids, cache=read, **beams), found.sequences)
 

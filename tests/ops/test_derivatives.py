@@ -138,11 +138,12 @@ def test_a_transform_of_compiled_loops_is_refused(form):
         grad(lambda x: case.run([x, *others], backend="cpu")[0].sum())(x)
 
 
+@pytest.mark.parametrize("length", [1, 40])
 @pytest.mark.parametrize("op", ["associative", "gated", "convolution", "attention"])
-def test_the_other_ops_go_through_every_transform(op):
+def test_the_other_ops_go_through_every_transform(op, length):
     draw = Draw()
-    q, k, v = (draw.normal(BATCH, 40, 2, 4) for _ in range(3))
-    decay, taps = draw.uniform(BATCH, 40, 2, 4), draw.normal(5, 2, 4).flatten(1)
+    q, k, v = (draw.normal(BATCH, length, 2, 4) for _ in range(3))
+    decay, taps = draw.uniform(BATCH, length, 2, 4), draw.normal(5, 2, 4).flatten(1)
     run = {
         "associative": lambda v: associative_filter(q, k, v, decay[..., 0], k[..., 0])[0],
         "gated": lambda v: gated_filter(q, k, v, decay)[0],

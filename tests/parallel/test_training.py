@@ -316,7 +316,7 @@ def test_what_ends_a_run_of_ours_is_not_taken_for_a_lost_process():
         raise SaveError("a checkpoint must be written to runs/igloo; free some space there.")
 
 
-def test_the_launcher_is_asked_for_shares_too(monkeypatch):
+def test_the_launcher_is_asked_for_sharding_too(monkeypatch):
     assert not asks_for_sharding(TrainingOptions(max_steps=1))
     assert asks_for_sharding(TrainingOptions(max_steps=1, shard_parameters=True))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -111,7 +111,7 @@ def test_numbers_that_cannot_be_scaled_are_refused(large, tmp_path):
     path = tmp_path / "large.csv"
     rows = (f"day {n},{large if n % 2 else '-' + large}\n" for n in range(60))
     path.write_text("date,value\n" + "".join(rows))
-    with pytest.raises(ValueError, match="source must hold numbers that float32 can"):
+    with pytest.raises(ValueError, match="source must hold numbers that fit into float32"):
         ForecastTask(source=str(path), length=8, horizon=4).prepare()
 
 

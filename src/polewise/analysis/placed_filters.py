@@ -57,7 +57,8 @@ class PlacedFilters:
     ) -> Complex[Tensor, "batch bins dim frequencies"]:
         """Return what each channel's filters, summed, do to a frequency in cycles per sample.
 
-        Every bin's filters are taken as if they held for ever.
+        Every bin's filters are taken as if they held for ever; of a mixer that looks both ways
+        forwards and backwards together.
 
         Raises:
             ValueError: they are a memory's.

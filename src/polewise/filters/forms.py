@@ -50,7 +50,7 @@ def unconstrained_to_coefficients(
     a2 = max_decay**2 * torch.tanh(v)
     if max_decay < 1:  # near the corners both round, and the sum may land beyond the edge
         edge = (1 + a2) * (1 - 2 * torch.finfo(a2.dtype).eps)
-        a1 = torch.minimum(torch.maximum(a1, -edge), edge)
+        a1 = a1.clamp(-edge, edge)
     return torch.stack([a1, a2], -1)
 
 

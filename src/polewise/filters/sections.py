@@ -108,7 +108,7 @@ def sos_to_normal_form(
 
     Returns:
         decay, angle, mix: the normal form.
-        skip: $d$, what of $x_t$ is added to the output.
+        skip: $d$, how much of $x_t$ is added to the output.
 
     Raises:
         ValueError: a section has real poles, different or equal, or the last axis is not 6.

@@ -6,7 +6,7 @@ from polewise.layers.adaptive_filters import (
     require_filters,
     unit_noise_gain,
 )
-from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features, bin_features
+from polewise.layers.bin_features import BinFeatures, BinFeaturesState, Features
 from polewise.layers.damped_ema import DampedEma
 from polewise.layers.feed_forward import FeedForward
 from polewise.layers.fixed_filters import fixed_filters
@@ -36,7 +36,6 @@ __all__ = [
     "RmsNorm",
     "ShortConv",
     "StepSize",
-    "bin_features",
     "fixed_filters",
     "gated_output",
     "heads_for",

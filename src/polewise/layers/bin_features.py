@@ -14,6 +14,7 @@ from polewise.layers.recurrent_embedder import RecurrentEmbedder
 from polewise.layers.regularised_conv import RegularisedConv
 from polewise.ops.padding import real_steps
 from polewise.ops.shards import Shards
+from polewise.options import require_choice
 
 
 class Features(NamedTuple):
@@ -51,6 +52,20 @@ class BinFeatures(nn.Module):
 
     Source: Lutati et al. 2023, Eq. 1-2; fixed windows and the running state are ours.
     """
+
+    @classmethod
+    def named(
+        cls, embedder: str, dim: int, bin_length: int, windows: int, *, taps: int, causal: bool
+    ) -> BinFeatures:
+        """Return features by the name of their embedder: "recurrent", in constant memory, or
+        "long_conv", the publication's, with a kernel of so many `taps`.
+
+        Raises:
+            ValueError: another name.
+        """
+        require_choice("embedder", embedder, ("recurrent", "long_conv"))
+        embed = RegularisedConv(dim, taps) if embedder == "long_conv" else RecurrentEmbedder(dim)
+        return cls(embed, bin_length, windows, causal=causal)
 
     def __init__(
         self, embedder: nn.Module, bin_length: int, windows: int, *, causal: bool = True
@@ -158,12 +173,3 @@ class BinFeatures(nn.Module):
 def _finite(pooled: Tensor) -> Tensor:
     """Windows that hold no step (at the end of a sequence) count as 0 rather than -inf."""
     return pooled.masked_fill(pooled == -torch.inf, 0)
-
-
-def bin_features(
-    embedder: str, dim: int, bin_length: int, windows: int, *, taps: int, causal: bool
-) -> BinFeatures:
-    """Features of bins by the name of their embedder: "recurrent", in constant memory, or
-    "long_conv", the publication's, with a kernel of so many `taps`."""
-    embed = RegularisedConv(dim, taps) if embedder == "long_conv" else RecurrentEmbedder(dim)
-    return BinFeatures(embed, bin_length, windows, causal=causal)

@@ -23,11 +23,10 @@ def require_input(x: Tensor, dim: int, state: object = None, *, causal: bool = T
             "state must be None without causal: filtering backwards in time needs the whole "
             "sequence. Set causal=True to stream."
         )
+    rows = x.shape[0]
     for part in tensors(state):
-        if part.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"state must be of as many rows as x, {x.shape[0]}; got {part.shape[0]}."
-            )
+        if part.shape[0] != rows:
+            raise ValueError(f"state must have as many rows as x, {rows}; got {part.shape[0]}.")
 
 
 def steps_before(

@@ -5,8 +5,8 @@
 x and y are (batch, length, dim); the equation opens each file. `state` is what the segment before
 returned, None at the start of a sequence; what comes back is None where a mixer cannot stream.
 `lengths`, (batch,), are the real steps of each row, beyond which y is 0 and no time passes. A wrong
-width, or a state where none can be used, raises ValueError. `checks.check_mixer` is the contract as
-code.
+width, a state of other rows, or one where none can be used, raises ValueError.
+`checks.check_mixer` is the contract as code.
 """
 
 from dataclasses import fields

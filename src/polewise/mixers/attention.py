@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -11,15 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polewise.layers import ShortConv, require_input, steps_before
 from polewise.ops import turn
-from polewise.ops.eager import is_transformed
 from polewise.ops.nan_masking import clean_and_mark, put_back
 from polewise.ops.padding import hide_padding, real_steps
 from polewise.ops.precision import angle_dtype
 from polewise.ops.shards import Shards
+from polewise.ops.softmax_attention import softmax_attention
 from polewise.options import require_at_least, require_multiple, require_types
 
 
@@ -188,15 +186,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     (clean_k, clean_v), marks = clean_and_mark(k.flatten(2), v.flatten(2))
     # What sees nothing, as padding may, sees everything: a softmax of nothing is NaN.
     mask = None if visible is None else visible[:, None] | ~visible.any(-1)[:, None, :, None]
-    # The fused kernels have neither a forward nor a second derivative.
-    with sdpa_kernel(SDPBackend.MATH) if is_transformed() else nullcontext():
-        y = functional.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            clean_k.unflatten(-1, heads).transpose(1, 2),
-            clean_v.unflatten(-1, heads).transpose(1, 2),
-            attn_mask=mask,
-            is_causal=visible is None,
-        )
+    y = softmax_attention(
+        q.transpose(1, 2),
+        clean_k.unflatten(-1, heads).transpose(1, 2),
+        clean_v.unflatten(-1, heads).transpose(1, 2),
+        attn_mask=mask,
+        is_causal=visible is None,
+    )
     y = y.transpose(1, 2).flatten(2)
     if marks is None:
         return y

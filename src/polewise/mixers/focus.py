@@ -50,7 +50,6 @@ from polewise.layers import (
     RmsNorm,
     ShortConv,
     StepSize,
-    bin_features,
     gated_output,
     local_attention,
     require_filters,
@@ -222,7 +221,7 @@ class Focus(nn.Module):
         self.attention_gain: nn.Parameter | None = None
         if config.filters:
             if config.hypernetwork != "none":
-                self.features = bin_features(
+                self.features = BinFeatures.named(
                     config.hypernetwork, values, config.bin_length, config.windows,
                     taps=config.taps, causal=config.causal,
                 )  # fmt: skip

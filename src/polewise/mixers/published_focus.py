@@ -34,7 +34,6 @@ from polewise.layers import (
     PositionBias,
     Realisation,
     RmsNorm,
-    bin_features,
     local_attention,
     require_filters,
     require_input,
@@ -150,7 +149,7 @@ class PublishedFocusConfig:
         return self._bin_features() if own else None
 
     def _bin_features(self) -> BinFeatures:
-        return bin_features(
+        return BinFeatures.named(
             self.hypernetwork.removeprefix("shared_"), self.dim, self.bin_length, self.windows,
             taps=self.taps, causal=self.causal,
         )  # fmt: skip

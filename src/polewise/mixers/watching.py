@@ -61,11 +61,11 @@ def _note(
 ) -> None:
     given = dict(zip(("x", "state", "lengths"), positional, strict=False)) | named
     x, lengths = given["x"], given.get("lengths")
-    shared = {key: value for key, value in given.items() if key == "shared"}
+    shared = {} if given.get("shared") is None else {"shared": given["shared"]}
     if given.get("state") is not None and (shared or mixer.features is not None):
         raise ValueError(
-            "state must be None while poles are watched that past bins choose: watch the whole "
-            "sequence; got one."
+            "state must be None while poles are watched that earlier bins choose; give the whole "
+            "sequence at once."
         )
     if lengths is not None:
         x = x[:, : max(int(lengths.max()), 1)]

@@ -46,7 +46,7 @@ def require_mask(name: str, mask: Tensor, given: Tensor, seen: int) -> None:
         ValueError: it has another shape.
     """
     batch, length = given.shape[:2]
-    shapes = dict.fromkeys(((batch, length), (batch, seen + length)))
+    shapes = [(batch, length), (batch, seen + length)][: 1 + bool(seen)]
     got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     if got not in shapes:
         wanted = " or ".join(str(shape) for shape in shapes)

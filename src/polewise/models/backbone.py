@@ -45,8 +45,8 @@ class BackboneConfig:
         intermediate_size: int | None,
         dropout: float,
     ) -> BackboneConfig:
-        """Return blocks of a mixer of `polewise.mixers.MIXERS`. None is the feed-forward that goes
-        with it.
+        """Return blocks of a mixer named in `polewise.mixers.MIXERS`. An `intermediate_size` of
+        None takes the feed-forward that goes with it.
 
         Raises:
             ValueError: no mixer or no option of that name, or a value that will not do.
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         """
         if state is not None and len(state.layers) != len(self.blocks):
             raise ValueError(f"state must hold {len(self.blocks)} layers; got {len(state.layers)}.")
-        require_input(x, self.dim)
+        require_input(x, self.dim, state)
         if self.shards is not None:
             self.shards.require_whole(x, state, lengths)
             x = self.shards.piece(x)

@@ -42,7 +42,7 @@ class PolewiseForSequenceClassification(PolewisePreTrainedModel):
             attention_mask: (batch, length), 0 where a step does not exist.
             input_values: (batch, length, features), for models of numbers.
             inputs_embeds: (batch, length, hidden_size), in place of either.
-            labels: (batch,) integers; or floats shaped like the scores, targets of a regression
+            labels: (batch,) classes; or numbers shaped like the scores, targets of a regression
                 (`num_labels=1`) or 0 and 1 for each label. `config.problem_type` decides the loss.
             kwargs: as in `PolewiseModel.forward`.
         """
@@ -139,11 +139,11 @@ class PolewiseForForecasting(PolewisePreTrainedModel):
 def _require_labels(labels: Tensor, scores: Tensor, *, classes: bool) -> None:
     """Check that there is a class for every row, or a number for every score."""
     rows, count = scores.shape
-    shapes = {(rows, 1), (rows,)} if classes or count == 1 else {(rows, count)}
+    shapes = [(rows,), (rows, 1)] if classes or count == 1 else [(rows, count)]
     got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
     if got not in shapes:
         each = "an integer for each row" if classes else "a number for each score"
-        wanted = " or ".join(map(str, sorted(shapes)))
+        wanted = " or ".join(map(str, shapes))
         raise ValueError(f"labels must have shape {wanted}, {each}; got {got}.")
 
 

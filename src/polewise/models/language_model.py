@@ -67,8 +67,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
         With `seq_idx`, no document is asked to predict the next one's first token; nothing under a
         mask is a target, nor is what comes just after it. Without any target the loss is NaN, as
-        everywhere in transformers. `shift_labels` are targets that are already
-        shifted, and are used unchanged.
+        everywhere in transformers. `shift_labels` are targets that are already shifted, and are
+        used unchanged.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         shifted = kwargs.pop("shift_labels", None)
@@ -80,8 +80,8 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         for name, targets in (("labels", labels), ("shift_labels", shifted)):
             if targets is not None and targets.shape != logits.shape[:2]:
                 raise ValueError(
-                    f"{name} must have shape {tuple(logits.shape[:2])}, a token for each row of "
-                    f"logits; got {tuple(targets.shape)}."
+                    f"{name} must have shape {tuple(logits.shape[:2])}, a token for each step of "
+                    f"the logits; got {tuple(targets.shape)}."
                 )
         loss = None
         if shifted is not None:  # targets as they stand, of a caller who knows all of this
@@ -202,7 +202,12 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         return mask
 
     def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
+        self,
+        generation_config: Any,
+        model_kwargs: dict,
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
     ) -> None:
         form = generation_config.cache_implementation
         if form not in (None, "dynamic", "static"):
@@ -223,13 +228,13 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             # As transformers marks it: whoever has it may go on from it, so no token too many is
             # read before the end is noticed.
             model_kwargs["cache"]._is_user_defined = True
-            rows, found = args[1], model_kwargs["cache"].batch_size
             beams = max(generation_config.num_beams, generation_config.num_return_sequences)
-            if found not in (-1, rows * beams):
+            rows, found = batch_size * beams, model_kwargs["cache"].batch_size
+            if found not in (-1, rows):
+                repeat = f" Repeat its rows first, cache.batch_repeat_interleave({beams})."
                 raise ValueError(
-                    f"cache must have a row for each of {rows * beams} sequences; got {found}. For "
-                    "several beams or sequences of a prompt repeat its rows, "
-                    f"cache.batch_repeat_interleave({beams})."
+                    f"cache must have a row for each of {rows} sequences; got {found}."
+                    f"{repeat if found == batch_size else ''}"
                 )
         elif model_kwargs.get("cache") is None and generation_config.use_cache:
             model_kwargs["cache"] = PolewiseCache()

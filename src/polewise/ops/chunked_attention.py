@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from polewise.ops._backends import usable_backend
 from polewise.ops._checks import (
-    checked_lengths,
     require_axes,
     require_like,
     require_positive,
@@ -26,6 +25,7 @@ from polewise.ops._checks import (
 )
 from polewise.ops.nan_masking import clean_and_mark, put_back
 from polewise.ops.padding import hide_padding, newest, real_steps
+from polewise.ops.softmax_attention import softmax_attention
 
 
 class WindowState(NamedTuple):
@@ -103,8 +103,8 @@ def chunked_attention(
     run = _BACKENDS[usable_backend(backend, _BACKENDS, q)]
     given, wide = v.dtype, torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     q, k, v = (part.to(wide) for part in (q, k, v))
-    lengths = checked_lengths(lengths, q)
     steps = real_steps(q, lengths)
+    lengths = None if lengths is None else steps
     # Padding may be anything, and 0 times infinity is NaN.
     q, k, v = (hide_padding(part, lengths) for part in (q, k, v))
     if not causal:
@@ -187,7 +187,7 @@ def _one_step(q, after, chunk_length, bias, sliding):
     mask = visible[:, None, None]
     if bias is not None:
         mask = torch.where(mask, bias.to(q.dtype).flip(1)[:, None], -math.inf)
-    y = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    y = softmax_attention(q.transpose(1, 2), k, v, attn_mask=mask)
     return y.transpose(1, 2)
 
 
@@ -230,7 +230,7 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
     if bias is not None:
         index = (distance if causal else distance + chunk_length - 1).clamp(0, bias.shape[1] - 1)
         mask = bias.to(q.dtype)[:, index].masked_fill(~mask, -math.inf)
-    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y = softmax_attention(q, k, v, attn_mask=mask)
     if marks is not None:
         y = put_back(y, visible[:, :, None].to(marks.dtype) @ marks[..., None])
     return y.transpose(2, 3).flatten(1, 2)[:, :length]

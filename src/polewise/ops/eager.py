@@ -1,4 +1,4 @@
-"""Whether the numbers of a tensor may be looked at, and by what it is looked through."""
+"""Whether Python may look at a tensor's values, and whether `torch.func` is at work."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ class ForecastTask:
             )
         if not np.isfinite(self._scaled).all():
             raise ValueError(
-                "source must hold numbers that float32 can, once scaled by the mean and deviation "
-                "of the rows to train; got some that overflow."
+                "source must hold numbers that fit into float32 once scaled by the mean and "
+                "deviation of the rows to train; got some that overflow."
             )
         first, last = self._bounds(self.part)
         if last - first < self.horizon:

@@ -1,7 +1,7 @@
 """Checkpoints: everything needed to go on exactly, as safetensors and JSON; never a pickle.
 
 model.safetensors      parameters and buffers
-optimizer.safetensors  the optimiser's averages, `PARAMETER.NAME`
+optimizer.safetensors  the optimiser's state, `PARAMETER.NAME`
 random.safetensors     every random generator
 progress.json          where the run stands
 manifest.json          size and SHA-256 of the others

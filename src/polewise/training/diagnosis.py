@@ -31,7 +31,7 @@ def first_bad_parameter(model: nn.Module) -> str | None:
 
 
 def first_bad_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """The same of the optimiser's averages: under one that is infinite its parameter stands still,
+    """The same of the optimiser's state: under one that is infinite its parameter stands still,
     and nothing else shows it."""
     for name, parameter in model.named_parameters():
         for average, value in optimizer.state.get(parameter, {}).items():

@@ -1,5 +1,5 @@
-"""Errors of training. The command line answers a TrainingError, which ends a run before its budget
-is spent, with exit code 1, the others, which begin none, with 2."""
+"""Errors of training. The command line answers a TrainingError (the run ended early) with exit code
+1, the others (no run began) with 2."""
 
 from __future__ import annotations
 

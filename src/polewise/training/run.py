@@ -99,7 +99,7 @@ class TrainingOptions:
     """With several processes: each works on its piece of every sequence, instead of on batches of
     its own. Memory for activations shrinks by their number."""
     shard_parameters: bool = False
-    """With several processes: each keeps its share of parameters, gradients and averages (FSDP2)
+    """With several processes: each keeps its shard of parameters, gradients and averages (FSDP2)
     instead of all of them. `accelerate launch --use_fsdp --fsdp_version 2` asks for the same."""
     checkpoint_activations: bool = False
     """Compute blocks again in the backward pass instead of keeping what they computed: less memory,

@@ -61,11 +61,11 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            os.fsencode(folder.path).decode()
-        except UnicodeError:
+            str(folder.path).encode()
+        except UnicodeEncodeError:
             raise ValueError(
-                f"out must be a path in UTF-8, or TensorBoard cannot write there; got "
-                f"{os.fsencode(folder.path)!r}."
+                "out must be a path in UTF-8, or TensorBoard cannot write there; got "
+                f"{str(folder.path)!r}."
             ) from None
         try:
             require_free(folder.path)

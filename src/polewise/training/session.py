@@ -253,9 +253,9 @@ class Session:
     def diagnosis(self, batches: list[Batch], rate: float) -> str:
         """Return where NaN or infinity came from, in words."""
         model = self.bare_model
-        average = None
+        bad_state = None
         if first_bad_parameter(model) is None:
-            average = first_bad_optimizer_state(model, self.optimizer)
+            bad_state = first_bad_optimizer_state(model, self.optimizer)
         if self.splits or self.is_sharded or self.options.compile:
             # `diagnose` hooks single modules, which are split, sharded or compiled here.
             whole = self._copy_of_model("cpu")
@@ -263,7 +263,7 @@ class Session:
             model = whole
             batches = [{name: value.cpu() for name, value in batch.items()} for batch in batches]
         found = diagnose(model, self.task, batches, rate)
-        return found if average is None else f"{average}; {found}"
+        return found if bad_state is None else f"{bad_state}; {found}"
 
     def measure(self, stop: StopRequest) -> bool:
         """Evaluate, and keep the model if it is the best so far.

@@ -17,7 +17,7 @@ from polewise.recipes.studies.systems import (
 from polewise.tasks import ImagesTask, SpokenDigitsTask
 
 CLASSIFIERS = (*(name for name in PEERS if name != "hyena"), "mamba2-deep", "s4d-deep")
-_WITH_FILTERS = ("focus", "mega", "s4d", "mamba2-deep")
+_SLOWED = ("focus", "mega", "s4d", "mamba2-deep")
 TOO_MANY = ("mamba2", "s4d-deep", "focus-convolution", "focus-filters")
 """Not asked for pixels in twenty minutes: Mamba-2 takes part as its authors stack it, without
 feed-forwards, S4D so makes one step while Focus makes four, a convolution sees 31 pixels, and poles
@@ -37,8 +37,8 @@ def permuted(size: Size) -> Study:
 def slow_filters(size: Size) -> Study:
     """Should filters learn more slowly than matrices?
 
-    Study `permuted`, those of its systems that have filter parameters; for these three tenths of
-    the rate.
+    As `permuted`, for Focus, MEGA, S4D and the deep Mamba-2, whose filter parameters learn at three
+    tenths of the rate here.
     """
     whole = _digits(size, permuted=True)
     return study_of(
@@ -46,7 +46,7 @@ def slow_filters(size: Size) -> Study:
         size,
         replace(
             whole,
-            systems=tuple(each for each in whole.systems if each.name in _WITH_FILTERS),
+            systems=tuple(each for each in whole.systems if each.name in _SLOWED),
             training=replace(whole.training, filter_learning_rate=0.3),
         ),
     )
