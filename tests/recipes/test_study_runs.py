@@ -330,7 +330,7 @@ def test_results_of_another_study_are_left_alone(tiny_study, tmp_path):
     run_study(study, out=tmp_path / "runs", results=path)
     written = path.read_bytes()
     other = replace(study, name="other")
-    with pytest.raises(ValueError, match=r"results must be those of study other, .* study tiny"):
+    with pytest.raises(ValueError, match=r"those of study other, .* holds those of tiny"):
         run_study(other, out=tmp_path / "others", results=path)
     assert path.read_bytes() == written
 
