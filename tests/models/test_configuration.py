@@ -58,6 +58,11 @@ def test_a_feed_forward_is_left_out_beside_a_mixer_that_contains_one(mixer, widt
         ({"mixer_options": {"bin_lenght": 8}}, "Did you mean 'bin_length'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1"),
         ({"dropout": 1.5}, "dropout must lie in"),
+        ({"num_labels": 0}, "num_labels must be an integer of at least 1"),
+        (
+            {"mixer": "attention", "mixer_options": {"heads": None, "key_dim": 8}},
+            "must name options of attention .*got 'key_dim'",
+        ),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be of type bool; got 'false'"),
         ({"mixer_options": [1]}, "mixer_options must be of type dict"),
         ({"eos_token_id": "a"}, "eos_token_id must be of type int"),

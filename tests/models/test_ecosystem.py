@@ -10,7 +10,12 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
-from polewise import MIXERS, PolewiseConfig, PolewiseForCausalLM  # noqa: E402
+from polewise import (  # noqa: E402
+    MIXERS,
+    PolewiseConfig,
+    PolewiseForCausalLM,
+    PolewiseForSequenceClassification,
+)
 from polewise.models.tokenizer import byte_tokenizer  # noqa: E402
 
 TEXT = "It was the best of times, it was the worst of times. " * 8
@@ -346,6 +351,25 @@ def test_an_exported_program_takes_any_batch_and_length_where_both_are_left_open
         for batch, length in ((1, 33), (3, 64), (2, 500)):
             ids = torch.randint(256, (batch, length))
             torch.testing.assert_close(program.module()(ids), model(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_reads_the_last_real_step_is_exported_with_both_left_open():
+    model = PolewiseForSequenceClassification(
+        PolewiseConfig(hidden_size=16, num_hidden_layers=2, pooling="last")
+    ).eval()
+    both = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+
+    def arguments(batch, length):
+        mask = torch.ones(batch, length, dtype=torch.long)
+        mask[0, : length // 3] = 0
+        return {"input_ids": torch.randint(256, (batch, length)), "attention_mask": mask}
+
+    with torch.no_grad():
+        shapes = {"input_ids": both, "attention_mask": both}
+        program = torch.export.export(model, (), arguments(2, 70), dynamic_shapes=shapes)
+        for batch, length in ((1, 33), (3, 80)):
+            given = arguments(batch, length)
+            torch.testing.assert_close(program.module()(**given).logits, model(**given).logits)
 
 
 def test_a_prompt_of_any_length_runs_under_onnxruntime(tmp_path):

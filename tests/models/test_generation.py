@@ -176,6 +176,12 @@ def test_a_prompt_that_ends_in_padding_is_refused(model):
         model.generate(tokens(2, 3), attention_mask=mask, max_new_tokens=2)
 
 
+def test_a_prompt_without_a_token_is_refused_by_its_row(model):
+    mask = torch.tensor([[1, 1, 1], [0, 0, 0]])
+    with pytest.raises(ValueError, match="nothing to go on from; row 1 has none"):
+        model.generate(tokens(2, 3), attention_mask=mask, max_new_tokens=2)
+
+
 def test_a_prompt_that_ends_in_the_padding_token_is_refused():
     model, ids = language_model(), tokens(2, 6)
     ids[ids == 29], ids[1, -1] = 3, 29

@@ -128,9 +128,39 @@ def test_what_a_mask_hides_and_what_follows_it_is_no_target():
     expected = model(ids, attention_mask=mask, labels=labels).loss
     ids[0, :4] = 10**6  # not looked at, as a target either
     torch.testing.assert_close(model(ids, attention_mask=mask, labels=ids).loss, expected)
-    # A Trainer has counted all labels but the first of each row, and divides by that.
-    counted = model(ids, attention_mask=mask, labels=ids, num_items_in_batch=torch.tensor(22)).loss
-    torch.testing.assert_close(counted, expected)
+
+
+def test_gradients_of_unequal_parts_add_up_to_those_of_the_whole():
+    model, ids, count = language_model(), tokens(4, 12), torch.tensor(44)
+    mask = torch.ones_like(ids)
+    mask[:2, :9] = 0
+
+    def gradient(*parts):
+        model.zero_grad()
+        for part in parts:
+            given = {"attention_mask": mask[part], "labels": ids[part]}
+            model(ids[part], **given, num_items_in_batch=count).loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    whole, in_parts = gradient(slice(4)), gradient(slice(2), slice(2, 4))
+    torch.testing.assert_close(in_parts, whole)
+
+
+def test_targets_of_chosen_logits_are_those_of_the_mask_and_the_documents():
+    model, ids = language_model(), tokens(1, 7)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    seq_idx = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    keep = torch.arange(1, 6)
+    wanted = ids.clone()
+    wanted[:, :4] = -100
+    expected = model(ids, attention_mask=mask, labels=wanted[:, 1:6], logits_to_keep=keep).loss
+    chosen = model(ids, attention_mask=mask, labels=ids[:, 1:6], logits_to_keep=keep).loss
+    torch.testing.assert_close(chosen, expected)
+    wanted = ids[:, -5:].clone()
+    wanted[:, 1] = -100
+    expected = model(ids, seq_idx=seq_idx, labels=wanted, logits_to_keep=5).loss
+    chosen = model(ids, seq_idx=seq_idx, labels=ids[:, -5:], logits_to_keep=5).loss
+    torch.testing.assert_close(chosen, expected)
 
 
 def test_logits_to_keep_takes_the_last_or_the_chosen():
@@ -297,3 +327,9 @@ def test_a_model_is_a_function_for_torch_func():
     for name, part in curvature.items():
         difference = (after[name] - before[name]) / 2e-5
         torch.testing.assert_close(part, difference, rtol=1e-4, atol=1e-6)
+
+
+def test_an_argument_of_another_model_is_named_as_such():
+    ids = tokens(1, 4)
+    with pytest.raises(TypeError, match="labels is an argument of other models of Polewise"):
+        language_model().model(ids, labels=ids)

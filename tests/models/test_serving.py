@@ -78,7 +78,7 @@ def test_a_request_chooses_its_temperature_and_what_it_asks_in_vain_is_said(serv
     with pytest.raises(urllib.error.HTTPError) as refused:
         asked(server, "/v1/completions", prompt="")
     assert refused.value.code == 400
-    assert "at least one row of at least one token" in refused.value.read().decode()
+    assert "prompt must be a text to go on from" in refused.value.read().decode()
     for path, request in {
         "/v1/completions": {"prompt": "It was", "n": 3},
         "/v1/chat/completions": {},

@@ -128,8 +128,14 @@ def require_real_end(mask: Tensor) -> None:
     """Check that the last column of a mask, (batch, length), which is gone on from, is real.
 
     Raises:
-        ValueError: padding at the right.
+        ValueError: padding at the right, or a row without any token.
     """
+    empty = (mask == 0).all(1) if mask.shape[1] else mask.new_zeros(0)
+    if bool(empty.any()):
+        raise ValueError(
+            "attention_mask must have a 1 in every row, or there is nothing to go on from; row "
+            f"{int(empty.nonzero()[0])} has none."
+        )
     if bool((mask[:, -1:] == 0).any()):
         raise ValueError(
             "attention_mask must end in a 1 in every row, and without one no row may end in the "
@@ -143,12 +149,16 @@ def refuse_unknown(arguments: dict[str, Any]) -> None:
 
     Raises:
         ValueError: a known argument that asks for what no model here can do.
-        TypeError: an unknown argument.
+        TypeError: an unknown argument, or one that only other models have.
     """
     if arguments.pop("output_attentions", None):
         raise ValueError("output_attentions must be False: no mixer keeps its weights.")
     for name, value in arguments.items():
         if value is not None and name not in _IGNORED:
+            if name in _ARGUMENTS:
+                raise TypeError(
+                    f"{name} is an argument of other models of Polewise, not of this one."
+                )
             raise TypeError(
                 f"unknown argument {name!r}.{did_you_mean(name, _ARGUMENTS)}"
                 f"{_PACKED if name.startswith('cu_seq') else ''}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polewise.layers import RmsNorm, require_input
-from polewise.mixers import feed_forward_width, mixer_config
+from polewise.mixers import mixer_config
 from polewise.models.block import Block
 from polewise.ops.padding import hide_padding
 from polewise.ops.shards import Shards
@@ -55,16 +55,29 @@ class BackboneConfig:
         return cls(
             mixer=config,
             num_layers=num_layers,
-            intermediate_size=feed_forward_width(config, intermediate_size),
+            intermediate_size=_feed_forward_width(config, intermediate_size),
             dropout=dropout,
         )
 
     def __post_init__(self) -> None:
         require_types(self)
+        if isinstance(self.mixer, type) or not callable(getattr(self.mixer, "build", None)):
+            raise ValueError(
+                "mixer must be the options of a mixer, such as FocusConfig(dim=64); got "
+                f"{self.mixer!r}. BackboneConfig.named takes a name."
+            )
         require_at_least("num_layers", self.num_layers, 1)
         require_at_least("intermediate_size", self.intermediate_size, 0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}.")
+
+
+def _feed_forward_width(mixer: Any, width: int | None) -> int:
+    """What was asked for; else none beside a mixer that contains one (`contains_feed_forward`), and
+    twice the channels elsewhere."""
+    if width is not None:
+        return width
+    return 0 if getattr(mixer, "contains_feed_forward", False) else 2 * mixer.dim
 
 
 class BackboneState(NamedTuple):

@@ -79,6 +79,7 @@ class PolewiseConfig(PreTrainedConfig):
         self.mixer_options = all_options(backbone.mixer)
         self.intermediate_size = backbone.intermediate_size
         super().__post_init__(**kwargs)
+        require_at_least("num_labels", self.num_labels or 0, 1)
         if self.problem_type is not None:
             require_choice("problem_type", self.problem_type, _PROBLEM_TYPES)
 

@@ -47,8 +47,7 @@ def generate(
             f"prompt must be one row of at least one token, shape (1, length); "
             f"got {tuple(prompt.shape)}."
         )
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be at least 0; got {max_new_tokens}.")
+    require_at_least("max_new_tokens", max_new_tokens, 0)
     require_sampling(temperature, top_k)
     return Generation(model, prompt, max_new_tokens, temperature, top_k, generator, state)
 

@@ -78,22 +78,24 @@ def export_for_hub(model: PreTrainedModel, folder: str | Path) -> None:
             f"{model.config.mixer!r} is one of {home}."
         )
     model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {
         "AutoConfig": f"{_ENTRY_FILE}.PolewiseConfig",
         **{auto: f"{_ENTRY_FILE}.{ours}" for ours, auto in _AUTO_CLASSES.items()},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     if model.config.vocab_size == 256 and not model.config.num_input_features:
         byte_tokenizer().save_pretrained(folder)
     for file, source in sources.items():
-        (folder / f"{file}.py").write_text(source)
+        (folder / f"{file}.py").write_text(source, encoding="utf-8")
     card = _CARD.format(
         mixer=model.config.mixer,
         parameters=model.num_parameters(),
         auto_class=_AUTO_CLASSES[name],
     )
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def flat_sources() -> dict[str, str]:
@@ -140,7 +142,7 @@ def _read(module: str) -> str:
     spec = find_spec(module)
     assert spec is not None  # an import that works
     assert spec.origin is not None
-    return Path(spec.origin).read_text()
+    return Path(spec.origin).read_text(encoding="utf-8")
 
 
 def _flat_name(module: str) -> str:

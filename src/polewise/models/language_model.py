@@ -67,8 +67,10 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         `logits_to_keep`: that many of the last steps, or the steps of a tensor; 0 keeps all.
         With `seq_idx`, no document is asked to predict the next one's first token; nothing under a
         mask is a target, nor is what comes just after it. Without any target the loss is NaN, as
-        everywhere in transformers. `shift_labels` are targets that are already shifted, and are
-        used unchanged.
+        everywhere in transformers. With `num_items_in_batch` (a Trainer's count of labels, over
+        all batches of a step) the sum is divided by that number: labels hidden so, and not by
+        -100, are counted and make the loss smaller, in every batch alike. `shift_labels` are
+        targets that are already shifted, and are used unchanged.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         shifted = kwargs.pop("shift_labels", None)
@@ -90,16 +92,10 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items, shift_labels=shifted,
             )  # fmt: skip
         elif labels is not None:
-            before = _num_targets(labels)
-            if seq_idx is not None:
-                labels = labels.masked_fill(first_of_documents(seq_idx) | (seq_idx < 0), -100)
-            if attention_mask is not None:
-                real = attention_mask[:, -labels.shape[1] :].bool()
-                after_real = torch.cat([real[:, :1], real[:, :-1]], 1)
-                labels = labels.masked_fill(~(real & after_real), -100)
-            if num_items is not None:  # who counted them knew nothing of documents and masks
-                left = _num_targets(labels)
-                num_items = torch.where(left > 0, num_items * left / before.clamp(min=1), num_items)
+            hidden = _no_targets(output.last_hidden_state.shape[1], attention_mask, seq_idx)
+            if hidden is not None:
+                hidden = slice_logits_to_keep(hidden[..., None], logits_to_keep)[..., 0]
+                labels = labels.masked_fill(hidden, -100)
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
@@ -162,6 +158,7 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
         than the sequences, some of which ended long before.
 
         Raises:
+            TypeError: a prompt that is no tensor, or a cache of another kind.
             ValueError: an empty prompt or batch, or what such a model cannot do.
         """
         require_prompt(inputs, kwargs)
@@ -240,6 +237,12 @@ class PolewiseForCausalLM(PolewisePreTrainedModel, GenerationMixin):
             model_kwargs["cache"] = PolewiseCache()
 
 
-def _num_targets(labels: Tensor) -> Tensor:
-    """How many tokens are predicted: the first of a row has nothing before it."""
-    return (labels[:, 1:] != -100).sum()
+def _no_targets(length: int, mask: Tensor | None, seq_idx: Tensor | None) -> Tensor | None:
+    """Which steps of a segment nothing before them may be asked for, (batch, length): the first of
+    a document, and, with a mask, what it hides and what comes just after. None: all are targets."""
+    if seq_idx is not None:
+        return first_of_documents(seq_idx) | (seq_idx < 0)
+    if mask is None:
+        return None
+    real = mask[:, mask.shape[1] - length :].bool()
+    return ~(real & torch.cat([real[:, :1], real[:, :-1]], 1))

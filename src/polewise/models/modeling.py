@@ -25,6 +25,7 @@ from polewise.models.cache import PolewiseCache
 from polewise.models.configuration import PolewiseConfig
 from polewise.models.embedding import ScaledEmbedding
 from polewise.models.rows import Rows, real_tokens_first, separate_documents
+from polewise.ops.precision import dtype_name
 from polewise.states import num_bytes, require_state_like
 
 # Outputs have the cache under its former name too, and loops written for it hand it back so.
@@ -110,7 +111,7 @@ class PolewisePreTrainedModel(PreTrainedModel):
                 module.checkpoint = function
 
     def state_num_bytes(self, batch: int = 1, length: int = 1) -> int:
-        """Bytes of the state after `length` steps of `batch` sequences."""
+        """Bytes of the state after `length` steps of `batch` sequences; 0 if it cannot stream."""
         model: Any = self.base_model
         x = torch.zeros(
             batch, length, self.config.hidden_size, dtype=self.dtype, device=self.device
@@ -301,9 +302,7 @@ class PolewiseModel(PolewisePreTrainedModel):
         if not input_ids.numel():  # a tokenizer makes floats of an empty text
             input_ids = input_ids.long()
         if input_ids.dtype not in (torch.int32, torch.int64):
-            raise TypeError(
-                f"input_ids must be int32 or int64; got {str(input_ids.dtype).split('.')[-1]}."
-            )
+            raise TypeError(f"input_ids must be int32 or int64; got {dtype_name(input_ids.dtype)}.")
         try:
             return self.embed_tokens(input_ids)
         except IndexError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from polewise.ops.precision import accumulator_dtype
@@ -16,7 +16,7 @@ Pooling = Literal["mean", "last"]
 
 def pool(
     hidden: Float[Tensor, "batch length dim"],
-    mask: Int[Tensor, "batch length"] | None,
+    mask: Shaped[Tensor, "batch length"] | None,
     pooling: Pooling,
 ) -> Float[Tensor, "batch dim"]:
     """One vector a row, from the steps where `mask` is not 0; of none it is 0."""
@@ -35,4 +35,4 @@ def pool(
         return hidden[:, -1]
     steps = torch.arange(hidden.shape[1], device=hidden.device)
     newest = (mask.bool() * steps).argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), newest]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), newest]

@@ -55,7 +55,7 @@ def start(model_folder: str | Path, *, host: str, port: int, in_background: bool
             f"model_folder must hold a tokenizer; {folder} has none. For a model of bytes: "
             "polewise.models.tokenizer.byte_tokenizer().save_pretrained(folder)."
         )
-    require_free(host, port)
+    require_free_port(host, port)
     _prepare_server()
     from transformers.cli.serve import Serve
 
@@ -65,7 +65,7 @@ def start(model_folder: str | Path, *, host: str, port: int, in_background: bool
     )  # fmt: skip
 
 
-def require_free(host: str, port: int) -> None:
+def require_free_port(host: str, port: int) -> None:
     """Check that a server can listen there, before a model is loaded for nothing.
 
     Raises:
@@ -138,11 +138,15 @@ nothing, are allowed."""
 def _refuse_what_is_not_done(validate: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(validate)
     def validate_request(self: Any, body: dict) -> None:
+        from transformers.cli.serving.completion import CompletionHandler
+
         for name, neutral in _NEUTRAL.items():
             asked = body.get(name)
             same = any(type(asked) is type(value) and asked == value for value in neutral)
             if asked is not None and not same:
                 raise ValueError(f"{name} must be left out; got {body[name]!r}.")
+        if isinstance(self, CompletionHandler) and body.get("prompt", "") == "":
+            raise ValueError("prompt must be a text to go on from; got none.")
         validate(self, body)
 
     return validate_request
