@@ -220,6 +220,15 @@ def test_a_limit_that_is_declared_is_not_checked():
     check_mixer(limited, length=11)
 
 
+def test_a_form_that_declares_that_it_cannot_stream_passes():
+    check_mixer(
+        PublishedFocusConfig.paper(
+            dim=8, bin_length=8, chunk_length=8, causal=True, leak=True
+        ).build(),
+        length=20,
+    )
+
+
 @pytest.mark.parametrize(
     ("fault", "check"),
     [

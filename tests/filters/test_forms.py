@@ -67,11 +67,22 @@ def test_a_cap_on_the_decay_holds_for_any_number_in_float32(u, v):
     assert np.abs(np.roots([1, *a.double().tolist()])).max() < 0.99 + 5e-4
 
 
-@pytest.mark.parametrize("max_decay", [0.99, 0.9999, 0.99999])
+@pytest.mark.parametrize("max_decay", [0.9, 0.99, 0.9999, 0.99999])
 def test_no_rounding_leads_out_of_the_triangle(max_decay):
     torch.manual_seed(0)
     a = filters.unconstrained_to_coefficients(8 * torch.randn(100_000, 2), max_decay=max_decay)
     assert filters.is_stable(a).all()
+    exact = filters.coefficients_to_poles(a.double()).abs().amax(-1)
+    assert exact.max() <= max_decay * (1 + torch.finfo(a.dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_is_stable_says_of_every_dtype_what_it_says_of_float64(dtype):
+    torch.manual_seed(0)
+    a = (torch.rand(100_000, 2) * torch.tensor([4.4, 2.2]) - torch.tensor([2.2, 1.1])).to(dtype)
+    corner = torch.tensor([[0.0771484375, -0.921875], [5e-8, -1 + 2**-24]], dtype=dtype)
+    a = torch.cat([a, corner])
+    assert torch.equal(filters.is_stable(a), filters.is_stable(a.double()))
 
 
 @given(a1=st.floats(-2.5, 2.5), a2=st.floats(-1.5, 1.5))

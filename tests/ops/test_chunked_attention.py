@@ -90,6 +90,21 @@ def test_a_window_that_autocast_began_goes_on_without_it():
     torch.testing.assert_close(y, wanted[:, 7:], rtol=0.05, atol=0.05)
     with pytest.raises(TypeError, match=r"state\.keys must be float32"):
         chunked_attention(q, q, q, 4, state=state._replace(keys=state.keys.long()))
+    with pytest.raises(TypeError, match="state must be a WindowState; got tuple"):
+        chunked_attention(q, q, q, 4, state=tuple(state))
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_a_short_sequence_costs_no_whole_chunk(sliding):
+    """A million logits for every pair of places of the chunk would be terabytes."""
+    q = Draw().normal(1, 6, 1, 2).float()
+    chunk = 100_000
+    wanted, _ = chunked_attention(q, q, q, chunk, backend="reference")
+    whole, _ = chunked_attention(q, q, q, chunk, sliding=sliding)
+    torch.testing.assert_close(whole, wanted)
+    first, state = chunked_attention(*[q[:, :3]] * 3, chunk, sliding=sliding)
+    rest, _ = chunked_attention(*[q[:, 3:]] * 3, chunk, sliding=sliding, state=state)
+    torch.testing.assert_close(torch.cat([first, rest], 1), wanted)
 
 
 @pytest.mark.parametrize("sliding", [False, True])

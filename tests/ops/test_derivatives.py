@@ -17,6 +17,7 @@ from polewise.ops import (
     chunked_attention,
     gated_filter,
     long_conv,
+    short_conv,
 )
 
 
@@ -117,6 +118,26 @@ def test_forward_mode_and_backward_mode_give_the_same_derivative(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_compiled_function_that_was_called_before_has_its_forward_derivative(form):
+    case = small_case(form)
+    x, *others = (t.detach() for t in case.inputs)
+
+    def filtered(x):
+        return x + case.run([x, *others])[0]
+
+    torch.compiler.reset()
+    compiled = torch.compile(filtered, backend="aot_eager", fullgraph=True)
+    compiled(x)
+    direction = Draw(1).normal(*x.shape)
+    with forward_ad.dual_level():
+        ours, wanted = (
+            forward_ad.unpack_dual(each(forward_ad.make_dual(x, direction))).tangent
+            for each in (compiled, filtered)
+        )
+    torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_transform_inside_a_compiled_function_is_no_other_than_outside(form):
     case = small_case(form)
     x, *others = (t.detach() for t in case.inputs)
@@ -175,6 +196,18 @@ def test_autocast_casts_nothing_in_a_filter(form, length):
         assert (got[0].dtype, got[1].dtype) == (dtype, torch.float32)
         for ours, wanted in zip(got, expected, strict=True):
             assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 12])
+def test_a_convolution_in_one_half_precision_is_the_same_under_autocast_to_the_other(dtype, length):
+    x, kernel = Draw().normal(BATCH, length, DIM).to(dtype), Draw(1).normal(4, DIM).to(dtype)
+    other = torch.bfloat16 if dtype == torch.float16 else torch.float16
+    for convolution in (short_conv, long_conv):
+        wanted = convolution(x, kernel)
+        with torch.autocast("cpu", other):
+            got = convolution(x, kernel)
+        assert all(map(torch.equal, got, wanted))
 
 
 def test_autocast_casts_the_products_of_attention_and_of_nothing_else():

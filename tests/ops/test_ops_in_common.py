@@ -79,11 +79,19 @@ def test_what_is_read_has_the_precision_of_what_was_stored(op):
             lambda q: associative_filter(q, q, q, q[..., 0], key_head=[0, 2]),
             r"key_head must have a number from 0 to 1, .* for each of 2 heads; got \[0, 2\]",
         ),
+        (
+            lambda q: associative_filter(q, q, q, q[..., 0], key_head=[0.0, 1.0]),
+            r"key_head must have a number from 0 to 1, .* got \[0.0, 1.0\]",
+        ),
         (lambda q: associative_filter(q, q, q, q[..., 0], state=q), "state must have shape"),
         (lambda q: long_conv(q[0], q[0, :0, 0]), "kernel must have at least 1 tap"),
         (lambda q: circular_filter(q[0], q[0], 8), "a must have shape"),
+        (
+            lambda q: circular_filter(q[0], torch.zeros(6, 1, 3, 2), 8, fft_length=8.0),
+            "fft_length must be an int, in points",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(torch.zeros(2, 6, 2, 3))

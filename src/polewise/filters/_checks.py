@@ -1,9 +1,11 @@
-"""Argument checks that the filter functions share."""
+"""What the filter functions share: argument checks, and when two poles count as one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from polewise.ops.precision import dtype_name
 
 
 def squared_distance(a: Tensor) -> Tensor:
@@ -26,7 +28,8 @@ def mix_or_real_part(decay: Tensor, angle: Tensor, mix: Tensor | None) -> Tensor
         return torch.stack([torch.ones_like(decay), torch.zeros_like(decay)], -1)
     require_last_axis("mix", mix, 2)
     if mix.dtype != decay.dtype:
-        raise TypeError(f"mix must have the dtype of decay, {decay.dtype}; got {mix.dtype}.")
+        wanted, got = dtype_name(decay.dtype), dtype_name(mix.dtype)
+        raise TypeError(f"mix must have the dtype of decay, {wanted}; got {got}.")
     shape = (*decay.shape, 2)
     try:
         return mix.expand(shape)
@@ -38,7 +41,7 @@ def require_floating(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(value).__name__}.")
     if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point; got {value.dtype}.")
+        raise TypeError(f"{name} must be floating point; got {dtype_name(value.dtype)}.")
 
 
 def require_last_axis(name: str, value: Tensor, size: int) -> None:
@@ -55,7 +58,8 @@ def require_same(name: str, value: Tensor, other_name: str, other: Tensor) -> No
         )
     if value.dtype != other.dtype:
         raise TypeError(
-            f"{name} must have the dtype of {other_name}, {other.dtype}; got {value.dtype}."
+            f"{name} must have the dtype of {other_name}, {dtype_name(other.dtype)}; "
+            f"got {dtype_name(value.dtype)}."
         )
 
 
@@ -73,7 +77,9 @@ def require_section(b: Tensor, a: Tensor) -> None:
             f"b must have the leading axes of a, {tuple(a.shape[:-1])}; got {tuple(b.shape[:-1])}."
         )
     if b.dtype != a.dtype:
-        raise TypeError(f"b must have the dtype of a, {a.dtype}; got {b.dtype}.")
+        raise TypeError(
+            f"b must have the dtype of a, {dtype_name(a.dtype)}; got {dtype_name(b.dtype)}."
+        )
 
 
 def require_everywhere(holds: Tensor, name: str, rule: str, values: Tensor) -> None:

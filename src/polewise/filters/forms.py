@@ -49,7 +49,8 @@ def unconstrained_to_coefficients(
     a1 = max_decay * 2 * torch.sigmoid(2 * v) * torch.tanh(u)
     a2 = max_decay**2 * torch.tanh(v)
     if max_decay < 1:  # near the corners both round, and the sum may land beyond the edge
-        edge = (1 + a2) * (1 - 2 * torch.finfo(a2.dtype).eps)
+        edge = (max_decay + a2 / max_decay) * (1 - 4 * torch.finfo(a2.dtype).eps)
+        edge = edge.clamp(min=0)
         a1 = a1.clamp(-edge, edge)
     return torch.stack([a1, a2], -1)
 
@@ -93,7 +94,9 @@ def is_stable(a: Float[Tensor, "*shape 2"]) -> Bool[Tensor, "*shape"]:
     """
     require_last_axis("a", a, 2)
     a1, a2 = a.unbind(-1)
-    return (a2.abs() < 1) & (a1.abs() - 1 < a2)
+    # Each side where its difference is exact.
+    inside = torch.where(a1.abs() < 0.5, a1.abs() < 1 + a2, a1.abs() - 1 < a2)
+    return (a2.abs() < 1) & inside
 
 
 def coefficients_to_poles(a: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*shape 2"]:

@@ -62,7 +62,7 @@ class DampedEma(nn.Module):
         gain = step * self.into * self.out * self.out.shape[0] ** -0.5
         zero = torch.zeros_like(decay)  # poles and sums have no imaginary part
         y, sums = fixed_filters(
-            x, decay, zero, torch.stack([gain, zero], -1), 0.0 if self.skip is None else self.skip,
+            x, decay, zero, torch.stack([gain, zero], -1), self.skip,
             state=None if state is None else functional.pad(state[..., None], (0, 1)),
             lengths=lengths, shards=self.shards,
         )  # fmt: skip

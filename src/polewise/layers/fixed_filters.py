@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,7 +21,7 @@ def fixed_filters(
     decay: Float[Tensor, "filters dim"],
     angle: Float[Tensor, "filters dim"],
     mix: Float[Tensor, "filters dim 2"],
-    skip: Float[Tensor, " dim"] | float = 0.0,
+    skip: Float[Tensor, " dim"] | None = None,
     *,
     state: Float[Tensor, "batch filters dim 2"] | None = None,
     lengths: Int[Tensor, " batch"] | None = None,
@@ -37,7 +39,7 @@ def fixed_filters(
         decay: $\rho$, each between 0 and 1.
         angle: $\varphi$, radians a step.
         mix: $c$, real and imaginary part.
-        skip: $d$.
+        skip: $d$; None is 0.
         state: $s$ after the segment before; None is a start from nothing.
         lengths: real steps in each row; padding takes no time.
         shards: where the sequence is split over processes.
@@ -54,15 +56,16 @@ def fixed_filters(
     given, x = x.dtype, x.to(accumulator_dtype(x))  # summed in float32 or wider
     state = None if state is None else state.to(x.dtype)
     one_bin = batch, min(length, 1), dim
-    y, ends = skip * x, []
+    parts, ends = [], []
     for j in range(len(decay)):
         poles = decay[j].expand(one_bin), angle[j].expand(one_bin)
         before = None if state is None else state[:, j]
         if shards is not None:
             before = normal_form_state_before(x, *poles, FOREVER, shards)
         filtered, end = normal_form_filter(
-            x, *poles, FOREVER, mix=mix[j], lengths=lengths, state=before
-        )
-        y = y + filtered
+            x, *poles, FOREVER, mix=mix[j], skip=None if j or skip is None else skip.to(x.dtype),
+            lengths=lengths, state=before,
+        )  # fmt: skip
+        parts.append(filtered)
         ends.append(end)
-    return y.to(given), torch.stack(ends, 1)
+    return reduce(torch.add, parts).to(given), torch.stack(ends, 1)

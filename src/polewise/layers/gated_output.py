@@ -14,13 +14,12 @@ from polewise.ops.gated_projection import gated
 def gated_output(
     x: Float[Tensor, "batch length channels"],
     gate: Float[Tensor, "batch length channels"],
-    norm: RmsNorm,
-    projection: nn.Linear,
+    norm: nn.Module,
+    projection: nn.Module,
 ) -> Float[Tensor, "batch length dim"]:
     """Gate, norm and projection as one op; where a module was replaced or wrapped (adapters,
     quantisation), the modules are called."""
-    plain = is_plain(norm, RmsNorm) and is_plain(projection, nn.Linear)
     gate = gate.to(x.dtype)
-    if plain and projection.bias is None:
+    if is_plain(norm, RmsNorm) and is_plain(projection, nn.Linear) and projection.bias is None:
         return gated_projection(x, gate, norm.weight, projection.weight, eps=norm.eps)
     return projection(norm(gated(x, gate)).to(x.dtype))

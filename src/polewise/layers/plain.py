@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard, TypeVar
+
 from torch import nn
 
+Plain = TypeVar("Plain", bound=nn.Module)
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+
+def is_plain(module: nn.Module, kind: type[Plain]) -> TypeGuard[Plain]:
     """Whether a module is an unmodified `kind`: no adapter, no quantised or offloaded weight, no
     patched forward, no hooks of its own."""
     watched = (

@@ -48,7 +48,7 @@ class RecurrentEmbedder(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch memories dim 2"]]:
         logit = self.logit.to(accumulator_dtype(x))
         decay = logit.sigmoid()
-        # sqrt(1 - decay^2), whose gradient stays finite where decay rounds to 1.
+        # sqrt(1 - decay^2), whose gradient stays finite long after decay has rounded to 1.
         gain = self.weight * ((-logit).sigmoid() * (1 + decay)).sqrt()
         zero = torch.zeros_like(decay)  # poles have no imaginary part
         mix = torch.stack([gain, zero], -1)

@@ -64,13 +64,14 @@ def mixer_config(name: str, dim: int, options: dict[str, Any]) -> Any:
     """
     require_choice("mixer", name, MIXERS)
     types = mixer_option_types(name)
-    read = {}
-    for option, value in options.items():
+    for option in options:
         if option not in types:
             raise ValueError(
                 f"mixer_options must name options of {name} ({', '.join(types)}); got "
                 f"{option!r}.{did_you_mean(option, types)}"
             )
+    read = {}
+    for option, value in options.items():
         read[option] = with_tuples(value, types[option])
         require_type(option, read[option], types[option])  # a mixer of the user's may not ask
     return MIXERS[name](dim=dim, **read)
@@ -80,14 +81,6 @@ def mixer_option_types(name: str) -> dict[str, Any]:
     """Return the options of a mixer and their types; `dim` is the model's business."""
     hints = get_type_hints(MIXERS[name])
     return {each.name: hints[each.name] for each in fields(MIXERS[name]) if each.name != "dim"}
-
-
-def feed_forward_width(config: Any, width: int | None) -> int:
-    """Return the width of the feed-forward beside a mixer: what was asked for; else none where the
-    mixer says that it contains one (`contains_feed_forward`), and twice the channels elsewhere."""
-    if width is not None:
-        return width
-    return 0 if getattr(config, "contains_feed_forward", False) else 2 * config.dim
 
 
 def all_options(config: Any) -> dict[str, Any]:
@@ -134,7 +127,6 @@ __all__ = [
     "S4dState",
     "SlidingAttentionConfig",
     "all_options",
-    "feed_forward_width",
     "mixer_config",
     "mixer_option_types",
 ]

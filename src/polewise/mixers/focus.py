@@ -240,7 +240,7 @@ class Focus(nn.Module):
         if config.memory:
             self.step = StepSize(heads)
             self.log_rate = nn.Parameter(torch.empty(heads))
-            if config.memory_turning and heads > len(self.copying):
+            if config.memory_turning and config.key_dim > 1 and heads > len(self.copying):
                 self.log_frequency = nn.Parameter(torch.empty(config.key_dim // 2))
         # `_turn` puts the keys that do not turn after those that do.
         unturned = 0 if self.log_frequency is None else self.key_heads

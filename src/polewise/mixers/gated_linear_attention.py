@@ -112,10 +112,12 @@ class GatedLinearAttention(nn.Module):
         self.parts = [keys, keys, values]
         self.to_query_key_value = nn.Linear(config.dim, sum(self.parts), bias=False)
         self.to_gate = nn.Linear(config.dim, values, bias=False)
+        self.short_conv: ShortConv | None = None
+        self.to_decay: nn.Module | None = None
         if config.conv_width:
             self.short_conv = ShortConv(sum(self.parts), config.conv_width, silu=True)
         if config.decay == "key":
-            self.to_decay: nn.Module = nn.Sequential(
+            self.to_decay = nn.Sequential(
                 nn.Linear(config.dim, RANK, bias=False), nn.Linear(RANK, keys)
             )
         elif config.decay == "head":
@@ -134,7 +136,7 @@ class GatedLinearAttention(nn.Module):
         require_input(x, config.dim, state, causal=self.causal)
         x = hide_padding(x, lengths)
         mixed, neighbours = self.to_query_key_value(x), None
-        if config.conv_width:
+        if self.short_conv is not None:
             before = state.neighbours if state else None
             mixed, neighbours = self.short_conv(mixed, before, lengths)
         q, k, v = (p.unflatten(-1, (config.num_heads, -1)) for p in mixed.split(self.parts, -1))
@@ -158,7 +160,7 @@ class GatedLinearAttention(nn.Module):
     def _decay(self, x: Tensor) -> Tensor:
         """In (0, 1), float32 or wider: one a head, or one a key channel of all heads."""
         dtype = accumulator_dtype(x)
-        if self.config.decay == "constant":
+        if self.to_decay is None:
             order = torch.arange(self.config.num_heads, dtype=dtype, device=x.device)
             return (1 - 2 ** (-5 - order)).expand(*x.shape[:2], -1)
         return (functional.logsigmoid(self.to_decay(x).to(dtype)) / TEMPERATURE).exp()

@@ -38,6 +38,9 @@ CHUNK = 32
 TILE = 32
 """Rows and columns of the state in one program."""
 
+SMALLEST = tl.constexpr(1e-30)
+"""`SMALLEST_DECAY` of the op."""
+
 
 @torch.library.custom_op(
     "polewise::associative_forward_triton",
@@ -204,7 +207,7 @@ def _tile(base, number, rows, columns, key_dim: tl.constexpr, value_dim: tl.cons
 def _logarithm(decay, angle, row, head, time, heads, inside, TURNING: tl.constexpr):
     """The poles of a chunk as logarithms; 0, no change, where `inside` ends."""
     place = (row + time) * heads + head
-    log = tl.log(tl.maximum(tl.load(decay + place, mask=inside, other=1.0), 1e-30))
+    log = tl.log(tl.maximum(tl.load(decay + place, mask=inside, other=1.0), SMALLEST))
     turn = tl.zeros_like(log)
     if TURNING:
         turn = tl.load(angle + place, mask=inside, other=0.0)
@@ -536,7 +539,7 @@ def _gradients(
     to_log += _since(tl.sum(q_now * from_start, 1), CHUNK)
     to_log += _until(tl.sum(k_now * from_end, 1), CHUNK)
     rho = tl.load(decay + place, mask=time < length, other=1.0)
-    to_decay = tl.where(rho < 1e-30, 0.0, to_log / tl.maximum(rho, 1e-30))
+    to_decay = tl.where(rho < SMALLEST, 0.0, to_log / tl.maximum(rho, SMALLEST))
     tl.store(grad_decay + place, to_decay, mask=time < length)
     if TURNING:
         across_pairs = tl.where(visible, -pairs * left * tl.sin(turned_between), 0.0)

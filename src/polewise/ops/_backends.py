@@ -9,8 +9,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from polewise.ops._checks import dtype_name
 from polewise.ops.eager import is_transformed
+from polewise.ops.precision import dtype_name
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polewise.ops.precision import accumulator_dtype
+from polewise.ops.precision import accumulator_dtype, dtype_name
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -97,8 +97,3 @@ def require_rows(name: str, value: Tensor, x: Tensor) -> None:
         raise TypeError(f"{name} must be int64; got {dtype_name(value.dtype)}.")
     if value.device != x.device:
         raise ValueError(f"{name} must be on {x.device} like the sequence; got {value.device}.")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float32`, of `torch.float32`."""
-    return str(dtype).removeprefix("torch.")

@@ -125,14 +125,6 @@ def vectorised(loop: Callable[..., Any]) -> Callable[..., Any]:
     return compiled(loop, fastmath={"contract", "reassoc"}, pipeline_class=_Disjoint)
 
 
-@vectorised
-def copy_line(line, start, target):
-    """Fill `target` from a line, beginning at `start`."""
-    source = line[start : start + len(target)]
-    for c in range(len(target)):
-        target[c] = source[c]
-
-
 def run_units(loop: Callable[..., None], batch: int, length: int, dim: int, *arguments) -> None:
     """Call `loop(*arguments, block, first, stop)` so that every unit is done exactly once."""
     threads = _threads(batch * length * dim)
@@ -252,7 +244,7 @@ def require_covered(offsets: Tensor, lengths: Tensor, bin_length: int, bins: int
         raise ValueError(
             f"offset must lie in [0, bin_length); got {offset.tolist()} for bins of {bin_length}."
         )
-    if (last // bin_length >= np.maximum(bins, 1)).any():
+    if (last // bin_length >= max(bins, 1)).any():
         raise ValueError(
             f"the coefficients must cover every row; got {bins} bins of {bin_length} for rows "
             f"that start at {offset.tolist()} and have {lengths.tolist()} steps."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from polewise.ops._compiled import array, compiled, copy_line, fresh, rows, run_blocks, vectorised
+from polewise.ops._compiled import array, compiled, fresh, rows, run_blocks, vectorised
 
 SEGMENT = 256
 """Steps of a unit."""
@@ -38,6 +38,14 @@ def _size(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
 
 
+@vectorised
+def _copy_line(line, start, target):
+    """Fill `target` from a line, beginning at `start`."""
+    source = line[start : start + len(target)]
+    for c in range(len(target)):
+        target[c] = source[c]
+
+
 @compiled
 def _forward(x, stride, cosine, sine, y, first, stop):
     length, heads, channels = y.shape[1:]
@@ -48,7 +56,7 @@ def _forward(x, stride, cosine, sine, y, first, stop):
         for t in range(begin, min(begin + SEGMENT, length)):
             for head in range(heads):
                 out = y[row, t, head]
-                copy_line(x, (row * length + t) * stride + head * channels, out)
+                _copy_line(x, (row * length + t) * stride + head * channels, out)
                 at = table, t, min(head, cosine.shape[2] - 1)
                 _turn(cosine[at], sine[at], out[:pairs], out[pairs:])
 
@@ -63,7 +71,7 @@ def _backward(grad_y, stride, y, cosine, sine, grad_x, grad_angle, first, stop):
         for t in range(begin, min(begin + SEGMENT, length)):
             for head in range(heads):
                 out, turned = grad_x[row, t, head], y[row, t, head]
-                copy_line(grad_y, (row * length + t) * stride + head * channels, out)
+                _copy_line(grad_y, (row * length + t) * stride + head * channels, out)
                 at = table, t, min(head, cosine.shape[2] - 1)
                 _further(
                     turned[:pairs], turned[pairs:], out[:pairs], out[pairs:],

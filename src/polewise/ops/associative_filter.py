@@ -20,7 +20,6 @@ from torch.nn import functional
 from polewise.ops._backends import usable_backend
 from polewise.ops._checks import (
     checked_lengths,
-    dtype_name,
     require_axes,
     require_like,
     state_or_rest,
@@ -28,7 +27,7 @@ from polewise.ops._checks import (
 from polewise.ops._products import filtered_products
 from polewise.ops.nan_masking import clean_and_mark, put_back_from_then_on
 from polewise.ops.padding import hide_padding
-from polewise.ops.precision import without_autocast
+from polewise.ops.precision import dtype_name, without_autocast
 
 CHUNK = 32
 """Steps whose products are taken at once."""
@@ -89,7 +88,8 @@ def associative_filter(
             compiled. None takes the fastest.
 
     Returns:
-        y: like `v`, in its dtype.
+        y: like `v`, in its dtype. A product that overflows may make earlier outputs of its
+            chunk NaN, except with "cpu" and "reference".
         state: $S$ after the last real step, float32 or wider.
 
     Every floating argument has a gradient; "cpu" and "triton" have no second one, and inside
@@ -173,12 +173,13 @@ def _require_key_head(key_head: Sequence[int] | None, key_heads: int, heads: int
                 "Otherwise say which is whose with key_head."
             )
         return list(range(heads)) if key_heads == heads else [0] * heads
-    if len(key_head) != heads or not all(0 <= each < key_heads for each in key_head):
+    numbers = [each if isinstance(each, int) else -1 for each in key_head]
+    if len(numbers) != heads or not all(0 <= each < key_heads for each in numbers):
         raise ValueError(
             f"key_head must have a number from 0 to {key_heads - 1}, a head of q and k, for each "
             f"of {heads} heads; got {list(key_head)}."
         )
-    return list(key_head)
+    return numbers
 
 
 def _definition(q, k, v, decay, angle, state):

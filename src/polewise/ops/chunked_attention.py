@@ -79,7 +79,7 @@ def chunked_attention(
     Raises:
         ValueError: a shape or device is not as written above, or `sliding` or a state
             without `causal`.
-        TypeError: a dtype is not as written above.
+        TypeError: a dtype or the state is not as written above.
 
     Source:
         Ma et al. 2023 (MEGA-chunk); Lutati et al. 2023, Eq. 9-10; the exact state is ours.
@@ -113,6 +113,8 @@ def chunked_attention(
 
     if state is None:
         before = _empty_state(k, v, chunk_length)
+    elif not isinstance(state, WindowState):
+        raise TypeError(f"state must be a WindowState; got {type(state).__name__}.")
     else:
         # One that was begun under autocast, or outside of it, goes on in the precision of now.
         keys, values = (
@@ -196,14 +198,16 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
     length = q.shape[1]
     if not q.numel():
         return v.clone()
-    blocks = -(-length // chunk_length)
-    query_time = torch.arange(chunk_length, device=q.device)
+    # No block is longer than the sequence; a trace, which has no length, takes whole chunks.
+    size = chunk_length if torch.compiler.is_compiling() else min(chunk_length, length)
+    blocks = -(-length // size)
+    query_time = torch.arange(size, device=q.device)
     key_time = query_time
-    q, k, v = (_blocks(part, chunk_length) for part in (q, k, v))
+    q, k, v = (_blocks(part, size) for part in (q, k, v))
     if before is not None:
         k = _with_previous(before.keys.to(k.dtype), k)
         v = _with_previous(before.values.to(v.dtype), v)
-        key_time = torch.cat([query_time - chunk_length, query_time])
+        key_time = torch.arange(-chunk_length, size, device=q.device)
     (k, v), marks = clean_and_mark(k, v)
 
     distance = query_time[:, None] - key_time
@@ -214,16 +218,16 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
         ]
     elif sliding:
         seen = before.position.clamp(max=chunk_length)[:, None, None]
-        block_start = chunk_length * torch.arange(blocks, device=q.device)[:, None]
+        block_start = size * torch.arange(blocks, device=q.device)[:, None]
         filled = key_time + block_start >= -seen  # nothing lies before the first token
         visible = (distance >= 0) & (distance < chunk_length) & filled[..., None, :]
     else:
         phase = (before.position[:, None] + query_time) % chunk_length
         visible = ((distance >= 0) & (distance <= phase[..., None]))[:, None]
     if not causal:
-        block_start = chunk_length * torch.arange(blocks, device=q.device)[:, None]
+        block_start = size * torch.arange(blocks, device=q.device)[:, None]
         real = key_time + block_start < steps[:, None, None]
-        itself = torch.eye(chunk_length, dtype=torch.bool, device=q.device)
+        itself = torch.eye(size, dtype=torch.bool, device=q.device)
         visible = visible & real[:, :, None, :] | itself  # an empty softmax would be NaN
 
     mask = visible[:, :, None]
@@ -236,17 +240,20 @@ def _by_chunks(q, k, v, chunk_length, bias, steps, before, sliding, causal):
     return y.transpose(2, 3).flatten(1, 2)[:, :length]
 
 
-def _blocks(x: Tensor, chunk_length: int) -> Tensor:
-    """(batch, length, heads, d) -> (batch, blocks, heads, chunk, d), zeros at the end."""
-    padding = -x.shape[1] % chunk_length
+def _blocks(x: Tensor, size: int) -> Tensor:
+    """(batch, length, heads, d) -> (batch, blocks, heads, size, d), zeros at the end."""
+    padding = -x.shape[1] % size
     if padding:
         x = functional.pad(x, (0, 0, 0, 0, 0, padding))
-    return x.unflatten(1, (-1, chunk_length)).transpose(2, 3)
+    return x.unflatten(1, (-1, size)).transpose(2, 3)
 
 
 def _with_previous(first: Tensor, blocks: Tensor) -> Tensor:
-    """Before every block's keys those of the block before; `first` before the first."""
-    previous = torch.cat([first.transpose(1, 2)[:, None], blocks[:, :-1]], 1)
+    """Before every block's keys those of the block before; `first`, a whole chunk, before the
+    first, which is alone where it is shorter."""
+    previous = first.transpose(1, 2)[:, None]
+    if first.shape[1] == blocks.shape[3]:
+        previous = torch.cat([previous, blocks[:, :-1]], 1)
     return torch.cat([previous, blocks], 3)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polewise.ops._bins import require_coefficients
-from polewise.ops._checks import require_axes
+from polewise.ops._checks import require_axes, require_positive
 from polewise.ops.precision import accumulator_dtype, without_autocast
 
 
@@ -53,6 +53,8 @@ def circular_filter(
     require_axes("x", x)
     length = x.shape[1]
     require_coefficients(a, x, bin_length, 0)
+    if fft_length is not None:
+        require_positive("fft_length", fft_length, "points")
     points = bin_length if fft_length is None else fft_length
     if points < bin_length:
         raise ValueError(

@@ -23,10 +23,14 @@ def is_transformed() -> bool:
     They see through tensor operations, not into compiled loops, whose forward derivative
     would come out as 0 without a word.
     """
-    in_func = torch._C._functorch.peek_interpreter_stack() is not None
-    return in_func or forward_ad._current_level >= 0
+    return _is_in_func() or forward_ad._current_level >= 0
+
+
+def _is_in_func() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 # `torch.compile` asks once, while it traces, with the transforms that it then is inside of. What
 # `torch.compiler.assume_constant_result` does, without importing all of the compiler for it.
-is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# (The level of forward mode it watches by itself.)
+_is_in_func._dynamo_marked_constant = True  # type: ignore[attr-defined]

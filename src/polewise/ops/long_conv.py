@@ -14,7 +14,7 @@ from torch import Tensor
 from polewise.ops._backends import usable_backend
 from polewise.ops._checks import checked_lengths, require_axes, require_like
 from polewise.ops.cached import Cached
-from polewise.ops.padding import hide_padding, newest
+from polewise.ops.padding import append, hide_padding, newest
 from polewise.ops.precision import accumulator_dtype, without_autocast
 
 
@@ -76,7 +76,7 @@ def long_conv(
     run = _BACKENDS[usable_backend(backend, _BACKENDS, x)]
 
     x_real = hide_padding(x, lengths)
-    past = torch.cat([state.to(x.dtype), x_real], 1)
+    past = append(state, x_real)
     if length == 1 and backend is None:
         run = _one_step  # as in decoding: a transform would cost more
     y = run(past, kernel, length, spectrum) if x.numel() else x_real.clone()

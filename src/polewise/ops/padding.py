@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from polewise.ops._checks import checked_lengths, require_rows
+from polewise.ops.precision import without_autocast
 
 
 def hide_padding(
-    x: Float[Tensor, "batch length ..."],
+    x: Shaped[Tensor, "batch length ..."],
     lengths: Int[Tensor, " batch"] | None,
     fill: int = 0,
-) -> Float[Tensor, "batch length ..."]:
+) -> Shaped[Tensor, "batch length ..."]:
     """`x` with `fill` from each row's length on; NaN there disappears, also from gradients.
 
     Raises:
@@ -50,7 +51,15 @@ def newest(
     if lengths is None and length >= kept:
         return new[:, length - kept :].clone()  # a view would keep the whole segment in memory
     if lengths is None:
-        return torch.cat([before[:, length:].to(new.dtype), new], 1)
+        return append(before[:, length:], new)
     index = real_steps(new, lengths)[:, None] + torch.arange(kept, device=new.device)
     index = index.reshape(*index.shape, *[1] * (new.ndim - 2)).expand(-1, -1, *new.shape[2:])
-    return torch.cat([before.to(new.dtype), new], 1).gather(1, index)
+    return append(before, new).gather(1, index)
+
+
+def append(
+    before: Shaped[Tensor, "batch kept ..."], new: Shaped[Tensor, "batch length ..."]
+) -> Shaped[Tensor, "batch all ..."]:
+    """What was before, then `new`, in the dtype of `new`, which autocast would change."""
+    with without_autocast(new.device):
+        return torch.cat([before.to(new.dtype), new], 1)

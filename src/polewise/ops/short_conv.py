@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from polewise.ops._backends import float32_alone, refuse_second_derivative, usable_backend
 from polewise.ops._checks import checked_lengths, require_axes, require_like
-from polewise.ops.padding import hide_padding, newest
+from polewise.ops.padding import append, hide_padding, newest
 from polewise.ops.precision import accumulator_dtype
 
 
@@ -87,7 +87,7 @@ def _backend(backend: str | None, x: Tensor) -> str:
 
 def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:
     """The sum, step by step, in float64."""
-    past = torch.cat([state, x], 1).double()
+    past = append(state, x).double()
     steps = []
     for t in range(x.shape[1]):
         window = past[:, t : t + len(kernel)].flip(1)
@@ -97,7 +97,7 @@ def _definition(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bo
 
 
 def _sum_of_shifts(x: Tensor, state: Tensor, kernel: Tensor, bias: Tensor, silu: bool) -> Tensor:
-    past, width, length = torch.cat([state, x], 1), len(kernel), x.shape[1]
+    past, width, length = append(state, x), len(kernel), x.shape[1]
     z = bias
     for tap in range(width):
         z = torch.addcmul(z, kernel[tap], past[:, width - 1 - tap : width - 1 - tap + length])

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polewise.ops._backends import refuse_second_derivative, usable_backend
-from polewise.ops._checks import dtype_name, require_floating
-from polewise.ops.precision import accumulator_dtype
+from polewise.ops._checks import require_floating
+from polewise.ops.precision import accumulator_dtype, dtype_name
 
 
 def turn(
