@@ -44,15 +44,6 @@ def run_guide(path):
             raise AssertionError(f"{path}:{line}: {error!r}") from error
 
 
-@pytest.fixture(autouse=True)
-def one_accelerator_per_test():
-    """A guide may train, and accelerate keeps what a process has told it."""
-    from accelerate.state import AcceleratorState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
 def test_the_code_of_a_guide_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ Models     PolewiseConfig, PolewiseModel, PolewiseForCausalLM, PolewiseForSequen
            BackboneConfig and generate in plain torch
 Ops        direct_form_filter, normal_form_filter, associative_filter, gated_filter,
            long_conv, short_conv, chunked_attention, rms_norm, gated_projection, turn,
-           circular_filter; hide_padding
+           circular_filter; hide_padding; KernelSpectrum, WindowState
 Filters    polewise.filters: coefficients, poles, responses, SciPy's sos
 States     polewise.states: select_batch, detach, to, num_bytes, save, load
 Processes  shard_sequence, unshard_sequence: one long sequence split over many
@@ -49,6 +49,8 @@ from polewise.mixers import (
 from polewise.mixers.checks import check_mixer
 from polewise.models import HUGGING_FACE, Backbone, BackboneConfig, generate
 from polewise.ops import (
+    KernelSpectrum,
+    WindowState,
     associative_filter,
     chunked_attention,
     circular_filter,
@@ -78,6 +80,7 @@ __all__ = [
     "GatedLinearAttentionConfig",
     "Hyena",
     "HyenaConfig",
+    "KernelSpectrum",
     "LocalAttention",
     "LongConv",
     "LongConvConfig",
@@ -92,6 +95,7 @@ __all__ = [
     "S4d",
     "S4dConfig",
     "SlidingAttentionConfig",
+    "WindowState",
     "associative_filter",
     "check_mixer",
     "chunked_attention",

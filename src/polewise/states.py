@@ -103,7 +103,8 @@ def require_state_like(name: str, state: Any, like: Any) -> None:
         if state.device != like.device:
             raise ValueError(f"{name} must be on {like.device}; got {state.device}.")
         if state.is_floating_point() != like.is_floating_point():
-            raise TypeError(f"{name} must be {like.dtype}; got {state.dtype}.")
+            wanted, got = (str(each.dtype).removeprefix("torch.") for each in (like, state))
+            raise TypeError(f"{name} must be {wanted}; got {got}.")
     elif type(state) is not type(like) or (like is not None and len(state) != len(like)):
         raise ValueError(
             f"{name} must be {_describe(like)} of this model; got {_describe(state)}. "

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from polewise.tasks import TextTask
 from polewise.training import ModelOptions, Run, RunFolder, TrainingOptions, build_model
@@ -15,8 +14,6 @@ from polewise.training import ModelOptions, Run, RunFolder, TrainingOptions, bui
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,3 @@ def finished_run(tmp_path_factory):
 def run_copy(finished_run, tmp_path):
     """A copy of it, to be broken."""
     return shutil.copytree(finished_run, tmp_path / "copy")
-
-
-@pytest.fixture(autouse=True)
-def one_accelerator_per_test():
-    """accelerate keeps what a process has told it."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)

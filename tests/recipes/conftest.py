@@ -1,18 +1,10 @@
 """A study small enough for a test: two systems, two rates, two seeds, a few steps each."""
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from polewise.recipes.studies import Comparison, Study, System
 from polewise.tasks import RecallTask
 from polewise.training import ModelOptions, TrainingOptions
-
-
-@pytest.fixture(autouse=True)
-def one_accelerator_per_test():
-    """accelerate keeps what a process has told it."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_study(max_steps=4, rates=(1e-3, 1e-2), names=("attention", "mega"), **options):

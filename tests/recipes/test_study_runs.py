@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import signal
 from dataclasses import replace
@@ -163,6 +164,15 @@ def test_a_run_that_was_killed_before_it_was_written_down_is_not_trained_again(
     run_study(study, out=tmp_path / "runs", results=tmp_path / "b.json")
     (row,) = read_results(tmp_path / "b.json")["rows"]
     assert row["steps"] == 4
+
+
+def test_an_outcome_that_is_damaged_is_named_with_its_folder(tiny_study, tmp_path):
+    study = tiny_study(rates=(1e-3,), names=("attention",))
+    run_study(study, out=tmp_path / "runs", results=tmp_path / "a.json")
+    (done,) = (tmp_path / "runs").rglob(OUTCOME)
+    done.write_text('{"status')
+    with pytest.raises(ValueError, match=rf"{re.escape(str(done.parent))}: {OUTCOME} must be JSON"):
+        run_study(study, out=tmp_path / "runs", results=tmp_path / "b.json")
 
 
 def test_a_run_that_diverges_is_done_and_says_why(tiny_study, tmp_path):

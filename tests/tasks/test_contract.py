@@ -76,6 +76,15 @@ def small_run(task):
     return Run(task=task, model=model, training=TrainingOptions(max_steps=1))
 
 
+def test_a_run_resumed_at_any_step_sees_the_batches_it_would_have_seen(task):
+    whole = list(islice(task.train_batches(3), 4))
+    later = islice(task.train_batches(3, first_step=2), 2)
+    for one, other in zip(whole[2:], later, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(whole[0]["inputs"], whole[1]["inputs"])
+
+
 def test_a_model_built_from_the_shape_of_a_task_learns_and_is_measured(task):
     run = small_run(task)
     torch.manual_seed(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import numpy as np
 import pytest
 import torch
@@ -88,15 +86,6 @@ def test_a_stride_takes_every_so_many_windows(source):
     every = next(ForecastTask(source=source, length=10, horizon=4).eval_batches())
     (third,) = ForecastTask(source=source, length=10, horizon=4, eval_stride=3).eval_batches()
     assert torch.equal(third["labels"], every["labels"][::3])
-
-
-def test_a_run_resumed_at_any_step_sees_the_batches_it_would_have_seen(source):
-    task = ForecastTask(source=source, length=10, horizon=4)
-    whole = list(islice(task.train_batches(3), 4))
-    later = list(islice(task.train_batches(3, first_step=2), 2))
-    for one, other in zip(whole[2:], later, strict=True):
-        assert torch.equal(one["inputs"], other["inputs"])
-    assert not torch.equal(whole[0]["inputs"], whole[1]["inputs"])
 
 
 def test_a_column_that_never_changes_is_left_at_zero(tmp_path):

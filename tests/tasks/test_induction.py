@@ -44,14 +44,6 @@ def test_it_trains_at_one_length_and_tests_at_others():
     ]
 
 
-def test_a_run_resumed_at_any_step_sees_the_batches_it_would_have_seen():
-    whole = list(islice(SMALL.train_batches(3), 4))
-    later = list(islice(SMALL.train_batches(3, first_step=2), 2))
-    for one, other in zip(whole[2:], later, strict=True):
-        assert torch.equal(one["inputs"], other["inputs"])
-    assert not torch.equal(whole[0]["inputs"], whole[1]["inputs"])
-
-
 def test_held_out_sequences_depend_on_the_data_seed_and_on_no_other_length():
     def held_out(**options):
         task = InductionTask(**({"test_lengths": "40", "num_eval": 8} | options))

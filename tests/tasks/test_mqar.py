@@ -53,14 +53,6 @@ def test_places_are_weighted_draws_without_replacement(power):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=0.02)
 
 
-def test_a_run_resumed_at_any_step_sees_the_batches_it_would_have_seen():
-    whole = list(islice(SMALL.train_batches(3), 5))
-    later = list(islice(SMALL.train_batches(3, first_step=2), 3))
-    for one, other in zip(whole[2:], later, strict=True):
-        assert torch.equal(one["inputs"], other["inputs"])
-        assert torch.equal(one["labels"], other["labels"])
-
-
 def test_accuracy_counts_queries_and_every_cell_alike():
     right = {"all": [], "16_4": [], "32_3": []}
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from polewise.tasks import TextTask, on_test_part
+from polewise.tasks.byte_source import FileBytes
 from polewise.tasks.data_sets import DATA_SETS, locate
 
 
@@ -82,12 +83,13 @@ def test_the_embedded_text_needs_no_file():
     assert len(task.held_out_text()) > 10_000
 
 
-def test_a_file_is_mapped_and_not_read(tmp_path):
+def test_a_file_is_read_only_where_it_is_asked_for(tmp_path):
     path = tmp_path / "large.txt"
     with path.open("wb") as file:
         file.truncate(100_000_000)  # sparse: the standard size of enwik8 and text8
     task = TextTask(source=str(path), eval_bytes=10)
     assert len(task.held_out_text()) == 10
+    assert isinstance(task._text, FileBytes)
     assert task._bounds("train") == (0, 90_000_000)
     assert task._bounds("valid") == (90_000_000, 95_000_000)
     assert task._bounds("test") == (95_000_000, 100_000_000)

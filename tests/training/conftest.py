@@ -1,7 +1,6 @@
 """A run so small that it trains in a moment."""
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from polewise.tasks import RecallTask
 from polewise.training import ModelOptions, Run, TrainingOptions
@@ -20,10 +19,3 @@ def _small_run(task=None, **training):
 def small_run():
     """A function of the task and of training options that returns a run."""
     return _small_run
-
-
-@pytest.fixture(autouse=True)
-def one_accelerator_per_test():
-    """accelerate keeps what a process has told it."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)

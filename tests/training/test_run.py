@@ -119,6 +119,9 @@ def test_options_of_a_mixer_of_ones_own_come_back_from_a_file(monkeypatch):
         pairs: tuple[tuple[int, float], ...] | None = None
         order: Literal[1, 2] = 2
 
+        def build(self):
+            raise AssertionError("its options alone are asked for")
+
     monkeypatch.setitem(MIXERS, "own", OwnConfig)
     options = {"sizes": (1, 2, 3), "pairs": ((1, 0.5),)}
     run = Run(

@@ -20,7 +20,7 @@ from polewise.recipes import demo_text, focus_recall
 from polewise.tasks import RecallTask, TextTask
 from polewise.training import Outcome, Run, RunFolder, train
 from polewise.training.display import print_line
-from polewise.training.run_folder import require_free
+from polewise.training.run_folder import require_new_folder
 
 PROMPT_BYTES = 64
 SAMPLE_BYTES = 400
@@ -67,7 +67,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     text_task.prepare()  # a bad file is refused before the first minute is spent
     out = options.out or new_folder("demo")
     for name in ("recall", "text"):
-        require_free(out / name)
+        require_new_folder(out / name)
     began = time.monotonic()
 
     def say(line: str = "") -> None:

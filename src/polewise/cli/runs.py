@@ -141,7 +141,7 @@ def serve(run: RunPath, host: str = "127.0.0.1", port: int = 8000) -> int:
     path = require_text_run(run).verified_model_path()
     from polewise.models import serving
 
-    serving.require_free(host, port)
+    serving.require_free_port(host, port)
     print(f'http://{host}:{port}/v1 will answer requests for "model": "{path}"', flush=True)
     try:
         serving.serve(path, host=host, port=port)

@@ -224,7 +224,7 @@ def _finish(outcome: Outcome) -> int:
         return outcome.exit_code
     if outcome.status == "interrupted":
         quoted = shlex.quote(str(folder.path))
-        print(f"stopped after {outcome.step} steps; go on with: polewise resume {quoted}")
+        print(f"stopped after {outcome.step} steps. Go on with: polewise resume {quoted}")
         return outcome.exit_code
     from polewise.analysis import write_figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 
@@ -23,10 +24,16 @@ def epoch_rows(stream: Sequence[int], step: int, batch_size: int, num: int) -> n
     wanted = np.arange(step * batch_size, (step + 1) * batch_size)
     rows = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(wanted // num):
-        order = np.random.default_rng([*stream, int(epoch)]).permutation(num)
+        order = _order(tuple(stream), int(epoch), num)
         here = wanted // num == epoch
         rows[here] = order[wanted[here] % num]
     return rows
+
+
+@lru_cache(maxsize=4)
+def _order(stream: tuple[int, ...], epoch: int, num: int) -> np.ndarray:
+    """The order of an epoch, drawn once for its batches."""
+    return np.random.default_rng([*stream, epoch]).permutation(num)
 
 
 def in_epochs(

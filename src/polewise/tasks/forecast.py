@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.data_sets import named_or_given
@@ -134,7 +134,7 @@ class ForecastTask:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared error, in scaled units."""
-        return F.mse_loss(logits, batch["labels"])
+        return functional.mse_loss(logits, batch["labels"])
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `mse` and `mae` over all windows, rows and columns, in scaled units."""

@@ -133,11 +133,15 @@ class ImagesTask:
         mean, deviation = self._scale
         pixels = (images.pixels[rows].astype(np.float32) - mean) / deviation
         if self.permuted:
-            pixels = pixels[:, np.random.RandomState(PERMUTATION_SEED).permutation(pixels.shape[1])]
+            pixels = pixels[:, self._order]
         return {
             "inputs": torch.from_numpy(pixels).unsqueeze(-1),
             "labels": torch.from_numpy(images.labels[rows]),
         }
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.random.RandomState(PERMUTATION_SEED).permutation(self._train.pixels.shape[1])
 
     @cached_property
     def _scale(self) -> tuple[np.float32, np.float32]:

@@ -18,8 +18,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.epochs import in_order
@@ -125,7 +125,7 @@ class MqarTask:
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the queries, in nats."""
         asked = batch["labels"] != IGNORED
-        return F.cross_entropy(logits[asked], batch["labels"][asked])
+        return functional.cross_entropy(logits[asked], batch["labels"][asked])
 
     def metrics(self, logits: Tensor, batch: Batch) -> Metrics:
         """Return `accuracy` of all and of the batch's cell, and `loss` (nats)."""
@@ -135,7 +135,7 @@ class MqarTask:
         # Every sequence counts alike, so every cell does.
         right = int(((logits.argmax(-1) == labels) & asked).sum())
         accuracy = (right / pairs, len(labels))
-        total = F.cross_entropy(logits[asked], labels[asked], reduction="sum")
+        total = functional.cross_entropy(logits[asked], labels[asked], reduction="sum")
         return {
             "accuracy": accuracy,
             f"accuracy_{labels.shape[1]}_{pairs}": accuracy,

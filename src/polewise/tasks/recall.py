@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from polewise.options import require_at_least, require_memory, require_types
 from polewise.tasks.epochs import epoch_rows, in_batches
@@ -233,7 +233,9 @@ class RecallTask:
         return self._draw_distinct("num_eval", self.num_eval, _HELD_OUT, taken)
 
     def _batch(self, sequences: np.ndarray, *, last_only: bool) -> Batch:
-        inputs = F.pad(torch.from_numpy(sequences[:, :-1].copy()), (self.padding, 0), value=NOOP)
+        inputs = functional.pad(
+            torch.from_numpy(sequences[:, :-1].copy()), (self.padding, 0), value=NOOP
+        )
         labels = torch.full_like(inputs, IGNORED)
         first = inputs.shape[1] - 1 if last_only else self.padding
         labels[:, first:] = torch.from_numpy(sequences[:, first - self.padding + 1 :].copy())

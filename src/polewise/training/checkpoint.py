@@ -128,7 +128,7 @@ def read_progress(path: Path) -> Progress:
         return Progress.from_json(read_json_object(path / "progress.json"))
     except ValueError as error:
         raise ValueError(
-            f"checkpoint must be one that this Polewise writes; {path / 'progress.json'}: {error}"
+            f"checkpoint must be one that this Polewise writes; {path / 'progress.json'}: {error}."
         ) from error
 
 

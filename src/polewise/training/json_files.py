@@ -25,11 +25,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has {status.st_size:,} bytes, more than {_MOST_BYTES:,}")
         values = json.loads(path.read_bytes(), parse_constant=_refuse)
     except RecursionError:
-        raise ValueError(f"{path.name} must be JSON; it is nested too deeply.") from None
+        raise ValueError(f"{path.name} must be JSON; it is nested too deeply") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name} must be JSON that can be read; {error}.") from error
+        raise ValueError(f"{path.name} must be JSON that can be read; {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path.name} must hold one JSON object; got a {type(values).__name__}.")
+        raise ValueError(f"{path.name} must hold one JSON object; got a {type(values).__name__}")
     return values
 
 

@@ -144,11 +144,11 @@ def _from_values(kind: Any, values: Any) -> Any:
     names = sorted(field.name for field in dataclasses.fields(kind))
     if not isinstance(values, dict) or sorted(values) != names:
         got = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{kind.__name__} must have the values {', '.join(names)}; got {got}.")
+        raise ValueError(f"{kind.__name__} must have the values {', '.join(names)}; got {got}")
     built = kind(**values)
     require_types(built)
     for name, value in values.items():
         least = float("-inf") if name in ("best", "mean", "loss") else -1
         if isinstance(value, int | float) and not least < value < float("inf"):
-            raise ValueError(f"{name} must be a finite number, as a run leaves it; got {value}.")
+            raise ValueError(f"{name} must be a finite number, as a run leaves it; got {value}")
     return built

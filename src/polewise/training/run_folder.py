@@ -68,7 +68,7 @@ class RunFolder:
                 f"{str(folder.path)!r}."
             ) from None
         try:
-            require_free(folder.path)
+            require_new_folder(folder.path)
             if folder.path.exists():
                 folder._take(run)
                 return folder
@@ -150,7 +150,7 @@ class RunFolder:
             return read_json_object(self.config_path)
         except ValueError as error:
             raise ValueError(
-                f"run must have a readable config.json; {self.path}: {error}"
+                f"run must have a readable config.json; {self.path}: {error}."
             ) from error
 
     def read_run(self) -> Run:
@@ -356,7 +356,7 @@ def _is_record(kind: Any = None, step: Any = None, seconds: Any = None, **measur
     )
 
 
-def require_free(path: Path) -> None:
+def require_new_folder(path: Path) -> None:
     """Check that there is nothing at `path` but an empty folder, or one in which a process was
     killed before it had begun.
 

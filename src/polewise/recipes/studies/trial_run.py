@@ -120,7 +120,7 @@ def read_row(study: Study, trial: Trial, path: Path) -> dict[str, Any]:
         "learning_rate": trial.learning_rate,
         "seed": trial.seed,
         "share": trial.share,
-        **read_json_object(path / OUTCOME),
+        **_read_outcome(path),
         "curve": [
             {name: value for name, value in record.items() if name != "kind"}
             for record in folder.read_evaluations()
@@ -136,7 +136,16 @@ def has_outcome(trial: Trial, path: Path) -> bool:
     """Whether the folder has come to the end of this run, and not of one of the same name."""
     if not (path / OUTCOME).exists() or not is_of(RunFolder.open(path).read_config(), trial.run):
         return False
-    return is_as_large(read_json_object(path / OUTCOME).get("parameters"), trial.run)
+    return is_as_large(_read_outcome(path).get("parameters"), trial.run)
+
+
+def _read_outcome(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path / OUTCOME)
+    except ValueError as error:
+        raise ValueError(
+            f"out must hold whole runs; {path}: {error}. Delete that folder to run it anew."
+        ) from error
 
 
 def is_of(options: Mapping[str, Any], run: Run) -> bool:
