@@ -62,7 +62,7 @@ def test_the_mixer_is_the_published_recursion(decay, conv_width):
 
 
 def test_a_constant_decay_has_nothing_to_learn():
-    assert not hasattr(built(dim=8, decay="constant"), "to_decay")
+    assert built(dim=8, decay="constant").to_decay is None
 
 
 def test_the_state_is_of_the_published_size():
