@@ -198,17 +198,18 @@ def test_the_state_of_another_model_is_refused_and_kept(
         assert (tmp_path / "memory").read_bytes() == kept
 
 
-def test_a_state_that_holds_nan_is_refused(text_run, tmp_path, capsys):
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_a_state_that_holds_no_numbers_is_refused(bad, text_run, tmp_path, capsys):
     command = ["generate", text_run, "--prompt", "a", "--max-new-tokens", "2", "--state", "memory"]
     assert main(command) == 0
     tensors = load_file(tmp_path / "memory")
     name = next(name for name, each in tensors.items() if each.is_floating_point())
     with safe_open(tmp_path / "memory", "pt") as file:
         metadata = file.metadata()
-    tensors[name].fill_(float("nan"))
+    tensors[name].fill_(float(bad))
     save_file(tensors, tmp_path / "memory", metadata)
     assert main(command) == 2
-    assert "state must hold numbers; memory holds NaN." in capsys.readouterr().err
+    assert "state must hold finite numbers; memory holds NaN" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_state_is_refused_and_kept(text_run, tmp_path, capsys):

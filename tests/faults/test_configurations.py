@@ -89,7 +89,7 @@ def test_a_configuration_that_is_no_json_is_explained(content, run_copy):
         ({"accumulate": 0}, "accumulate must be positive"),
         ({"skip_limit": 0}, "skip_limit must be positive"),
         ({"data_timeout": 0}, "data_timeout must be positive"),
-        ({"data_timeout": float("inf")}, "data_timeout must be positive"),
+        ({"data_timeout": float("inf")}, "data_timeout must be finite"),
         ({"on_skip_limit": "rollback"}, "Did you mean 'roll_back'"),
         ({"stop_at": float("nan")}, "stop_at must be a finite number"),
         ({"log_every": 1.5}, "log_every must be of type int; got 1.5"),

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -48,6 +49,18 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, finishe
     resume(tmp_path / "run", console=quiet())
     assert have_equal_parameters(tmp_path / "run", finished_run)
     assert untimed_metrics(tmp_path / "run") == untimed_metrics(finished_run)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run_copy):
+    log = (run_copy / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run_copy / "checkpoints")
+    for gone in ("the model at the end is there", "the log says it"):
+        with pytest.raises(
+            ValueError, match=r"must have a checkpoint to go on from; .*up to step 6"
+        ):
+            resume(run_copy, max_steps=8, console=quiet())
+        shutil.rmtree(run_copy / "model-last", ignore_errors=True)
+        assert (run_copy / "metrics.jsonl").read_bytes() == log, gone
 
 
 def test_what_a_killed_process_left_half_done_is_finished_or_cleared_up(run_copy):

@@ -91,6 +91,10 @@ def test_a_request_chooses_its_temperature_and_what_it_asks_in_vain_is_said(serv
         with pytest.raises(urllib.error.HTTPError) as refused:
             asked(server, "/v1/completions", prompt="It was", **{name: value})
         assert f"{name} must be left out" in refused.value.read().decode()
+    parts = [{"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        asked(server, "/v1/chat/completions", messages=[{"role": "user", "content": parts}])
+    assert "content must be text; got a part of 'image_url'" in refused.value.read().decode()
     for path in ("/load_model", "/reset"):  # nobody may load or forget a model
         with pytest.raises(urllib.error.HTTPError) as absent:
             asked(server, path)

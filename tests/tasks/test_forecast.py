@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,12 @@ def test_a_stride_takes_every_so_many_windows(source):
     every = next(ForecastTask(source=source, length=10, horizon=4).eval_batches())
     (third,) = ForecastTask(source=source, length=10, horizon=4, eval_stride=3).eval_batches()
     assert torch.equal(third["labels"], every["labels"][::3])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "table.csv")
+    with pytest.raises(ValueError, match="it is a folder, a pipe or a device"):
+        ForecastTask(source=str(tmp_path / "table.csv"), length=8, horizon=4).prepare()
 
 
 def test_a_column_that_never_changes_is_left_at_zero(tmp_path):

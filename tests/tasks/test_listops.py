@@ -260,6 +260,11 @@ def test_what_cannot_be_is_said_in_one_line(options, message):
         ListOpsTask(**options)
 
 
+def test_expressions_of_which_all_are_held_out_are_refused_before_training():
+    with pytest.raises(ValueError, match="min_length"):
+        ListOpsTask(min_length=0, max_length=2, num_eval=5, batch_size=2).prepare()
+
+
 def test_bounds_that_nothing_meets_are_explained():
     task = ListOpsTask(min_length=0, max_length=3, max_depth=5, num_eval=6)
     with pytest.raises(ValueError, match=r"different expressions as num_eval .* after 10 of 12"):

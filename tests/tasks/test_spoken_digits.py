@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import wave
 from itertools import islice
@@ -166,6 +167,20 @@ TONE = np.arange(50)
 def test_recordings_that_will_not_do_are_explained(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        SpokenDigitsTask(source=str(tmp_path)).prepare()
+
+
+def test_two_recordings_of_one_name_are_not_one(recordings, tmp_path):
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        for folder in ("a", "b"):
+            archive.add(recordings / "0_anna_0.wav", f"{folder}/0_anna_0.wav")
+    with pytest.raises(ValueError, match=r"every recording once; .*twice\.tar has two 0_anna_0"):
+        SpokenDigitsTask(source=str(tmp_path / "twice.tar")).prepare()
+
+
+def test_a_pipe_among_the_recordings_is_not_waited_for(recordings, tmp_path):
+    os.mkfifo(tmp_path / "0_anna_0.wav")
+    with pytest.raises(ValueError, match="it is a folder, a pipe or a device"):
         SpokenDigitsTask(source=str(tmp_path)).prepare()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from polewise.analysis.learning_curve import learning_curve
 from polewise.analysis.placed_filters import PlacedFilters, placed_filters
+from polewise.replace_file import replace_file
 from polewise.training import RunFolder
 
 _WIDTH, _HEIGHT = 6.4, 4.4
@@ -164,6 +166,8 @@ def _write(figure: Figure, path: Path, caption: str) -> Path:
     figure.subplots_adjust(left=0.12, right=0.87, top=0.97, bottom=below)
     figure.text(0.03, 0.02, wrapped, fontsize=7, va="bottom")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:])
+    replace_file(path, drawn.getvalue())
     path.with_suffix(".txt").write_text(wrapped + "\n", encoding="utf-8")
     return path

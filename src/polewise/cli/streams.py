@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn
 
@@ -179,6 +179,8 @@ def _open(source: Path | None) -> AbstractContextManager[BinaryIO]:
     if source is None and sys.stdin is None:
         raise ValueError("input must be given: standard input is closed.")
     if source is None:
+        with suppress(OSError, ValueError):  # else a pause of the writer would look like the end
+            os.set_blocking(sys.stdin.buffer.fileno(), True)
         return nullcontext(sys.stdin.buffer)
     try:
         return source.open("rb")
@@ -210,8 +212,11 @@ def _read_state(path: Path | None, model: Any) -> ByteStreamState:
         raise ValueError(f"state must be one of this model: {error}") from error
     if not torch.equal(made_by, weights):
         raise ValueError(f"state must be one of this model: other weights made {path}.")
-    if any(bool(part.isnan().any()) for part in states.tensors(kept)):
-        raise ValueError(f"state must hold numbers; {path} holds NaN.")
+    for part, like in zip(states.tensors(kept), states.tensors(start), strict=True):
+        if part.dtype != like.dtype:
+            raise ValueError(f"state must be one of this model: {path} holds {part.dtype}.")
+        if bool((part.isnan() | (part == torch.inf)).any()):  # what nothing was seen of is -inf
+            raise ValueError(f"state must hold finite numbers; {path} holds NaN or infinity.")
     return kept
 
 

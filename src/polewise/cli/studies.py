@@ -20,6 +20,7 @@ from polewise.recipes.studies import (
     run_study,
 )
 from polewise.replace_file import replace_file
+from polewise.training.errors import explained_saving
 
 _RESULTS = Path("benchmarks/results")
 
@@ -113,7 +114,8 @@ def report(
     if not docs:
         if out.is_dir() or not out.parent.is_dir():
             raise ValueError(f"out must be a file in a folder that is there; got {out}.")
-        replace_file(out, render_html(studies))
+        with explained_saving("the page", out, then="give the command again"):
+            replace_file(out, render_html(studies))
         print(f"written to {out}")
         return 0
     page = Path("docs/studies.md")

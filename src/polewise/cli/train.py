@@ -30,6 +30,7 @@ from polewise.recipes import (
 from polewise.tasks import AnyTask, RecallTask
 from polewise.training import ModelOptions, ModelShape, Outcome, Run, TrainingOptions, train
 from polewise.training import resume as resume_run
+from polewise.training.errors import explained_saving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +230,7 @@ def _finish(outcome: Outcome) -> int:
     from polewise.analysis import write_figures
 
     print(f"finished after {outcome.step} steps: {pairs(outcome.metrics)}")
-    write_figures(folder)
+    with explained_saving("the figures", folder.path, then="draw them (analysis.write_figures)"):
+        write_figures(folder)
     print(f"everything is in {folder.path}")
     return 0

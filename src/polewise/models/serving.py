@@ -102,7 +102,7 @@ def _answer_for_this_model_alone(build: Callable[..., Any]) -> Callable[..., Any
             message = f"a request must have {error}" if isinstance(error, KeyError) else str(error)
             return JSONResponse({"error": {"message": message}}, status_code=400)
 
-        for mistake in (ValueError, KeyError, TypeError, AttributeError):
+        for mistake in (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
             app.add_exception_handler(mistake, explain)
 
         return app
@@ -145,6 +145,11 @@ def _refuse_what_is_not_done(validate: Callable[..., Any]) -> Callable[..., Any]
             same = any(type(asked) is type(value) and asked == value for value in neutral)
             if asked is not None and not same:
                 raise ValueError(f"{name} must be left out; got {body[name]!r}.")
+        for message in body.get("messages") or ():
+            parts = message.get("content")
+            for part in parts if isinstance(parts, list) else ():
+                if part.get("type") != "text":
+                    raise ValueError(f"content must be text; got a part of {part.get('type')!r}.")
         if isinstance(self, CompletionHandler) and body.get("prompt", "") == "":
             raise ValueError("prompt must be a text to go on from; got none.")
         validate(self, body)

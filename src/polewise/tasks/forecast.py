@@ -187,6 +187,8 @@ def read_table(path: Path) -> np.ndarray:
             or has something else than finite numbers; the message names the line.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder, a pipe or a device")
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if row]

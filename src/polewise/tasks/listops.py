@@ -114,10 +114,13 @@ class ListOpsTask:
         )
 
     def prepare(self) -> None:
-        """Draw the held-out expressions, or read the files."""
+        """Draw the held-out expressions, or read the files; see that there is something to learn
+        from."""
         expressions = self.num_eval + self.batch_size
         require_memory("num_eval, batch_size and max_length", 8 * expressions * self.max_length)
         _ = self._held_out, self._fixed
+        if not self._fixed:
+            next(self._drawn(0, 0))  # there may be no others than those held out
 
     def fingerprint(self) -> str | None:
         """Return the SHA-256 of the files; None where the options decide every expression."""

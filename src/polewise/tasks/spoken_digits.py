@@ -186,10 +186,14 @@ def read_recordings(path: Path) -> list[Recording]:
     What is not named *.wav is left out.
 
     Raises:
-        ValueError: the archive is broken or there are none; a file's name is not
+        ValueError: the archive is broken or there are none; a file's name is there twice or not
             DIGIT_SPEAKER_NUMBER.wav, or it is no complete mono 16-bit wav of 8000 Hz.
     """
-    files = dict(_files_of_folder(path) if path.is_dir() else _files_of_archive(path))
+    files: dict[str, bytes] = {}
+    for name, content in _files_of_folder(path) if path.is_dir() else _files_of_archive(path):
+        if name in files:
+            raise ValueError(f"source must have every recording once; {path} has two {name}.")
+        files[name] = content
     if not files:
         raise ValueError(f"source must hold wav files; {path} has none.")
     return [_read_wav(name, files[name]) for name in sorted(files)]
@@ -198,6 +202,8 @@ def read_recordings(path: Path) -> list[Recording]:
 def _files_of_folder(path: Path) -> Iterator[tuple[str, bytes]]:
     for file in path.glob("*.wav"):
         try:
+            if not file.is_file():
+                raise OSError("it is a folder, a pipe or a device")
             yield file.name, file.read_bytes()
         except OSError as error:
             raise ValueError(f"source must be readable; {file}: {error}.") from error

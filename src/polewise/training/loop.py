@@ -126,10 +126,23 @@ def resume(
                     f"run must have something left to do; {folder.path} has reached its stop_at, "
                     f"{run.training.stop_at:g}, at step {done.step}."
                 )
+        else:
+            _require_young(folder, run)
+            display.note("there is no checkpoint yet; the run begins again")
         if accelerator.is_main_process:
             with explained_saving("config.json", folder.path):
                 folder.write_config(run)
         return _train(run, folder, checkpoint, accelerator, display)
+
+
+def _require_young(folder: RunFolder, run: Run) -> None:
+    """Raise ValueError if the run was past its first checkpoint, of which nothing is left."""
+    logged = max((record["step"] for record in folder.read_metrics()), default=0)
+    if folder.last_model_path.is_dir() or logged > run.training.checkpoint_every:
+        raise ValueError(
+            f"run must have a checkpoint to go on from; {folder.checkpoints_path} has none, and "
+            f"the log goes up to step {logged}. Put it back, or begin a new run."
+        )
 
 
 def _train(

@@ -153,7 +153,8 @@ class TrainingOptions:
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive; got {value}.")
+                what = "finite" if value == float("inf") else "positive"
+                raise ValueError(f"{name} must be {what}; got {value}.")
         for name in ("final_learning_rate", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1; got {getattr(self, name)}.")
